@@ -1,0 +1,83 @@
+"""Keys whose repr hides secrets, and signatures over labelled bytes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
+from umbel_proto.encoding import enc
+from umbel_proto.errors import UsageError, VerificationError
+
+SIGNATURE_BYTES = 64
+PUBLIC_KEY_BYTES = 32
+
+
+@dataclass(frozen=True, slots=True)
+class VerifyKey:
+    """An Ed25519 public key.
+
+    Args:
+        raw: 32 bytes (RFC 8032).
+    """
+
+    raw: bytes
+
+    def __post_init__(self) -> None:
+        if len(self.raw) != PUBLIC_KEY_BYTES:
+            raise UsageError(f"An Ed25519 public key has {PUBLIC_KEY_BYTES} bytes, this one {len(self.raw)}.")
+
+    def verify(self, label: str, body: bytes, signature: bytes) -> None:
+        """Check a signature over ``enc(label, body)``.
+
+        Raises:
+            VerificationError: The signature is not this key's over these bytes.
+        """
+        try:
+            Ed25519PublicKey.from_public_bytes(self.raw).verify(signature, enc(label, body))
+        except (InvalidSignature, ValueError) as exc:
+            raise VerificationError(f"The signature over {label} does not verify.") from exc
+
+
+@dataclass(frozen=True, slots=True)
+class SigningKey:
+    """An Ed25519 private key. Its repr shows nothing of it."""
+
+    _private: Ed25519PrivateKey = field(repr=False)
+
+    @classmethod
+    def generate(cls) -> SigningKey:
+        """Make a new key from the operating system's randomness."""
+        return cls(Ed25519PrivateKey.generate())
+
+    @classmethod
+    def from_pem(cls, pem: bytes) -> SigningKey:
+        """Read an unencrypted PKCS#8 PEM file's bytes.
+
+        Raises:
+            UsageError: It holds something else.
+        """
+        try:
+            key = serialization.load_pem_private_key(pem, None)
+        except (ValueError, TypeError) as exc:
+            raise UsageError("The signing key is not an unencrypted PEM private key.") from exc
+        if not isinstance(key, Ed25519PrivateKey):
+            raise UsageError("The signing key is not an Ed25519 key.")
+        return cls(key)
+
+    def to_pem(self) -> bytes:
+        """Return the key as unencrypted PKCS#8 PEM, for a file only its owner can read."""
+        return self._private.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
+
+    @property
+    def public(self) -> VerifyKey:
+        """The public half."""
+        return VerifyKey(self._private.public_key().public_bytes_raw())
+
+    def sign(self, label: str, body: bytes) -> bytes:
+        """Sign ``enc(label, body)``; 64 bytes."""
+        return self._private.sign(enc(label, body))

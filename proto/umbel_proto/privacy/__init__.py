@@ -1,0 +1,1 @@
+"""Distributed differential privacy: encode, noise, plan, account."""

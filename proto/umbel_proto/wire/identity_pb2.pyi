@@ -1,0 +1,47 @@
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from typing import ClassVar as _ClassVar, Optional as _Optional
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class Signed(_message.Message):
+    __slots__ = ("body", "signature")
+    BODY_FIELD_NUMBER: _ClassVar[int]
+    SIGNATURE_FIELD_NUMBER: _ClassVar[int]
+    body: bytes
+    signature: bytes
+    def __init__(self, body: _Optional[bytes] = ..., signature: _Optional[bytes] = ...) -> None: ...
+
+class Credential(_message.Message):
+    __slots__ = ("fleet_id", "device_id", "identity_key", "not_after_s")
+    FLEET_ID_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_ID_FIELD_NUMBER: _ClassVar[int]
+    IDENTITY_KEY_FIELD_NUMBER: _ClassVar[int]
+    NOT_AFTER_S_FIELD_NUMBER: _ClassVar[int]
+    fleet_id: str
+    device_id: str
+    identity_key: bytes
+    not_after_s: int
+    def __init__(self, fleet_id: _Optional[str] = ..., device_id: _Optional[str] = ..., identity_key: _Optional[bytes] = ..., not_after_s: _Optional[int] = ...) -> None: ...
+
+class Policy(_message.Message):
+    __slots__ = ("fleet_id", "corrupt_fraction", "dropout_fraction", "server_malicious", "min_cohort", "noise_floor", "budget_epsilon", "budget_delta", "version")
+    FLEET_ID_FIELD_NUMBER: _ClassVar[int]
+    CORRUPT_FRACTION_FIELD_NUMBER: _ClassVar[int]
+    DROPOUT_FRACTION_FIELD_NUMBER: _ClassVar[int]
+    SERVER_MALICIOUS_FIELD_NUMBER: _ClassVar[int]
+    MIN_COHORT_FIELD_NUMBER: _ClassVar[int]
+    NOISE_FLOOR_FIELD_NUMBER: _ClassVar[int]
+    BUDGET_EPSILON_FIELD_NUMBER: _ClassVar[int]
+    BUDGET_DELTA_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    fleet_id: str
+    corrupt_fraction: float
+    dropout_fraction: float
+    server_malicious: bool
+    min_cohort: int
+    noise_floor: float
+    budget_epsilon: float
+    budget_delta: float
+    version: int
+    def __init__(self, fleet_id: _Optional[str] = ..., corrupt_fraction: _Optional[float] = ..., dropout_fraction: _Optional[float] = ..., server_malicious: bool = ..., min_cohort: _Optional[int] = ..., noise_floor: _Optional[float] = ..., budget_epsilon: _Optional[float] = ..., budget_delta: _Optional[float] = ..., version: _Optional[int] = ...) -> None: ...
