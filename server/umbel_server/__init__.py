@@ -1,0 +1,1 @@
+"""The service: the fleet, its gateway, its telemetry and its learning."""

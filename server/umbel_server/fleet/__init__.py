@@ -1,0 +1,1 @@
+"""The fleet: its directory, its certificate authority, its invitations and its releases."""

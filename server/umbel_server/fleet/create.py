@@ -1,0 +1,145 @@
+"""Make a fleet: its keys, its policy, its store, its directory."""
+
+from __future__ import annotations
+
+import secrets
+import shutil
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from umbel_proto.credentials import FleetPolicy, sign_policy
+from umbel_proto.errors import StorageError, UsageError
+from umbel_proto.ids import FleetId, check_name
+from umbel_proto.keys import SigningKey
+from umbel_proto.seal import generate_keypair
+
+from umbel_server.clock import Clock, system_clock
+from umbel_server.files import PUBLIC_MODE, read_file, storage_error, sync_directory, write_atomically
+from umbel_server.fleet.ca import SERVER_LIFE_S, CertificateAuthority, generate_key, private_pem
+from umbel_server.fleet.layout import DIRECTORIES, SETTINGS_FILE, FleetDir
+from umbel_server.fleet.ports import free_ports
+from umbel_server.fleet.settings import FleetSettings
+
+
+def create_fleet(
+    path: Path,
+    *,
+    name: str,
+    policy: FleetPolicy,
+    host: str = "127.0.0.1",
+    listen: str = "127.0.0.1",
+    gateway_port: int = 0,
+    enroll_port: int = 0,
+    superlink_port: int = 0,
+    control_port: int = 0,
+    clock: Clock = system_clock,
+) -> FleetDir:
+    """Make a new fleet's directory: all of it, or nothing.
+
+    Args:
+        path: The directory to make; it may exist if it is empty.
+        name: The fleet's id.
+        policy: What its devices will insist on; of the same fleet.
+        host: Where devices reach the services: a DNS name or an IP address.
+        listen: The address the services bind.
+        gateway_port: gRPC with mutual TLS; 0 for a free one, as for the other ports.
+        enroll_port: gRPC with TLS, for enrollment.
+        superlink_port: Flower's Fleet API.
+        control_port: Flower's Control and Runtime API, on loopback only.
+        clock: Dates the certificates.
+
+    Raises:
+        UsageError: The directory is not empty, or an argument cannot be used.
+        StorageError: The directory cannot be written.
+    """
+    fleet = FleetId(check_name(name, "fleet"))
+    if policy.fleet != fleet:
+        raise UsageError(f"The policy is of fleet {policy.fleet}, not {fleet}.")
+    asked = (gateway_port, enroll_port, superlink_port, control_port)
+    free = iter(free_ports(asked.count(0), listen=listen, taken=frozenset(asked)))
+    settings = FleetSettings(fleet, host, listen, *(port or next(free) for port in asked))
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise UsageError(f"{path} is not empty: choose another directory for the fleet.")
+    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _fill(FleetDir(draft, settings), policy, clock)
+        draft.replace(path)
+        sync_directory(path.parent)
+    except OSError as exc:
+        raise storage_error(exc, path) from exc
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    return FleetDir(path, settings)
+
+
+def renew_server_certificate(fleet: FleetDir, *, now_s: float) -> bool:
+    """Give the services a new certificate if theirs is missing or in the last third of its life.
+
+    Returns:
+        Whether it wrote a new one.
+
+    Raises:
+        StorageError: The CA is damaged, or the disk is full.
+    """
+    if fleet.server_pem.exists() and fleet.server_key.exists():
+        try:
+            leaf = x509.load_pem_x509_certificate(read_file(fleet.server_pem, "server certificate"))
+        except ValueError as exc:
+            raise StorageError(f"{fleet.server_pem} is damaged: remove it, and a new one is made.") from exc
+        if now_s < leaf.not_valid_after_utc.timestamp() - SERVER_LIFE_S / 3:
+            return False
+    _issue_server(fleet, fleet.authority(), now_s)
+    return True
+
+
+def _fill(fleet: FleetDir, policy: FleetPolicy, clock: Clock) -> None:
+    fleet.path.mkdir(mode=0o700)
+    for directory in DIRECTORIES:
+        (fleet.path / directory).mkdir(mode=0o700)
+    ca = CertificateAuthority.create(fleet.name, now_s=clock())
+    authority, release = SigningKey.generate(), SigningKey.generate()
+    telemetry, telemetry_public = generate_keypair()
+    for path, public in (
+        (fleet.ca_pem, ca.certificate_pem),
+        (fleet.authority_pub, authority.public.raw),
+        (fleet.release_pub, release.public.raw),
+        (fleet.telemetry_pub, telemetry_public.raw),
+        (fleet.policy_bin, sign_policy(authority, policy)),
+        (fleet.path / SETTINGS_FILE, fleet.settings.to_toml().encode()),
+    ):
+        write_atomically(path, public, mode=PUBLIC_MODE)
+    for path, secret in (
+        (fleet.ca_key, ca.key_pem),
+        (fleet.authority_key, authority.to_pem()),
+        (fleet.release_key, release.to_pem()),
+        (fleet.telemetry_key, telemetry.raw),
+    ):
+        write_atomically(path, secret)
+    _issue_server(fleet, ca, clock())
+    fleet.open_store(clock=clock).close()
+
+
+def _issue_server(fleet: FleetDir, ca: CertificateAuthority, now_s: float) -> None:
+    # The key outlives its certificates, so that no crash leaves a key beside another's certificate.
+    if fleet.server_key.exists():
+        key = _read_server_key(fleet.server_key)
+    else:
+        key = generate_key()
+        write_atomically(fleet.server_key, private_pem(key))
+    hosts = (fleet.settings.host, "localhost", "127.0.0.1")
+    write_atomically(
+        fleet.server_pem, ca.issue_server(key.public_key(), hosts, now_s=now_s), mode=PUBLIC_MODE
+    )
+
+
+def _read_server_key(path: Path) -> ec.EllipticCurvePrivateKey:
+    try:
+        key = serialization.load_pem_private_key(read_file(path, "server key"), None)
+    except (ValueError, TypeError):
+        key = None
+    if not isinstance(key, ec.EllipticCurvePrivateKey):
+        raise StorageError(f"{path} is damaged: remove it, and a new one is made.")
+    return key

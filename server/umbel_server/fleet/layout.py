@@ -1,0 +1,216 @@
+"""The directory of a fleet: what lies where, and who may read it.
+
+::
+
+    fleet.toml               settings
+    policy.bin               the signed fleet policy
+    ca/ca.pem ca.key         certificate authority            gateway
+    ca/authority.key         signs credentials and policy     gateway
+    ca/authority.pub         Ed25519, 32 bytes
+    tls/server.pem .key      the services' own certificate    gateway, SuperLink
+    keys/release.key         signs packages                   release manager
+    keys/release.pub         Ed25519, 32 bytes
+    keys/telemetry.key       opens telemetry                  opener, and nobody else
+    keys/telemetry.pub       X-Wing, 1216 bytes
+    store.db                 everything the services know
+    packages/SHA256.umbel    released packages
+    runs/ superlink/ log/    checkpoints, Flower's state, logs
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from umbel_proto.credentials import FleetPolicy, open_policy
+from umbel_proto.errors import UsageError
+from umbel_proto.ids import FleetId
+from umbel_proto.keys import SigningKey, VerifyKey
+from umbel_proto.seal import SealPrivateKey, SealPublicKey
+
+from umbel_server.clock import Clock, system_clock
+from umbel_server.files import read_file
+from umbel_server.fleet.settings import FleetSettings
+
+if TYPE_CHECKING:
+    from umbel_server.fleet.ca import CertificateAuthority
+    from umbel_server.store.store import Store
+
+DIRECTORIES = ("ca", "tls", "keys", "packages", "runs", "superlink", "log")
+SETTINGS_FILE = "fleet.toml"
+
+
+@dataclass(frozen=True, slots=True)
+class FleetDir:
+    """A fleet's directory.
+
+    Args:
+        path: The directory.
+        settings: What its ``fleet.toml`` says.
+    """
+
+    path: Path
+    settings: FleetSettings
+
+    @classmethod
+    def open(cls, path: Path) -> FleetDir:
+        """Open an existing fleet.
+
+        Raises:
+            UsageError: There is none, or its settings cannot be used.
+        """
+        try:
+            text = (path / SETTINGS_FILE).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as exc:
+            raise UsageError(
+                f"{path} holds no fleet: make one with  umbel fleet create, or name yours with --fleet."
+            ) from exc
+        return cls(path, FleetSettings.from_toml(text))
+
+    @property
+    def name(self) -> FleetId:
+        """The fleet's id."""
+        return self.settings.name
+
+    @property
+    def ca_pem(self) -> Path:
+        """The CA's certificate, which every client of the services pins."""
+        return self.path / "ca" / "ca.pem"
+
+    @property
+    def ca_key(self) -> Path:
+        """The CA's private key."""
+        return self.path / "ca" / "ca.key"
+
+    @property
+    def authority_key(self) -> Path:
+        """The private key that signs credentials and policy."""
+        return self.path / "ca" / "authority.key"
+
+    @property
+    def authority_pub(self) -> Path:
+        """The public key that verifies credentials and policy."""
+        return self.path / "ca" / "authority.pub"
+
+    @property
+    def policy_bin(self) -> Path:
+        """The signed fleet policy."""
+        return self.path / "policy.bin"
+
+    @property
+    def server_pem(self) -> Path:
+        """The services' certificate, then the CA's."""
+        return self.path / "tls" / "server.pem"
+
+    @property
+    def server_key(self) -> Path:
+        """The services' private TLS key."""
+        return self.path / "tls" / "server.key"
+
+    @property
+    def release_key(self) -> Path:
+        """The private key that signs packages."""
+        return self.path / "keys" / "release.key"
+
+    @property
+    def release_pub(self) -> Path:
+        """The public key that verifies packages."""
+        return self.path / "keys" / "release.pub"
+
+    @property
+    def telemetry_key(self) -> Path:
+        """The private key that opens telemetry: read by the opener only."""
+        return self.path / "keys" / "telemetry.key"
+
+    @property
+    def telemetry_pub(self) -> Path:
+        """The public key that devices seal telemetry to."""
+        return self.path / "keys" / "telemetry.pub"
+
+    @property
+    def store_db(self) -> Path:
+        """The store."""
+        return self.path / "store.db"
+
+    @property
+    def packages(self) -> Path:
+        """Released packages, named by their hash."""
+        return self.path / "packages"
+
+    @property
+    def runs(self) -> Path:
+        """Checkpoints of runs, a directory each."""
+        return self.path / "runs"
+
+    @property
+    def superlink(self) -> Path:
+        """Flower's state."""
+        return self.path / "superlink"
+
+    @property
+    def log(self) -> Path:
+        """Logs of the services."""
+        return self.path / "log"
+
+    def package(self, sha256: bytes) -> Path:
+        """Where the package with this hash lies, released or not."""
+        return self.packages / f"{sha256.hex()}.umbel"
+
+    def authority(self) -> CertificateAuthority:
+        """Read the certificate authority, private key and all.
+
+        Raises:
+            StorageError: A file is missing or damaged.
+        """
+        from umbel_server.fleet.ca import CertificateAuthority
+
+        return CertificateAuthority.from_pem(
+            self.name, read_file(self.ca_pem, "CA certificate"), read_file(self.ca_key, "CA key")
+        )
+
+    def authority_signer(self) -> SigningKey:
+        """Read the private key that signs credentials and policy."""
+        return SigningKey.from_pem(read_file(self.authority_key, "authority key"))
+
+    def authority_public(self) -> VerifyKey:
+        """Read the public key that verifies credentials and policy."""
+        return VerifyKey(read_file(self.authority_pub, "authority's public key"))
+
+    def release_signer(self) -> SigningKey:
+        """Read the private key that signs packages."""
+        return SigningKey.from_pem(read_file(self.release_key, "release key"))
+
+    def release_public(self) -> VerifyKey:
+        """Read the public key that verifies packages."""
+        return VerifyKey(read_file(self.release_pub, "public release key"))
+
+    def telemetry_private(self) -> SealPrivateKey:
+        """Read the key that opens telemetry: for the opener only."""
+        return SealPrivateKey(read_file(self.telemetry_key, "telemetry key"))
+
+    def telemetry_public(self) -> SealPublicKey:
+        """Read the key that devices seal telemetry to."""
+        return SealPublicKey(read_file(self.telemetry_pub, "public telemetry key"))
+
+    def signed_policy(self) -> bytes:
+        """Read the fleet policy as devices get it: signed."""
+        return read_file(self.policy_bin, "fleet policy")
+
+    def policy(self) -> FleetPolicy:
+        """Read and verify the fleet policy.
+
+        Raises:
+            CertificateError: It is not signed by this fleet's authority.
+        """
+        return open_policy(self.signed_policy(), authority=self.authority_public(), fleet=self.name)
+
+    def open_store(self, *, clock: Clock = system_clock) -> Store:
+        """Open the store, bringing its tables up to date.
+
+        Raises:
+            StorageError: It is damaged, or made by a newer umbel.
+        """
+        from umbel_server.store.store import open_store
+
+        return open_store(self.store_db, clock=clock)

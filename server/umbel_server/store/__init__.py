@@ -1,0 +1,1 @@
+"""The store: everything the services know, one interface per subject."""

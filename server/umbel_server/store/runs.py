@@ -1,0 +1,251 @@
+"""Runs: what was trained, round by round, and who took part. The truth that exporters read."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from sqlalchemy import Row, func, insert, select, update
+from sqlalchemy.exc import IntegrityError
+from umbel_proto.errors import UsageError
+from umbel_proto.ids import DeviceId, ModelName, RunId, check_name
+
+from umbel_server.clock import Clock
+from umbel_server.store.database import Database
+from umbel_server.store.tables import participations, rounds, runs
+
+RunState = Literal["running", "finished", "stopped", "failed"]
+RoundState = Literal["opened", "aborted"]
+Outcome = Literal["summed", "charged", "dropped"]
+
+
+@dataclass(frozen=True, slots=True)
+class RunRecord:
+    """A run.
+
+    Args:
+        id: Its name.
+        model: The model it trains.
+        plan: JSON: the plan as it was approved.
+        state: Where it stands.
+        reason: Why it ended; empty while running.
+        created_s: When it was created, Unix seconds.
+        finished_s: When it ended; None while running.
+    """
+
+    id: RunId
+    model: ModelName
+    plan: str
+    state: RunState
+    reason: str
+    created_s: float
+    finished_s: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Participation:
+    """A device's part in a round.
+
+    Args:
+        device: The device.
+        outcome: ``summed``: it is in the sum; ``charged``: its ledger was charged, but the sum
+            lacks it; ``dropped``: it was lost before that.
+        reason: Why it is not in the sum; empty if it is.
+    """
+
+    device: DeviceId
+    outcome: Outcome
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class RoundRecord:
+    """One attempt at a round, when it is over.
+
+    Args:
+        run: The run.
+        round: The round, from 1.
+        attempt: The attempt at it, from 1.
+        state: ``opened`` if its sum was used.
+        started_s: When it began, Unix seconds.
+        finished_s: When it ended, Unix seconds.
+        reason: Why it was aborted; empty if opened.
+        figures: What it cost and gave: JSON values under names that carry units. A number that is
+            not finite comes back as None, as JSON has no word for it.
+        participations: Who took part.
+    """
+
+    run: RunId
+    round: int
+    attempt: int
+    state: RoundState
+    started_s: float
+    finished_s: float
+    reason: str = ""
+    figures: Mapping[str, Any] = field(default_factory=dict)
+    participations: tuple[Participation, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerLine:
+    """How often a device took part in a run: the service's side of the devices' own ledgers.
+
+    Args:
+        device: The device.
+        run: The run.
+        summed: Rounds whose sum has it.
+        charged: Rounds that its ledger was charged for, but whose sum lacks it.
+        dropped: Rounds it was lost in before its ledger was charged.
+    """
+
+    device: DeviceId
+    run: RunId
+    summed: int
+    charged: int
+    dropped: int
+
+
+class Runs:
+    """The runs of a store."""
+
+    def __init__(self, database: Database, clock: Clock) -> None:
+        self._database = database
+        self._clock = clock
+
+    def create(self, run: RunId, model: ModelName, plan: str) -> RunRecord:
+        """Begin a run with a plan, JSON.
+
+        Raises:
+            UsageError: The name is taken, or is not a name.
+        """
+        check_name(run, "run")
+        values = {"id": run, "model": model, "plan": plan, "state": "running", "reason": ""}
+        try:
+            with self._database.write() as connection:
+                connection.execute(insert(runs).values(created_s=self._clock(), **values))
+                return _run(connection.execute(select(runs).where(runs.c.id == run)).one())
+        except IntegrityError as exc:
+            raise UsageError(f"There is already a run {run}: choose another name.") from exc
+
+    def get(self, run: RunId) -> RunRecord | None:
+        """Return a run; None if there is none of that name."""
+        with self._database.read() as connection:
+            row = connection.execute(select(runs).where(runs.c.id == run)).one_or_none()
+        return None if row is None else _run(row)
+
+    def all(self) -> tuple[RunRecord, ...]:
+        """Return every run, oldest first."""
+        with self._database.read() as connection:
+            return tuple(map(_run, connection.execute(select(runs).order_by(runs.c.created_s, runs.c.id))))
+
+    def append_round(self, record: RoundRecord) -> None:
+        """Keep a round and who took part: all of it or, if this raises, nothing.
+
+        Raises:
+            UsageError: The run is unknown, or this attempt is kept already.
+        """
+        key = {"run_id": record.run, "round": record.round, "attempt": record.attempt}
+        parts = [
+            {**key, "device_id": part.device, "outcome": part.outcome, "reason": part.reason}
+            for part in record.participations
+        ]
+        try:
+            with self._database.write() as connection:
+                connection.execute(
+                    insert(rounds).values(
+                        **key,
+                        state=record.state,
+                        reason=record.reason,
+                        figures=json.dumps(_json(dict(record.figures)), allow_nan=False),
+                        started_s=record.started_s,
+                        finished_s=record.finished_s,
+                    )
+                )
+                if parts:
+                    connection.execute(insert(participations), parts)
+        except IntegrityError as exc:
+            raise UsageError(
+                f"Attempt {record.attempt} at round {record.round} of run {record.run} cannot be kept: "
+                "the run is unknown, or it is there already."
+            ) from exc
+
+    def rounds(self, run: RunId) -> tuple[RoundRecord, ...]:
+        """Return the rounds of a run, by round and attempt."""
+        parts: dict[tuple[int, int], list[Participation]] = {}
+        with self._database.read() as connection:
+            for row in connection.execute(
+                select(participations)
+                .where(participations.c.run_id == run)
+                .order_by(participations.c.device_id)
+            ):
+                part = Participation(DeviceId(row.device_id), row.outcome, row.reason)
+                parts.setdefault((row.round, row.attempt), []).append(part)
+            rows = connection.execute(
+                select(rounds).where(rounds.c.run_id == run).order_by(rounds.c.round, rounds.c.attempt)
+            ).all()
+        return tuple(_round(row, tuple(parts.get((row.round, row.attempt), ()))) for row in rows)
+
+    def finish(self, run: RunId, state: Literal["finished", "stopped", "failed"], reason: str) -> None:
+        """End a run, with the reason.
+
+        Raises:
+            UsageError: It is unknown or has ended.
+        """
+        with self._database.write() as connection:
+            ended = connection.execute(
+                update(runs)
+                .where(runs.c.id == run, runs.c.state == "running")
+                .values(state=state, reason=reason, finished_s=self._clock())
+            )
+            if ended.rowcount != 1:
+                raise UsageError(f"There is no running run {run}.")
+
+    def ledger(self) -> tuple[LedgerLine, ...]:
+        """Return how often each device took part in each run, by device and run."""
+        outcome = participations.c.outcome
+        key = (participations.c.device_id, participations.c.run_id)
+        counts = (func.count().filter(outcome == name) for name in ("summed", "charged", "dropped"))
+        query = select(*key, *counts).group_by(*key).order_by(*key)
+        with self._database.read() as connection:
+            return tuple(LedgerLine(*row) for row in connection.execute(query))
+
+
+def _json(value: Any) -> Any:
+    match value:
+        case dict():
+            return {str(name): _json(item) for name, item in value.items()}
+        case list() | tuple():
+            return [_json(item) for item in value]
+        case float() if not math.isfinite(value):
+            return None
+        case _:
+            return value
+
+
+def _run(row: Row[Any]) -> RunRecord:
+    return RunRecord(
+        RunId(row.id),
+        ModelName(row.model),
+        row.plan,
+        row.state,
+        row.reason,
+        row.created_s,
+        row.finished_s,
+    )
+
+
+def _round(row: Row[Any], parts: tuple[Participation, ...]) -> RoundRecord:
+    return RoundRecord(
+        run=RunId(row.run_id),
+        round=row.round,
+        attempt=row.attempt,
+        state=row.state,
+        started_s=row.started_s,
+        finished_s=row.finished_s,
+        reason=row.reason,
+        figures=json.loads(row.figures),
+        participations=parts,
+    )
