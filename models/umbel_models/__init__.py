@@ -1,0 +1,1 @@
+"""umbel's workbench: from a torch module to a signed model package."""

@@ -1,0 +1,200 @@
+"""``umbel model``: build, pack and show model packages."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from umbel_proto.errors import MissingExtraError, PackageError, StorageError, UsageError
+from umbel_proto.keys import SigningKey, VerifyKey
+from umbel_proto.manifest import Manifest, Scalar
+from umbel_proto.package import inspect_package, load_tensors, read_package
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+app = typer.Typer(help="Build, pack and show signed model packages.", no_args_is_help=True)
+
+KeyOption = Annotated[Path, typer.Option("--key", help="The fleet's release key, a PEM file.")]
+OutOption = Annotated[Path, typer.Option("--out", help="The package to write.")]
+LineageOption = Annotated[
+    str | None,
+    typer.Option("--lineage", help="Facts about its origin: a JSON object, or a file that holds one."),
+]
+
+
+@app.command()
+def build(
+    task: Annotated[str, typer.Argument(help="The task: digits.")],
+    out: OutOption,
+    key: KeyOption,
+    version: Annotated[int, typer.Option(min=1, help="The version to give it.")] = 1,
+    lineage: LineageOption = None,
+) -> None:
+    """Write the first package of a task, with its initial parameters."""
+    pack_module = _workbench()
+    from umbel_models.task import find
+
+    data = pack_module.build(find(task), key=_signing_key(key), version=version, lineage=_lineage(lineage))
+    _write(out, data)
+    typer.echo(f"{out}: {task} {version}, {len(data):,} bytes")
+
+
+@app.command()
+def pack(
+    base: Annotated[Path, typer.Argument(help="The package whose model was trained further.")],
+    params: Annotated[Path, typer.Option(help="The new parameters: a .safetensors file.")],
+    calibration: Annotated[Path, typer.Option(help="An .npz file whose x holds inputs to quantize with.")],
+    version: Annotated[int, typer.Option(min=2, help="The version to give it.")],
+    key: KeyOption,
+    out: OutOption,
+    lineage: LineageOption = None,
+) -> None:
+    """Write the next version of a package: new parameters, quantized and with golden vectors anew."""
+    pack_module = _workbench()
+    signing = _signing_key(key)
+    package = read_package(_read(base), release_key=signing.public)
+    try:
+        arrays = load_tensors(_read(params), params.name)
+    except PackageError as exc:
+        raise UsageError(str(exc)) from exc
+    data = pack_module.repack(
+        package,
+        package.manifest.join(arrays),
+        calibration=_calibration(calibration),
+        version=version,
+        key=signing,
+        lineage=_lineage(lineage),
+    )
+    _write(out, data)
+    typer.echo(f"{out}: {package.manifest.model} {version}, {len(data):,} bytes")
+
+
+@app.command()
+def show(
+    file: Annotated[Path, typer.Argument(help="A package.")],
+    release_key: Annotated[
+        Path | None,
+        typer.Option("--release-key", help="The fleet's public release key: its 32 bytes, or PEM."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the manifest as JSON.")] = False,
+) -> None:
+    """Show what a package declares. Without --release-key its signature is not checked."""
+    data = _read(file)
+    if release_key is None:
+        manifest = inspect_package(data)
+    else:
+        manifest = read_package(data, release_key=_verify_key(release_key)).manifest
+    if as_json:
+        body = json.loads(manifest.to_json())
+        typer.echo(json.dumps({**body, "signature_checked": release_key is not None}))
+        return
+    for line in _lines(manifest, checked=release_key is not None):
+        typer.echo(line)
+
+
+def _lines(manifest: Manifest, *, checked: bool) -> list[str]:
+    field = manifest.contract.fields[0]
+    lines = [
+        f"model       {manifest.model} {manifest.version}",
+        f"signature   {'verified' if checked else 'not checked: give --release-key'}",
+        f"parameters  {manifest.dim:,} in {len(manifest.parameters)} arrays",
+        f"input       {field.name} {field.dtype} {field.shape}, "
+        f"{field.minimum:g}..{field.maximum:g} {field.unit}",
+        f"labels      {' '.join(manifest.labels)}",
+        f"automatic   from confidence {manifest.decision_threshold:g}",
+    ]
+    for name, variant in manifest.variants.items():
+        size = manifest.files[variant.file].size
+        default = ", default" if name == manifest.default_variant else ""
+        lines.append(
+            f"variant     {name}: {variant.file}, {size:,} bytes, tolerance {variant.tolerance:g}{default}"
+        )
+    lines += [f"lineage     {key}: {value}" for key, value in sorted(manifest.lineage.items())]
+    return lines
+
+
+def _workbench() -> Any:
+    try:
+        from umbel_models import pack as module
+    except ImportError as exc:
+        raise MissingExtraError("models", "Building packages") from exc
+    return module
+
+
+def _signing_key(path: Path) -> SigningKey:
+    return SigningKey.from_pem(_read(path))
+
+
+def _verify_key(path: Path) -> VerifyKey:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+    from cryptography.hazmat.primitives.serialization import load_pem_public_key
+
+    raw = _read(path)
+    if raw.startswith(b"-----"):
+        try:
+            key = load_pem_public_key(raw)
+        except ValueError as exc:
+            raise UsageError(f"{path} is not a public key in PEM.") from exc
+        if not isinstance(key, Ed25519PublicKey):
+            raise UsageError(f"{path} is not an Ed25519 key.")
+        raw = key.public_bytes_raw()
+    return VerifyKey(raw)
+
+
+def _lineage(text: str | None) -> dict[str, Scalar]:
+    if text is None:
+        return {}
+    if not text.lstrip().startswith("{"):
+        text = _read(Path(text)).decode(errors="replace")
+    try:
+        facts = json.loads(text)
+    except ValueError as exc:
+        raise UsageError("--lineage is neither a JSON object nor a file that holds one.") from exc
+    if not isinstance(facts, dict) or not all(
+        isinstance(value, str | int | float) and not isinstance(value, bool) for value in facts.values()
+    ):
+        raise UsageError("--lineage must be one flat JSON object of text and numbers.")
+    return facts
+
+
+def _calibration(path: Path) -> NDArray[Any]:
+    import numpy as np
+
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return np.asarray(arrays["x"])
+    except (OSError, ValueError, KeyError, TypeError) as exc:
+        raise UsageError(f"{path} is not an .npz file with an array x.") from exc
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as exc:
+        raise UsageError(f"{path} cannot be read: {exc.strerror or exc}.") from exc
+
+
+def _write(path: Path, data: bytes) -> None:
+    # A package that is there is whole: it comes under its name only when it is on the disk.
+    try:
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+            try:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+                Path(file.name).replace(path)
+            except BaseException:
+                Path(file.name).unlink(missing_ok=True)
+                raise
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except OSError as exc:
+        raise StorageError(f"{path} cannot be written: {exc.strerror or exc}.") from exc

@@ -1,0 +1,177 @@
+"""Backward operators written with forward ones, for which ONNX has names.
+
+Each is an ordinary torch function, so that it can be tested in eager mode against the operator it
+stands for.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._decomp import core_aten_decompositions
+
+aten = torch.ops.aten
+
+Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
+
+
+def convolution_backward(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias_sizes: Sequence[int] | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    transposed: bool,
+    output_padding: Sequence[int],
+    groups: int,
+    mask: Sequence[bool],
+) -> Gradients:
+    """Return the gradients of a convolution by input, weight and bias, those that ``mask`` asks for.
+
+    Args:
+        grad: Gradient by the output, shape (batch, out, *positions).
+        x: The input, shape (batch, in, *size).
+        weight: The kernel, shape (out, in / groups, *kernel).
+        bias_sizes: Shape of the bias; not needed.
+        stride: One step per spatial dimension.
+        padding: Zeros on both sides per spatial dimension.
+        dilation: Distance of the kernel's taps per spatial dimension.
+        transposed: Whether the forward is a transposed convolution: it may not be.
+        output_padding: Of a transposed forward; not used.
+        groups: Number of groups.
+        mask: Which of the three gradients to compute.
+
+    Raises:
+        ValueError: The forward is a transposed convolution.
+    """
+    if transposed:
+        raise ValueError(
+            "The gradient of a transposed convolution has no graph yet: use Upsample and Conv2d."
+        )
+    grad_x = grad_weight = grad_bias = None
+    if mask[0]:
+        # What the strided forward left over at the far edge must come back as zeros.
+        rest = [
+            x.shape[2 + i]
+            - (
+                (grad.shape[2 + i] - 1) * stride[i]
+                - 2 * padding[i]
+                + dilation[i] * (weight.shape[2 + i] - 1)
+                + 1
+            )
+            for i in range(x.dim() - 2)
+        ]
+        grad_x = aten.convolution(grad, weight, None, stride, padding, dilation, True, rest, groups)
+    if mask[1]:
+        grad_weight = _kernel_gradient(grad, x, weight, stride, padding, dilation, groups)
+    if mask[2]:
+        grad_bias = grad.sum([0, *range(2, grad.dim())])
+    return grad_x, grad_weight, grad_bias
+
+
+def _kernel_gradient(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> Tensor:
+    # One strided slice of the padded input per tap of the kernel, then one batched matrix product.
+    rank, batch, kernel, positions = x.dim() - 2, x.shape[0], weight.shape[2:], grad.shape[2:]
+    if any(padding):
+        x = aten.constant_pad_nd(x, [edge for size in reversed(padding) for edge in (size, size)], 0.0)
+    taps = []
+    for tap in itertools.product(*map(range, kernel)):
+        window = x
+        for d in range(rank):
+            begin = tap[d] * dilation[d]
+            window = aten.slice.Tensor(
+                window, 2 + d, begin, begin + (positions[d] - 1) * stride[d] + 1, stride[d]
+            )
+        taps.append(window)
+    spots = positions.numel()
+    columns = torch.stack(taps, 2)
+    if groups == 1:
+        columns = columns.reshape(batch, -1, spots).transpose(-1, -2)
+        return (grad.reshape(batch, -1, spots) @ columns).sum(0).reshape(weight.shape)
+    columns = columns.reshape(batch, groups, -1, spots).transpose(-1, -2)
+    return (grad.reshape(batch, groups, -1, spots) @ columns).sum(0).reshape(weight.shape)
+
+
+def max_pool2d_with_indices_backward(
+    grad: Tensor,
+    x: Tensor,
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    ceil_mode: bool,
+    indices: Tensor,
+) -> Tensor:
+    """Return the gradient of a max pool by its input, shape of ``x``.
+
+    Where windows do not overlap, the gradient goes to the first maximum of each, found by comparing
+    ``kernel`` strided slices: torch's rule on ties, without a scatter. Otherwise it is scattered.
+    """
+    kernel, step = _pair(kernel_size), _pair(stride or kernel_size)
+    (height, width), (rows, columns) = x.shape[-2:], grad.shape[-2:]
+    tiles = kernel == step and _pair(padding) == [0, 0] and _pair(dilation) == [1, 1]
+    if not tiles or rows * kernel[0] > height or columns * kernel[1] > width:
+        flat = torch.zeros_like(x).flatten(-2)
+        return flat.scatter_add(-1, indices.flatten(-2), grad.flatten(-2)).reshape(x.shape)
+    slices = [
+        [
+            aten.slice.Tensor(
+                aten.slice.Tensor(x, -2, i, i + (rows - 1) * kernel[0] + 1, kernel[0]),
+                -1,
+                j,
+                j + (columns - 1) * kernel[1] + 1,
+                kernel[1],
+            )
+            for j in range(kernel[1])
+        ]
+        for i in range(kernel[0])
+    ]
+    greatest = slices[0][0]
+    for piece in itertools.islice(itertools.chain.from_iterable(slices), 1, None):
+        greatest = torch.maximum(greatest, piece)
+    taken: Tensor | None = None
+    lines = []
+    for row in slices:
+        cells = []
+        for piece in row:
+            equal = piece == greatest
+            first = equal if taken is None else equal & ~taken
+            taken = equal if taken is None else taken | equal
+            cells.append(grad * first.to(grad.dtype))
+        lines.append(torch.stack(cells, -1).flatten(-2) if len(cells) > 1 else cells[0])
+    out = torch.stack(lines, -2).flatten(-3, -2) if len(lines) > 1 else lines[0]
+    edge = (width - columns * kernel[1], height - rows * kernel[0])
+    return aten.constant_pad_nd(out, [0, edge[0], 0, edge[1]], 0.0) if any(edge) else out
+
+
+def threshold_backward(grad: Tensor, x: Tensor, threshold: float) -> Tensor:
+    """Return the gradient of a ReLU as a product with its mask."""
+    return grad * (x > threshold).to(grad.dtype)
+
+
+def table() -> dict[Any, Callable[..., Any]]:
+    """Return the decompositions to trace with: torch's core set, and ours above it."""
+    return {
+        **core_aten_decompositions(),
+        aten.convolution_backward.default: convolution_backward,
+        aten.max_pool2d_with_indices_backward.default: max_pool2d_with_indices_backward,
+        aten.threshold_backward.default: threshold_backward,
+    }
+
+
+def _pair(sizes: Sequence[int]) -> list[int]:
+    return [*sizes] * 2 if len(sizes) == 1 else [*sizes]

@@ -1,0 +1,189 @@
+"""Export a torch module as the two graphs a device needs: inference and gradients.
+
+A device has onnxruntime and numpy, no torch. So the derivative is taken here: ``torch.autograd`` runs
+inside a trace with a symbolic batch, and what it did becomes an ordinary ONNX graph.
+
+Every graph is compared with eager torch before it is returned (``umbel_models.graphs.verify``).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import onnx
+import torch
+from torch import Tensor, nn
+from torch._guards import TracingContext, tracing
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.func import functional_call
+from torch.fx import GraphModule
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from umbel_proto.errors import UsageError
+
+from umbel_models.graphs.decompositions import table
+from umbel_models.graphs.model import externalize, finish
+from umbel_models.graphs.verify import verify_gradient, verify_inference
+
+OPSET = 18
+MAX_BATCH = 65536
+SUPPORTED = (nn.Linear, nn.Conv2d, nn.ReLU, nn.MaxPool2d, nn.Flatten, nn.Identity)
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Graphs:
+    """The graphs of one module, as serialized ONNX models.
+
+    Args:
+        infer: x -> probabilities, logits; the parameters are external initializers, by name.
+        gradient: parameters, x, y, w -> ``grad.NAME`` for each parameter, loss.
+    """
+
+    infer: bytes
+    gradient: bytes
+
+
+def export(module: nn.Module, loss: Loss, shape: Sequence[int]) -> Graphs:
+    """Export a classifier and verify what came out.
+
+    Args:
+        module: Maps x, shape (batch, *shape), float32, to logits, shape (batch, classes).
+        loss: Maps logits and labels y, int64 (batch,), to one loss per example, shape (batch,).
+        shape: Shape of one example.
+
+    Raises:
+        UsageError: The module holds a layer that cannot be exported; the message names it.
+        PackageError: A graph does not compute what torch does.
+    """
+    check_layers(module)
+    module = module.train()
+    names = [name for name, _ in module.named_parameters()]
+    values = [value.detach().clone() for value in module.parameters()]
+    count = len(names)
+
+    def infer(*args: Tensor) -> tuple[Tensor, Tensor]:
+        logits = functional_call(module, dict(zip(names, args[:count], strict=True)), (args[count],))
+        return torch.softmax(logits, -1), logits
+
+    def gradient(*args: Tensor) -> tuple[Tensor, ...]:
+        x, y, w = args[count:]
+        leaves = [value.detach().requires_grad_() for value in args[:count]]
+        with torch.enable_grad():
+            logits = functional_call(module, dict(zip(names, leaves, strict=True)), (x,))
+            # w is 0 or 1: an example that only fills up a batch has weight 0 and changes nothing.
+            mean = (w * loss(logits, y)).sum() / w.sum()
+            gradients = torch.autograd.grad(mean, leaves)
+        return *(value.detach() for value in gradients), mean.detach()
+
+    batch = _batch_unlike([*shape, *(size for value in values for size in value.shape)])
+    x, y, w = torch.rand(batch, *shape), torch.zeros(batch, dtype=torch.long), torch.ones(batch)
+    inference = _to_onnx(infer, values, [x], [*names, "x"], ["probabilities", "logits"])
+    training = _to_onnx(
+        gradient, values, [x, y, w], [*names, "x", "y", "w"], [*(f"grad.{name}" for name in names), "loss"]
+    )
+    graphs = Graphs(
+        finish(externalize(inference, names)).SerializeToString(deterministic=True),
+        finish(training).SerializeToString(deterministic=True),
+    )
+    verify_inference(graphs.infer, module, shape)
+    verify_gradient(graphs.gradient, module, loss, shape)
+    return graphs
+
+
+def check_layers(module: nn.Module) -> None:
+    """Refuse a module with a layer whose export is not known to be right.
+
+    A leaf module of the caller's own is let through: it is traced operator by operator, and verified.
+
+    Raises:
+        UsageError: A layer of ``torch.nn`` is not among ``SUPPORTED``, or works in place.
+    """
+    for name, layer in module.named_modules():
+        if getattr(layer, "inplace", False):
+            raise UsageError(
+                f"Layer {name!r} works in place, which a gradient graph cannot: set inplace=False."
+            )
+        ours = next(layer.children(), None) is not None or not type(layer).__module__.startswith("torch.nn")
+        if not (ours or isinstance(layer, SUPPORTED)):
+            supported = ", ".join(kind.__name__ for kind in SUPPORTED)
+            raise UsageError(
+                f"Layer {name!r} is a {type(layer).__name__}, not exported yet: use {supported}."
+            )
+
+
+def _batch_unlike(sizes: Sequence[int]) -> int:
+    # A batch as large as another dimension could be taken for it by the tracer: choose a prime that is not.
+    return next(prime for prime in (7, 11, 13, 17, 19, 23, 29, 31, 37) if prime not in sizes)
+
+
+def _to_onnx(
+    function: Callable[..., tuple[Tensor, ...]],
+    parameters: Sequence[Tensor],
+    inputs: Sequence[Tensor],
+    input_names: Sequence[str],
+    output_names: Sequence[str],
+) -> onnx.ModelProto:
+    arguments = (*parameters, *inputs)
+    with _quiet():
+        traced = _trace(function, parameters, inputs)
+        dimension = torch.export.Dim("batch", min=2, max=MAX_BATCH)
+        shapes = (*(None for _ in parameters), *({0: dimension} for _ in inputs))
+        program = torch.export.export(traced, arguments, dynamic_shapes=shapes, strict=False)
+        exported = torch.onnx.export(
+            program,
+            dynamo=True,
+            verbose=False,
+            opset_version=OPSET,
+            input_names=list(input_names),
+            output_names=list(output_names),
+            optimize=True,
+        )
+    assert exported is not None
+    return exported.model_proto
+
+
+def _trace(
+    function: Callable[..., tuple[Tensor, ...]], parameters: Sequence[Tensor], inputs: Sequence[Tensor]
+) -> GraphModule:
+    fake = FakeTensorMode(shape_env=ShapeEnv(assume_static_by_default=True), allow_non_fake_inputs=True)
+    inputs = [value.clone() for value in inputs]
+    for value in inputs:
+        torch._dynamo.mark_dynamic(value, 0)
+    fast_path = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with (
+            tracing(TracingContext(fake)),
+            sdpa_kernel(SDPBackend.MATH),
+            torch.backends.mkldnn.flags(enabled=False),
+        ):
+            traced = make_fx(
+                function, tracing_mode="symbolic", decomposition_table=table(), _allow_non_fake_inputs=True
+            )(*parameters, *inputs)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast_path)
+    traced.graph.eliminate_dead_code()
+    traced.recompile()
+    return traced
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    # The exporter reports its progress on stdout and warns about its own internals.
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,1 @@
+"""The tasks umbel ships: data, model, contract, graphs."""

@@ -1,0 +1,1 @@
+"""Handwritten digits, 8x8 grey levels: the task the demo learns."""

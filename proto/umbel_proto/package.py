@@ -1,0 +1,194 @@
+"""A model package: one signed file with a model's graphs, parameters, golden vectors and manifest.
+
+``NAME.umbel`` is a ZIP archive (``umbel_proto.archive``) of
+
+====================  =======================================================================
+``manifest.json``     ``umbel_proto.manifest``: what everything else is, and its SHA-256
+``manifest.sig``      Ed25519 signature of the release key over the bytes of ``manifest.json``
+``infer.onnx``        x -> probabilities, logits; its parameters are external, by name
+``params.safetensors``  the parameters, float32, once for all graphs
+``golden.safetensors``  inputs ``x`` and, for each variant, ``VARIANT.OUTPUT``
+``grad.onnx``         parameters, x, y, w -> gradients, loss (models that can be trained)
+``int8.onnx``         the quantized graph, complete in itself (where there is one)
+====================  =======================================================================
+
+Bytes in, bytes out: reading and writing files is the caller's business.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import safetensors
+import safetensors.numpy
+from numpy.typing import NDArray
+
+from umbel_proto.archive import read_archive, write_archive
+from umbel_proto.errors import PackageError, UsageError, VerificationError
+from umbel_proto.keys import SIGNATURE_BYTES, SigningKey, VerifyKey
+from umbel_proto.manifest import FileEntry, FloatVector, Manifest, parse_manifest
+
+LABEL = "umbel/1/package"
+MANIFEST = "manifest.json"
+SIGNATURE = "manifest.sig"
+PARAMETERS = "params.safetensors"
+GOLDEN = "golden.safetensors"
+SUFFIX = ".umbel"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Package:
+    """A package whose signature and hashes hold.
+
+    Args:
+        manifest: What it declares.
+        sha256: Hash of the whole file, 64 hexadecimal digits: the package's name on a shelf.
+        size: Length of the whole file, bytes.
+    """
+
+    manifest: Manifest
+    sha256: str
+    size: int
+    _files: Mapping[str, memoryview] = field(repr=False)
+
+    def file(self, name: str) -> bytes:
+        """Return one file's bytes.
+
+        Raises:
+            PackageError: The package has no such file.
+        """
+        try:
+            return bytes(self._files[name])
+        except KeyError:
+            raise PackageError(
+                f"Package {self.manifest.model} {self.manifest.version} has no file {name!r}."
+            ) from None
+
+    def tensors(self, name: str) -> dict[str, NDArray[Any]]:
+        """Return the arrays of one ``.safetensors`` file, by name.
+
+        Raises:
+            PackageError: The package has no such file, or it holds something else.
+        """
+        return load_tensors(self.file(name), name)
+
+    def parameters(self) -> FloatVector:
+        """Return the parameter vector, shape (dim,), in the manifest's order.
+
+        Raises:
+            PackageError: The arrays are not those of the manifest.
+        """
+        try:
+            return self.manifest.join(self.tensors(PARAMETERS))
+        except UsageError as exc:
+            raise PackageError(str(exc)) from exc
+
+    def split(self, vector: FloatVector) -> dict[str, NDArray[Any]]:
+        """Cut a parameter vector, shape (dim,), into named arrays: see ``Manifest.split``."""
+        return dict(self.manifest.split(vector))
+
+
+def load_tensors(raw: bytes, what: str) -> dict[str, NDArray[Any]]:
+    """Read the bytes of a ``.safetensors`` file.
+
+    Args:
+        raw: The bytes.
+        what: The file's name, for the error's sentence.
+
+    Raises:
+        PackageError: They are something else.
+    """
+    try:
+        return dict(safetensors.numpy.load(raw))
+    except (safetensors.SafetensorError, ValueError, KeyError, TypeError) as exc:
+        raise PackageError(f"{what} does not hold arrays in the safetensors format.") from exc
+
+
+def write_package(manifest: Manifest, files: Mapping[str, bytes], key: SigningKey) -> bytes:
+    """Return the package of ``files``, signed: the same input gives the same bytes.
+
+    Args:
+        manifest: What the package declares; its ``files`` are computed here.
+        files: Every file but the manifest and its signature.
+        key: The fleet's release key.
+
+    Raises:
+        PackageError: The files are not what the manifest says: nothing is written that could not be read.
+    """
+    listed = {
+        name: FileEntry(hashlib.sha256(data).hexdigest(), len(data)) for name, data in sorted(files.items())
+    }
+    body = replace(manifest, files=listed).to_json()
+    data = write_archive(
+        {MANIFEST: body, SIGNATURE: key.sign(LABEL, body), **{name: files[name] for name in listed}},
+    )
+    read_package(data, release_key=key.public)
+    return data
+
+
+def read_package(data: bytes, *, release_key: VerifyKey) -> Package:
+    """Verify a package: its form, its signature, every hash, and that its parts fit together.
+
+    What the graphs compute is not run here: see the golden vectors.
+
+    Raises:
+        PackageError: Anything is not as it must be. A package with one byte changed never passes.
+    """
+    files = _open(data)
+    body, signature = bytes(files[MANIFEST]), bytes(files[SIGNATURE])
+    try:
+        if len(signature) != SIGNATURE_BYTES:
+            raise VerificationError("A signature of another length.")
+        release_key.verify(LABEL, body, signature)
+    except VerificationError as exc:
+        raise PackageError(
+            "The package is not signed by this fleet's release key: do not install it."
+        ) from exc
+    manifest = parse_manifest(body)
+    if list(files)[2:] != sorted(manifest.files):
+        raise PackageError("The package's files are not the ones its manifest lists.")
+    for name, entry in manifest.files.items():
+        actual = hashlib.sha256(files[name]).hexdigest()
+        if len(files[name]) != entry.size or not hmac.compare_digest(actual, entry.sha256):
+            raise PackageError(
+                f"The package's {name} is not what its manifest says: fetch the package again."
+            )
+    package = Package(manifest, hashlib.sha256(data).hexdigest(), len(data), files)
+    _check_parts(package)
+    return package
+
+
+def inspect_package(data: bytes) -> Manifest:
+    """Return what a package declares, without asking who signed it. For looking at it, never for running it.
+
+    Raises:
+        PackageError: It is no package.
+    """
+    return parse_manifest(bytes(_open(data)[MANIFEST]))
+
+
+def _open(data: bytes) -> dict[str, memoryview]:
+    files = read_archive(data)
+    if list(files)[:2] != [MANIFEST, SIGNATURE]:
+        raise PackageError("The file is no model package: its manifest and signature are missing.")
+    return files
+
+
+def _check_parts(package: Package) -> None:
+    manifest = package.manifest
+    needed = {PARAMETERS, GOLDEN, *manifest.graphs.values(), *(v.file for v in manifest.variants.values())}
+    missing = sorted(needed - manifest.files.keys())
+    if missing:
+        raise PackageError(f"The manifest speaks of {missing[0]}, which the package does not hold.")
+    package.parameters()
+    golden = package.tensors(GOLDEN)
+    expected = {"x"} | {
+        f"{variant}.{spec.name}" for variant in manifest.variants for spec in manifest.outputs
+    }
+    counts = {array.shape[:1] for array in golden.values()}
+    if golden.keys() != expected or len(counts) != 1 or counts <= {(), (0,)}:
+        raise PackageError("The package's golden vectors do not cover every variant and output.")
