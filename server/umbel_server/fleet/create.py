@@ -75,24 +75,20 @@ def create_fleet(
     return FleetDir(path, settings)
 
 
-def renew_server_certificate(fleet: FleetDir, *, now_s: float) -> bool:
+def renew_server_certificate(fleet: FleetDir, *, now_s: float) -> float:
     """Give the services a new certificate if theirs is missing or in the last third of its life.
 
     Returns:
-        Whether it wrote a new one.
+        From when on to call this again, Unix seconds.
 
     Raises:
-        StorageError: The CA is damaged, or the disk is full.
+        StorageError: A file is damaged, or the disk is full.
     """
-    if fleet.server_pem.exists() and fleet.server_key.exists():
-        try:
-            leaf = x509.load_pem_x509_certificate(read_file(fleet.server_pem, "server certificate"))
-        except ValueError as exc:
-            raise StorageError(f"{fleet.server_pem} is damaged: remove it, and a new one is made.") from exc
-        if now_s < leaf.not_valid_after_utc.timestamp() - SERVER_LIFE_S / 3:
-            return False
-    _issue_server(fleet, fleet.authority(), now_s)
-    return True
+    if not (fleet.server_pem.exists() and fleet.server_key.exists()):
+        _issue_server(fleet, fleet.authority(), now_s)
+    if now_s >= _renew_from_s(fleet):
+        _issue_server(fleet, fleet.authority(), now_s)
+    return _renew_from_s(fleet)
 
 
 def _fill(fleet: FleetDir, policy: FleetPolicy, clock: Clock) -> None:
@@ -116,6 +112,8 @@ def _fill(fleet: FleetDir, policy: FleetPolicy, clock: Clock) -> None:
         (fleet.authority_key, authority.to_pem()),
         (fleet.release_key, release.to_pem()),
         (fleet.telemetry_key, telemetry.raw),
+        (fleet.control_secret, secrets.token_hex(32).encode()),
+        (fleet.superexec_secret, secrets.token_hex(32).encode()),
     ):
         write_atomically(path, secret)
     _issue_server(fleet, ca, clock())
@@ -133,6 +131,14 @@ def _issue_server(fleet: FleetDir, ca: CertificateAuthority, now_s: float) -> No
     write_atomically(
         fleet.server_pem, ca.issue_server(key.public_key(), hosts, now_s=now_s), mode=PUBLIC_MODE
     )
+
+
+def _renew_from_s(fleet: FleetDir) -> float:
+    try:
+        leaf = x509.load_pem_x509_certificate(read_file(fleet.server_pem, "server certificate"))
+    except ValueError as exc:
+        raise StorageError(f"{fleet.server_pem} is damaged: remove it, and a new one is made.") from exc
+    return leaf.not_valid_after_utc.timestamp() - SERVER_LIFE_S / 3
 
 
 def _read_server_key(path: Path) -> ec.EllipticCurvePrivateKey:

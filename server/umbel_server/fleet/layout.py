@@ -15,6 +15,8 @@
     store.db                 everything the services know
     packages/SHA256.umbel    released packages
     runs/ superlink/ log/    checkpoints, Flower's state, logs
+    superlink/control.secret    opens Flower's Control API      operators
+    superlink/superexec.secret  starts Flower's task processes  SuperExec
 """
 
 from __future__ import annotations
@@ -147,6 +149,16 @@ class FleetDir:
     def superlink(self) -> Path:
         """Flower's state."""
         return self.path / "superlink"
+
+    @property
+    def control_secret(self) -> Path:
+        """The secret that Flower's Control API asks for."""
+        return self.superlink / "control.secret"
+
+    @property
+    def superexec_secret(self) -> Path:
+        """The secret that Flower's SuperExec shares with the SuperLink."""
+        return self.superlink / "superexec.secret"
 
     @property
     def log(self) -> Path:

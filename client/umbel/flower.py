@@ -1,0 +1,410 @@
+"""The device as a Flower node, and the only place on the device that imports Flower.
+
+One process is the whole node: it speaks Flower's Fleet API to an unmodified SuperLink and calls
+the client app itself. No process is started for a message and no code is taken from the server:
+a run's bundle is looked at, and refused unless it only names the app below.
+
+The same app runs under Flower's own ``flower-supernode``, more slowly; give it the device's home
+with ``--node-config 'home="..." data="..."'``.
+
+Written against Flower 1.41: the imports below that are not public are checked by
+tests/conformance/test_flower_seams.py, which says so when a new Flower moves them.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import secrets
+import threading
+import time
+import tomllib
+import zipfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
+
+import httpx
+from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
+from cryptography.hazmat.primitives.serialization import load_ssh_private_key
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.common.constant import HEARTBEAT_DEFAULT_INTERVAL
+from flwr.common.serde import fab_from_proto, message_from_proto, message_to_proto, run_from_proto
+from flwr.proto.fab_pb2 import GetFabRequest
+from flwr.proto.fleet_pb2 import (
+    ActivateNodeRequest,
+    DeactivateNodeRequest,
+    PullMessagesRequest,
+    PushMessagesRequest,
+)
+from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
+from flwr.proto.message_pb2 import ObjectTree
+from flwr.proto.node_pb2 import Node
+from flwr.proto.run_pb2 import GetRunRequest
+from flwr.supercore.error import FlowerError
+from flwr.supercore.heartbeat import HeartbeatSender
+from flwr.supercore.inflatable.inflatable_object import (
+    get_all_nested_objects,
+    get_object_tree,
+    iterate_object_tree,
+    no_object_id_recompute,
+)
+from flwr.supercore.inflatable.inflatable_protobuf_utils import (
+    make_confirm_message_received_fn_protobuf,
+    make_pull_object_fn_protobuf,
+    make_push_object_fn_protobuf,
+)
+from flwr.supercore.inflatable.inflatable_utils import (
+    ObjectPullError,
+    inflate_object_from_contents,
+    pull_objects,
+    push_object_contents_from_iterable,
+)
+from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
+from flwr.supercore.primitives.asymmetric import public_key_to_bytes
+from flwr.supernode.fleet_http_client import FleetHttpClient
+from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
+
+from umbel._participant import PHASES, Participant, Saved
+from umbel_proto.errors import RefusedError, UmbelError, UsageError
+
+if TYPE_CHECKING:
+    from umbel._home import DeviceHome
+
+log = logging.getLogger(__name__)
+
+SERVER_APP = "umbel_server.flower:app"
+CLIENT_APP = "umbel.flower:app"
+MAX_BUNDLE_BYTES = 64 * 1024
+
+BUSY_POLL_S = 0.1
+"""How often to ask for messages while a round is open, and for `BUSY_FOR_S` after."""
+BUSY_FOR_S = 10.0
+IDLE_POLL_S = 2.0
+"""How often to ask otherwise, give or take half. An empty answer costs the SuperLink 5 ms of CPU."""
+RETRY_S = (0.5, 10.0)
+"""First and longest pause after a failure; each is doubled and then shortened at random."""
+
+_RECORD = "umbel"
+_VECTOR = "vector"
+_RAW = "umbel.raw"  # Array.stype: the bytes as they are, no .npy header to parse.
+_STATE = "umbel.session"
+_ERROR_CODE = 2  # Flower's CLIENT_APP_RAISED_EXCEPTION.
+_ACTIVATION_FAILED = 2004
+
+
+def check_bundle(content: bytes) -> None:
+    """Refuse a run's bundle unless it names the installed app and carries nothing else.
+
+    Args:
+        content: The bundle (Flower's FAB), a ZIP file.
+
+    Raises:
+        RefusedError: It carries files, names other code, or is no bundle.
+    """
+    if len(content) > MAX_BUNDLE_BYTES:
+        raise RefusedError(f"The run's bundle has {len(content)} bytes: it must only name the installed app.")
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as bundle:
+            names = {name for name in bundle.namelist() if not name.startswith(".info/")}
+            extra = names - {"pyproject.toml", "LICENSE"}
+            if extra:
+                raise RefusedError(f"The run's bundle brings {sorted(extra)[0]!r}: no code is taken from a server.")
+            if bundle.getinfo("pyproject.toml").file_size > MAX_BUNDLE_BYTES:
+                raise RefusedError("The run's bundle unpacks to more than a name.")
+            project = tomllib.loads(bundle.read("pyproject.toml").decode())
+        components = project["tool"]["flwr"]["app"]["components"]
+    except (zipfile.BadZipFile, KeyError, UnicodeDecodeError, tomllib.TOMLDecodeError) as exc:
+        raise RefusedError("The run's bundle is malformed.") from exc
+    if components.get("clientapp") != CLIENT_APP:
+        raise RefusedError(f"The run's bundle names the client app {components.get('clientapp')!r}, not {CLIENT_APP}.")
+
+
+app = ClientApp()
+
+
+def _handle(message: Message, context: Context) -> Message:
+    """Answer one message of a round."""
+    kind = message.metadata.message_type
+    try:
+        participant = Participant.at(
+            Path(str(context.node_config["home"])), Path(str(context.node_config["data"]))
+        )
+    except KeyError as exc:
+        raise UsageError(f"The node's configuration lacks {exc}: give home and data.") from exc
+    content = message.content
+    try:
+        body = content.config_records[_RECORD]["body"]
+        arrays = content.array_records.get(_VECTOR)
+        vector = arrays["0"].data if arrays is not None else b""
+    except KeyError as exc:
+        raise RefusedError("The message is not one of umbel's.") from exc
+    if not isinstance(body, bytes):
+        raise RefusedError("The message is not one of umbel's.")
+    saved = _load(context)
+    try:
+        answer, out, saved = participant.answer(kind, body, vector, saved)
+    except UmbelError as exc:
+        # The reason is for the run's record; it holds names and numbers only (errors.py).
+        log.warning("refused %s: %s", kind, exc)
+        return Message(Error(code=_ERROR_CODE, reason=str(exc)), reply_to=message)
+    _save(context, saved)
+    record = RecordDict({_RECORD: ConfigRecord({"body": answer})})
+    if out:
+        record[_VECTOR] = ArrayRecord({"0": Array(dtype="uint8", shape=(len(out),), stype=_RAW, data=out)})
+    return Message(record, reply_to=message)
+
+
+def _load(context: Context) -> Saved | None:
+    """Return what this device kept since the round's last message; it lives in the node's memory only."""
+    record = context.state.config_records.get(_STATE)
+    if record is None:
+        return None
+    state, update = record["state"], record["update"]
+    assert isinstance(state, bytes)
+    assert isinstance(update, bytes)
+    return Saved(state, update)
+
+
+def _save(context: Context, saved: Saved | None) -> None:
+    if saved is None:
+        context.state.pop(_STATE, None)
+    else:
+        context.state[_STATE] = ConfigRecord({"state": saved.state, "update": saved.update})
+
+
+app.train()(_handle)
+for _phase in PHASES:
+    app.query(_phase)(_handle)
+
+
+class _SuperLink:
+    """The Fleet API of a SuperLink, as one activated node sees it."""
+
+    def __init__(self, home: DeviceHome) -> None:
+        key = load_ssh_private_key(home.node_key.read_bytes(), None)
+        assert isinstance(key, EllipticCurvePrivateKey)
+        self._public_key = public_key_to_bytes(key.public_key())
+        self._client = FleetHttpClient.from_server_address(
+            home.identity.superlink,
+            False,
+            home.ca_certificate.read_bytes(),
+            interceptors=[
+                RuntimeVersionHttpInterceptor(component_name="SuperNode"),
+                NodeAuthHttpInterceptor(key, key.public_key()),
+            ],
+        )
+        self.node = Node()
+        self._heartbeat: HeartbeatSender | None = None
+
+    def activate(self) -> int:
+        """Go online and return the node id."""
+        request = ActivateNodeRequest(
+            public_key=self._public_key, heartbeat_interval=HEARTBEAT_DEFAULT_INTERVAL
+        )
+        self.node = Node(node_id=self._client.ActivateNode(request).node_id)
+        if self._heartbeat is None:
+            self._heartbeat = HeartbeatSender(self._beat)
+            self._heartbeat.start()
+        return self.node.node_id
+
+    def close(self) -> None:
+        """Go offline and close the connection."""
+        if self._heartbeat is not None:
+            self._heartbeat.stop()
+        if self.node.node_id:
+            try:
+                self._client.DeactivateNode(DeactivateNodeRequest(node_id=self.node.node_id))
+            except (httpx.HTTPError, RuntimeError):
+                log.info("could not say goodbye to the SuperLink")
+        self._client.close()
+
+    def _beat(self) -> bool:
+        request = SendNodeHeartbeatRequest(node=self.node, heartbeat_interval=HEARTBEAT_DEFAULT_INTERVAL)
+        try:
+            return self._client.SendNodeHeartbeat(request).success
+        except (httpx.HTTPError, RuntimeError):
+            return False
+
+    def receive(self) -> tuple[Message, ObjectTree] | None:
+        """Return the next message's head and the tree of its objects, or None."""
+        reply = self._client.PullMessages(PullMessagesRequest(node=self.node))
+        if not reply.messages_list:
+            return None
+        return message_from_proto(reply.messages_list[0]), reply.message_object_trees[0]
+
+    def bundle(self, run_id: int) -> bytes:
+        """Return the bundle of a run."""
+        run = run_from_proto(self._client.GetRun(GetRunRequest(node=self.node, run_id=run_id)).run)
+        request = GetFabRequest(node=self.node, hash_str=run.fab_hash, run_id=run_id)
+        return fab_from_proto(self._client.GetFab(request).fab).content
+
+    def fetch(self, head: Message, tree: ObjectTree) -> Message:
+        """Return the whole message and tell the SuperLink that it arrived."""
+        run_id = head.metadata.run_id
+        contents = pull_objects(
+            [item.object_id for item in iterate_object_tree(tree)],
+            make_pull_object_fn_protobuf(self._client.PullObject, self.node, run_id),
+            initial_backoff=0.02,
+        )
+        message = inflate_object_from_contents(tree.object_id, contents)
+        assert isinstance(message, Message)
+        message.metadata.__dict__["_message_id"] = tree.object_id
+        confirm = make_confirm_message_received_fn_protobuf(
+            self._client.ConfirmMessageReceived, self.node, run_id
+        )
+        confirm(head.metadata.message_id)
+        return message
+
+    def send(self, reply: Message, seconds: float) -> None:
+        """Send an answer.
+
+        Args:
+            reply: The answer.
+            seconds: How long the app took for it, for Flower's statistics.
+        """
+        reply.metadata.__dict__["_message_id"] = reply.object_id
+        with no_object_id_recompute():
+            tree = get_object_tree(reply)
+            objects = get_all_nested_objects(reply)
+            head = _without_content(reply)
+            answer = self._client.PushMessages(
+                PushMessagesRequest(
+                    node=self.node,
+                    messages_list=[message_to_proto(head)],
+                    message_object_trees=[tree],
+                    clientapp_runtime_list=[seconds],
+                )
+            )
+            wanted = set(answer.objects_to_push)
+            push = make_push_object_fn_protobuf(
+                self._client.PushObject, self.node, reply.metadata.run_id, answer.session_id
+            )
+            push_object_contents_from_iterable(
+                ((key, item.deflate()) for key, item in objects.items() if key in wanted), push_object_fn=push
+            )
+
+
+def _without_content(message: Message) -> Message:
+    from flwr.app.message import remove_content_from_message
+
+    return remove_content_from_message(message) if message.has_content() else message
+
+
+def run_node(home: DeviceHome, data: Path | None, *, stop: threading.Event) -> None:
+    """Take part in the fleet's rounds until told to stop.
+
+    Losing the SuperLink is not an error: the node waits, and comes back.
+
+    Args:
+        home: The enrolled device.
+        data: Its training data, an ``.npz`` file with ``x`` and ``y``; without it the device
+            declines to train.
+        stop: Set it to leave.
+    """
+    link = _SuperLink(home)
+    try:
+        while not stop.is_set() and not _activate(link, stop):
+            pass
+        if not stop.is_set():
+            log.info("node %d is online at %s", link.node.node_id, home.identity.superlink)
+            _serve(link, home, data, stop)
+    finally:
+        link.close()
+
+
+def _activate(link: _SuperLink, stop: threading.Event) -> bool:
+    """Go online, retrying; False when told to stop first."""
+    pause, longest = RETRY_S
+    said = ""
+    while not stop.is_set():
+        try:
+            link.activate()
+        except httpx.HTTPStatusError as exc:
+            # Not registered yet, or a predecessor that was killed still counts as online.
+            error = FlowerError.from_json(exc.response.text)
+            waiting = error is not None and error.code == _ACTIVATION_FAILED
+            reason = "the SuperLink does not know this node yet" if waiting else f"HTTP {exc.response.status_code}"
+        except httpx.TransportError as exc:
+            reason = f"the SuperLink does not answer ({type(exc).__name__})"
+        else:
+            return True
+        if reason != said:
+            log.info("not online yet: %s", reason)
+            said = reason
+        stop.wait(_jitter(pause))
+        pause = min(2 * pause, longest)
+    return False
+
+
+def _serve(link: _SuperLink, home: DeviceHome, data: Path | None, stop: threading.Event) -> None:
+    contexts: dict[int, Context] = {}
+    busy_until = time.monotonic() + BUSY_FOR_S
+    pause, longest = RETRY_S
+    while not stop.is_set():
+        try:
+            got = link.receive()
+            if got is not None:
+                _answer(link, *got, contexts, home, data)
+                busy_until = time.monotonic() + BUSY_FOR_S
+            pause = RETRY_S[0]
+        except httpx.HTTPStatusError as exc:
+            log.info("the SuperLink answers HTTP %d: going online again", exc.response.status_code)
+            stop.wait(_jitter(pause))
+            pause = min(2 * pause, longest)
+            _activate(link, stop)
+            continue
+        except httpx.TransportError as exc:
+            log.info("the SuperLink is gone (%s): waiting for it", type(exc).__name__)
+            stop.wait(_jitter(pause))
+            pause = min(2 * pause, longest)
+            continue
+        except ObjectPullError:
+            log.info("a message was withdrawn before it could be read")
+        if got is None:
+            busy = time.monotonic() < busy_until
+            stop.wait(BUSY_POLL_S if busy else _jitter(1.5 * IDLE_POLL_S))
+
+
+def _answer(
+    link: _SuperLink,
+    head: Message,
+    tree: ObjectTree,
+    contexts: dict[int, Context],
+    home: DeviceHome,
+    data: Path | None,
+) -> None:
+    run_id = head.metadata.run_id
+    message = link.fetch(head, tree)
+    begin = time.monotonic()
+    try:
+        if data is None:
+            raise RefusedError("This device has no training data: start it with --data.")
+        if run_id not in contexts:
+            check_bundle(link.bundle(run_id))
+            contexts.clear()  # One run at a time: the state of an older one is of no use any more.
+            contexts[run_id] = Context(
+                run_id=run_id,
+                node_id=link.node.node_id,
+                node_config={"home": str(home.path), "data": str(data)},
+                state=RecordDict(),
+                run_config={},
+            )
+        reply = app(message, contexts[run_id])
+    except UmbelError as exc:
+        log.warning("refused %s: %s", message.metadata.message_type, exc)
+        reply = Message(Error(code=_ERROR_CODE, reason=str(exc)), reply_to=message)
+    except Exception as exc:
+        # A bug of ours must not end the node; its name, and nothing of its values, goes to the run's record.
+        log.exception("could not answer %s", message.metadata.message_type)
+        reply = Message(Error(code=_ERROR_CODE, reason=type(exc).__name__), reply_to=message)
+    link.send(reply, time.monotonic() - begin)
+
+
+def _jitter(pause_s: float) -> float:
+    """Return a random time between a third of ``pause_s`` and all of it, so that a fleet spreads out."""
+    return pause_s * (1 + 2 * secrets.randbelow(1 << 16) / (1 << 16)) / 3

@@ -1,0 +1,432 @@
+"""Everything umbel's service does with Flower, and the only place that imports it here.
+
+A fleet runs Flower's own SuperLink. Its Fleet API authenticates nodes and its Runtime API task
+processes, but the Control API of the open-source edition lets in whoever reaches the port; so
+`serve_superlink` puts a gate in front of the unmodified application that asks for a secret.
+
+Written against Flower 1.41: the imports below that are not public are checked by
+tests/conformance/test_flower_seams.py, which says so when a new Flower moves them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import hmac
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
+
+import httpx
+import uvicorn
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_der_public_key
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
+from flwr.cli.build import build_fab_from_files
+from flwr.common.serde import fab_to_proto, user_config_to_proto
+from flwr.proto.control_pb2 import ListNodesRequest, ListRunsRequest, RegisterNodeRequest, StartRunRequest
+from flwr.serverapp import Grid, ServerApp
+from flwr.supercore.control import ControlHttpClient
+from flwr.supercore.fab import Fab
+from flwr.supercore.inflatable import inflatable_utils
+from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
+from flwr.supercore.protobuf.client import ProtobufCall, ProtobufRequestContext
+
+from umbel_proto.errors import UnavailableError, UsageError
+from umbel_server.learning.link import Answer, NodeId, Payload
+
+if TYPE_CHECKING:
+    from umbel_server.fleet.layout import FleetDir
+
+log = logging.getLogger(__name__)
+
+BUNDLE = """\
+# The Flower app of an umbel fleet: it names code that is installed on both sides and holds none.
+[project]
+name = "umbel-federation"
+version = "1.0.0"
+description = "Names umbel's installed server and client app"
+license = "Apache-2.0"
+dependencies = ["umbel[learn]"]
+
+[tool.flwr.app]
+publisher = "umbel"
+
+[tool.flwr.app.components]
+serverapp = "umbel_server.flower:app"
+clientapp = "umbel.flower:app"
+
+[tool.flwr.app.config]
+fleet = ""
+run = ""
+"""
+"""The bundle that StartRun sends; deploy/federation/pyproject.toml holds the same text."""
+
+CONTROL_HEADER = "x-umbel-control"
+LOOPBACK = "127.0.0.1"
+_RECORD = "umbel"
+_VECTOR = "vector"
+_RAW = "umbel.raw"  # Array.stype: the bytes as they are, no .npy header to parse.
+
+# Flower's first retry waits a second; an object is there a few milliseconds later.
+if inflatable_utils.pull_objects.__kwdefaults__ is not None:
+    inflatable_utils.pull_objects.__kwdefaults__["initial_backoff"] = 0.02
+
+Scope = MutableMapping[str, Any]
+AsgiApp = Callable[[Scope, Callable[[], Awaitable[Any]], Callable[[Any], Awaitable[None]]], Awaitable[None]]
+
+
+class Gate:
+    """ASGI middleware in front of the SuperLink's own application.
+
+    The Fleet API passes: its calls are signed by node keys. Only on the listener for operators,
+    which is on loopback, the Runtime API passes too (SuperExec's secret, task tokens) and the
+    Control API asks for a secret. Everything else, such as Flower's API pages, is not found.
+
+    Args:
+        app: The application.
+        secret: What the Control API asks for; None: the listener for devices.
+    """
+
+    def __init__(self, app: AsgiApp, secret: bytes | None) -> None:
+        self._app = app
+        self._secret = secret
+
+    async def __call__(
+        self,
+        scope: Scope,
+        receive: Callable[[], Awaitable[Any]],
+        send: Callable[[Any], Awaitable[None]],
+    ) -> None:
+        """Pass a request on, or refuse it."""
+        status = 200 if scope["type"] != "http" else self._status(scope)
+        if status == 200:
+            await self._app(scope, receive, send)
+            return
+        await send({"type": "http.response.start", "status": status, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    def _status(self, scope: Scope) -> int:
+        path = str(scope["path"])
+        if path.startswith("/v1/fleet/") or path == "/health":
+            return 200
+        if self._secret is None:
+            return 404
+        if path.startswith("/v1/runtime/"):
+            return 200
+        if path.startswith("/v1/control/"):
+            given = dict(scope["headers"]).get(CONTROL_HEADER.encode(), b"")
+            return 200 if hmac.compare_digest(bytes(given), self._secret) else 401
+        return 404
+
+
+def serve_superlink(fleet: FleetDir) -> None:
+    """Run Flower's SuperLink for a fleet until SIGTERM or SIGINT.
+
+    Args:
+        fleet: Where its certificates, secrets and database are.
+    """
+    os.environ.update(flower_environment(fleet))
+    from flwr.superlink.cli.flower_superlink import SuperLinkLifespan, _parse_superlink_lifespan_config
+    from flwr.superlink.main import create_app
+
+    settings = fleet.settings
+    sys.argv = [
+        "flower-superlink",
+        f"--host={LOOPBACK}",
+        f"--port={settings.control_port}",
+        f"--ssl-ca-certfile={fleet.ca_pem}",
+        f"--ssl-certfile={fleet.server_pem}",
+        f"--ssl-keyfile={fleet.server_key}",
+        "--enable-supernode-auth",
+        f"--database={fleet.superlink / 'state.db'}",
+        "--isolation=process",
+        f"--superexec-auth-secret-file={fleet.superexec_secret}",
+        "--disable-runtime-dependency-installation",
+    ]
+    logging.getLogger("flwr").setLevel(logging.WARNING)
+    config = _parse_superlink_lifespan_config()
+    flower = create_app(config, SuperLinkLifespan)
+    operators = _listener(fleet, Gate(flower, _control_secret(fleet)), LOOPBACK, settings.control_port, "on")
+    devices = _listener(fleet, Gate(flower, None), settings.listen, settings.superlink_port, "off")
+    asyncio.run(_serve_both(operators, devices))
+
+
+def _listener(fleet: FleetDir, app: AsgiApp, host: str, port: int, lifespan: Literal["on", "off"]) -> uvicorn.Server:
+    return uvicorn.Server(
+        uvicorn.Config(
+            app,
+            host=host,
+            port=port,
+            ssl_keyfile=str(fleet.server_key),
+            ssl_certfile=str(fleet.server_pem),
+            lifespan=lifespan,
+            log_level="warning",
+            access_log=False,
+            timeout_graceful_shutdown=1,
+        )
+    )
+
+
+async def _serve_both(operators: uvicorn.Server, devices: uvicorn.Server) -> None:
+    """Serve both listeners until a signal; the operators' one owns the application's life."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    servers = (operators, devices)
+    sockets = [_bind(server.config.host, server.config.port) for server in servers]
+    tasks = [asyncio.create_task(server._serve([sock])) for server, sock in zip(servers, sockets, strict=True)]
+    while not (operators.started and devices.started) and not any(task.done() for task in tasks):
+        await asyncio.sleep(0.02)
+    print(f"ready superlink {devices.config.host}:{devices.config.port}", flush=True)
+    await asyncio.wait([*tasks, asyncio.create_task(stop.wait())], return_when=asyncio.FIRST_COMPLETED)
+    for server in (devices, operators):
+        server.should_exit = True
+    await asyncio.gather(*tasks)
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    """Return a socket bound to an address.
+
+    Raises:
+        UnavailableError: Another program has it.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    sock = socket.socket(family)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        sock.bind((host, port))
+        sock.listen(128)
+    except OSError as exc:
+        sock.close()
+        raise UnavailableError(
+            f"Port {port} of {host} is taken ({exc.strerror}): stop what uses it, or choose another in fleet.toml."
+        ) from exc
+    return sock
+
+
+def superexec_command(fleet: FleetDir) -> list[str]:
+    """Return the command of the process that starts a run's ServerApp."""
+    return [
+        sys.executable,
+        "-c",
+        "from flwr.supercore.cli.flower_superexec import flower_superexec; flower_superexec()",
+        f"--runtime-api-address={LOOPBACK}:{fleet.settings.control_port}",
+        f"--root-certificates={fleet.ca_pem}",
+        f"--superexec-auth-secret-file={fleet.superexec_secret}",
+    ]
+
+
+def flower_environment(fleet: FleetDir) -> dict[str, str]:
+    """Return the environment for a fleet's Flower processes."""
+    return {
+        **os.environ,
+        "FLWR_HOME": str(fleet.superlink / "home"),
+        "FLWR_TELEMETRY_ENABLED": "0",
+        "FLWR_DISABLE_UPDATE_CHECK": "1",
+        "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1",
+        # Flower starts the ServerApp by its command's name.
+        "PATH": os.pathsep.join([os.path.dirname(sys.executable), os.environ.get("PATH", "")]),  # noqa: PTH120
+    }
+
+
+def _control_secret(fleet: FleetDir) -> bytes:
+    return fleet.control_secret.read_bytes().strip()
+
+
+class _ControlSecret:
+    """Adds the Control API's secret to a request."""
+
+    def __init__(self, secret: bytes) -> None:
+        self._secret = secret
+
+    def intercept(self, context: ProtobufRequestContext, call_next: ProtobufCall) -> httpx.Response:
+        context.request.headers[CONTROL_HEADER] = self._secret.decode("ascii")
+        return call_next(context)
+
+
+class Control:
+    """The operator's side of a fleet's SuperLink: register nodes, start runs.
+
+    Args:
+        fleet: The fleet whose SuperLink to speak to.
+    """
+
+    def __init__(self, fleet: FleetDir) -> None:
+        self._client = ControlHttpClient.from_server_address(
+            f"{LOOPBACK}:{fleet.settings.control_port}",
+            False,
+            fleet.ca_pem.read_bytes(),
+            interceptors=[_ControlSecret(_control_secret(fleet))],
+        )
+
+    def register(self, device: str, node_key: bytes) -> NodeId:
+        """Tell the SuperLink of a device's node key and return its node id.
+
+        Args:
+            device: The device's id, for the SuperLink's lists.
+            node_key: SubjectPublicKeyInfo, DER, P-384.
+
+        Raises:
+            UnavailableError: The SuperLink does not answer.
+        """
+        pem = load_der_public_key(node_key).public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+        try:
+            reply = self._client.RegisterNode(RegisterNodeRequest(public_key=pem, name=device))
+        except httpx.HTTPStatusError as exc:
+            found = [node for node in self._nodes() if node.public_key == pem]
+            if found:  # Registered before, and the answer was lost.
+                return NodeId(found[0].node_id)
+            raise UnavailableError(
+                f"The SuperLink refuses to register {device} (HTTP {exc.response.status_code})."
+            ) from exc
+        except httpx.TransportError as exc:
+            raise UnavailableError(f"The SuperLink does not answer: {exc}.") from exc
+        return NodeId(reply.node_id)
+
+    def online(self) -> set[NodeId]:
+        """Return the nodes that are connected now."""
+        return {NodeId(node.node_id) for node in self._nodes() if node.status == "online"}
+
+    def start(self, fleet: FleetDir, run: str) -> int:
+        """Start a run that is in the fleet's store, and return Flower's number for it."""
+        bundle, _ = build_fab_from_files({"pyproject.toml": BUNDLE.encode()})
+        reply = self._client.StartRun(
+            StartRunRequest(
+                fab=fab_to_proto(Fab(hashlib.sha256(bundle).hexdigest(), bundle, {})),
+                override_config=user_config_to_proto({"fleet": str(fleet.path), "run": run}),
+                federation="",
+            )
+        )
+        return int(reply.run_id)
+
+    def status(self, flower_run: int) -> tuple[str, str]:
+        """Return Flower's status of a run and its details, such as ``("finished", "")``."""
+        reply = self._client.ListRuns(ListRunsRequest(run_id=flower_run))
+        status = reply.run_dict[flower_run].status
+        return str(status.status), ": ".join(part for part in (status.sub_status, status.details) if part)
+
+    def _nodes(self) -> Sequence[Any]:
+        return list(self._client.ListNodes(ListNodesRequest()).nodes_info)
+
+
+def pack(payload: Payload) -> RecordDict:
+    """Return a payload as the one record and at most one array that Flower carries quickly."""
+    content = RecordDict({_RECORD: ConfigRecord({"body": payload.body})})
+    if payload.vector:
+        shape = (len(payload.vector),)
+        content[_VECTOR] = ArrayRecord(
+            {"0": Array(dtype="uint8", shape=shape, stype=_RAW, data=payload.vector)}
+        )
+    return content
+
+
+def unpack(content: RecordDict) -> Payload:
+    """Return the payload inside a message's content.
+
+    Raises:
+        UsageError: It is not one of ours.
+    """
+    try:
+        body = content.config_records[_RECORD]["body"]
+        arrays = content.array_records.get(_VECTOR)
+        vector = arrays["0"].data if arrays is not None else b""
+    except (KeyError, AttributeError) as exc:
+        raise UsageError("The message is not one of umbel's.") from exc
+    if not isinstance(body, bytes):
+        raise UsageError("The message is not one of umbel's.")
+    return Payload(body, vector)
+
+
+def wire_size(message: Message) -> int:
+    """Return the bytes of a message's content as Flower serializes it for the wire."""
+    return sum(len(item.deflate()) for item in get_all_nested_objects(message).values())
+
+
+def plain_fedavg_size(arrays: Iterable[Any], node: NodeId = 1) -> int:
+    """Return what one device sends up in a round of Flower's own FedAvg, in bytes.
+
+    Args:
+        arrays: The model's arrays, float32.
+        node: Any node id.
+    """
+    from flwr.app import MetricRecord
+
+    content = RecordDict(
+        {
+            "arrays": ArrayRecord(list(arrays)),
+            "metrics": MetricRecord({"train_loss": 0.0, "num-examples": 1}),
+        }
+    )
+    return wire_size(Message(content, dst_node_id=node, message_type="train"))
+
+
+class GridLink:
+    """A round's `Link` over Flower's Grid.
+
+    Args:
+        grid: The Grid that Flower gave to the ServerApp.
+    """
+
+    def __init__(self, grid: Grid) -> None:
+        self._grid = grid
+        self._pending: dict[str, NodeId] = {}
+
+    def nodes(self) -> Sequence[NodeId]:
+        """Return the nodes that are connected now."""
+        return sorted(NodeId(node) for node in self._grid.get_node_ids())
+
+    def send(self, kind: str, group: str, payloads: Mapping[NodeId, Payload], *, ttl_s: float) -> int:
+        """Send one message to each node; earlier answers still missing are given up."""
+        messages = [
+            Message(pack(payload), dst_node_id=node, message_type=kind, group_id=group, ttl=ttl_s)
+            for node, payload in payloads.items()
+        ]
+        size = sum(wire_size(message) for message in messages)
+        ids = self._grid.push_messages(messages)
+        self._pending = {
+            str(message_id): node for message_id, node in zip(ids, payloads, strict=True) if message_id
+        }
+        return size
+
+    def receive(self) -> Sequence[Answer]:
+        """Return the answers that came since the last call."""
+        if not self._pending:
+            return []
+        answers = []
+        for reply in self._grid.pull_messages(list(self._pending)):
+            node = self._pending.pop(reply.metadata.reply_to_message_id, None)
+            if node is not None:
+                answers.append(_answer(node, reply))
+        return answers
+
+
+def _answer(node: NodeId, reply: Message) -> Answer:
+    if reply.has_error():
+        return Answer(node, None, reply.error.reason or f"Flower error {reply.error.code}")
+    try:
+        return Answer(node, unpack(reply.content), size_up=wire_size(reply))
+    except UsageError as exc:
+        return Answer(node, None, str(exc))
+
+
+app = ServerApp()
+
+
+@app.main()
+def _main(grid: Grid, context: Context) -> None:
+    """Run the plan that the run's configuration names."""
+    from pathlib import Path
+
+    from umbel_server.fleet.layout import FleetDir
+    from umbel_server.learning.run import run_to_end
+
+    config = context.run_config
+    run_to_end(FleetDir.open(Path(str(config["fleet"]))), str(config["run"]), GridLink(grid))

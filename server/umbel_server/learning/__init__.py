@@ -1,0 +1,1 @@
+"""Federated runs: plan, drive each round's secure aggregation, step the model, keep the record."""
