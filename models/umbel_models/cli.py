@@ -99,12 +99,12 @@ def show(
 
 def _lines(manifest: Manifest, *, checked: bool) -> list[str]:
     field = manifest.contract.fields[0]
+    legal = f"{field.minimum:g}..{field.maximum:g} {field.unit}"
     lines = [
         f"model       {manifest.model} {manifest.version}",
         f"signature   {'verified' if checked else 'not checked: give --release-key'}",
         f"parameters  {manifest.dim:,} in {len(manifest.parameters)} arrays",
-        f"input       {field.name} {field.dtype} {field.shape}, "
-        f"{field.minimum:g}..{field.maximum:g} {field.unit}",
+        f"input       {field.name} {field.dtype} {field.shape}, {legal}",
         f"labels      {' '.join(manifest.labels)}",
         f"automatic   from confidence {manifest.decision_threshold:g}",
     ]

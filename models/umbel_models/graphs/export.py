@@ -113,10 +113,8 @@ def check_layers(module: nn.Module) -> None:
             )
         ours = next(layer.children(), None) is not None or not type(layer).__module__.startswith("torch.nn")
         if not (ours or isinstance(layer, SUPPORTED)):
-            supported = ", ".join(kind.__name__ for kind in SUPPORTED)
-            raise UsageError(
-                f"Layer {name!r} is a {type(layer).__name__}, not exported yet: use {supported}."
-            )
+            kind, supported = type(layer).__name__, ", ".join(kind.__name__ for kind in SUPPORTED)
+            raise UsageError(f"Layer {name!r} is a {kind}, not exported yet: use one of {supported}.")
 
 
 def _batch_unlike(sizes: Sequence[int]) -> int:
