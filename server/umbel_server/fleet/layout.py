@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from umbel_proto.credentials import FleetPolicy, open_policy
-from umbel_proto.errors import UsageError
+from umbel_proto.errors import StorageError, UsageError
 from umbel_proto.ids import FleetId
 from umbel_proto.keys import SigningKey, VerifyKey
 from umbel_proto.seal import SealPrivateKey, SealPublicKey
@@ -180,6 +180,21 @@ class FleetDir:
         return CertificateAuthority.from_pem(
             self.name, read_file(self.ca_pem, "CA certificate"), read_file(self.ca_key, "CA key")
         )
+
+    def authority_certificate_der(self) -> bytes:
+        """Read the CA's certificate as tokens carry it, DER.
+
+        Raises:
+            StorageError: The file is missing or damaged.
+        """
+        from cryptography import x509
+        from cryptography.hazmat.primitives.serialization import Encoding
+
+        try:
+            certificate = x509.load_pem_x509_certificate(read_file(self.ca_pem, "CA certificate"))
+        except ValueError as exc:
+            raise StorageError(f"The CA certificate {self.ca_pem} is damaged: restore it.") from exc
+        return certificate.public_bytes(Encoding.DER)
 
     def authority_signer(self) -> SigningKey:
         """Read the private key that signs credentials and policy."""

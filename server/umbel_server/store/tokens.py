@@ -77,6 +77,15 @@ class Tokens:
             connection.execute(insert(tokens).values(row))
         return secret
 
+    def check(self, secret: bytes) -> None:
+        """Check that there is a token with this secret, used up or not.
+
+        Raises:
+            TokenError: There is none, or it has expired.
+        """
+        with self._database.read() as connection:
+            find_token(connection, secret, now_s=self._clock())
+
 
 def token_hash(secret: bytes) -> bytes:
     """Return what the store knows a secret by. It is uniformly random, so a plain hash suffices."""

@@ -1,0 +1,1 @@
+"""The gateway: what devices talk to, outside of rounds, over gRPC."""

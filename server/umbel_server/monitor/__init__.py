@@ -1,0 +1,1 @@
+"""Monitoring: telemetry is opened, summed and reported."""

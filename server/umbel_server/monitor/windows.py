@@ -1,0 +1,56 @@
+"""What a device reports, read strictly: from the plaintext of a batch to rollups of one window each."""
+
+from __future__ import annotations
+
+from google.protobuf.message import DecodeError
+from umbel_proto.errors import UsageError
+from umbel_proto.histogram import Histogram
+from umbel_proto.ids import DeviceId, ModelName, check_name
+from umbel_proto.wire import telemetry_pb2 as pb
+
+from umbel_server.store.rollups import Rollup
+
+HOUR_S = 3600
+MAX_WINDOWS = 4096
+LATEST_S = 1 << 40  # Far in the future, and small enough for every column and every calendar.
+
+
+def read_windows(device: DeviceId, plaintext: bytes) -> tuple[Rollup, ...]:
+    """Return the windows in an opened batch.
+
+    Args:
+        device: Who sent it.
+        plaintext: A serialized ``Batch``.
+
+    Raises:
+        UsageError: Malformed, too many windows, or a window that cannot be.
+    """
+    try:
+        batch = pb.Batch.FromString(plaintext)
+    except DecodeError as exc:
+        raise UsageError("The batch is malformed.") from exc
+    if len(batch.windows) > MAX_WINDOWS:
+        raise UsageError(f"The batch has {len(batch.windows)} windows, more than {MAX_WINDOWS}.")
+    return tuple(_rollup(device, window) for window in batch.windows)
+
+
+def _rollup(device: DeviceId, window: pb.Window) -> Rollup:
+    if window.version < 1:
+        raise UsageError("A window is of version 0 of its model.")
+    if not window.start_s <= window.end_s < LATEST_S:
+        raise UsageError(f"A window lasts from {window.start_s} to {window.end_s}.")
+    histograms = {histogram.name: Histogram.from_wire(histogram) for histogram in window.histograms}
+    if len(histograms) != len(window.histograms):
+        raise UsageError("A window has two histograms of one name.")
+    return Rollup(
+        device=device,
+        model=ModelName(check_name(window.model, "model")),
+        version=window.version,
+        variant=check_name(window.variant, "variant"),
+        engine=check_name(window.engine, "engine"),
+        hour_s=window.start_s - window.start_s % HOUR_S,
+        windows=1,
+        until_s=window.end_s,
+        counters={check_name(name, "counter"): count for name, count in sorted(window.counters.items())},
+        histograms=histograms,
+    )
