@@ -6,17 +6,25 @@ Source: docs/spec/privacy.md, "Encoding".
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from fractions import Fraction
 
+import numpy as np
+from numpy.typing import NDArray
+
 from umbel_proto.errors import UsageError
-from umbel_proto.privacy.rotate import smooth_length
-from umbel_proto.privacy.slots import SLOTS
+from umbel_proto.prg import Keystream
+from umbel_proto.privacy.rotate import rotate, smooth_length, unrotate
+from umbel_proto.privacy.skellam import MAX_VARIANCE, SkellamSampler
+from umbel_proto.privacy.slots import SLOTS, pack, unpack
 
 MAX_DIM = 1 << 30
-MAX_VARIANCE = 1 << 24  # Standard deviation 4096: beyond it a sampler's table outgrows a device.
 MAX_DENOMINATOR = 1 << 20
 MAX_LENGTH = 1 << 30  # Keeps each value plus its noise in 32 bits and a sum of squares in 63.
+SHRINK = 1 - 2**-20  # Absorbs what float32 may add to a length; decoding undoes it.
+ROUNDING_TRIES = 16
+_TILE = 1 << 16  # Work buffers hold one tile, so an encoding never holds a float64 copy of the vector.
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,3 +91,152 @@ class Encoding:
     def bytes_per_parameter(self) -> float:
         """What a parameter costs on the wire, padding included."""
         return 8 * self.words / self.dim
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Encoded:
+    """What a device hands to the masking, and what it must keep to itself.
+
+    Args:
+        words: The noised, packed update, shape (encoding.words,). Not for the wire before masking.
+        norm: L2 norm of the update before clipping, model units. Never leaves the device.
+        clipped: Whether the clip shortened it. Never leaves the device.
+    """
+
+    words: NDArray[np.uint64] = field(repr=False)
+    norm: float = field(repr=False)
+    clipped: bool = field(repr=False)
+
+
+def encode(
+    update: NDArray[np.float32],
+    encoding: Encoding,
+    *,
+    rotation_seed: bytes,
+    randomness: Keystream | None = None,
+) -> Encoded:
+    """Encode a model update as words that can be masked and summed.
+
+    Args:
+        update: Local minus global parameters, shape (dim,), in model units; left as it is.
+        encoding: The session's.
+        rotation_seed: 32 bytes, the same on all devices of the session.
+        randomness: Source of rounding coins and noise; by default fresh from the operating
+            system. Give one only to reproduce a test vector: a known stream hides nothing.
+
+    Raises:
+        UsageError: The shape or type is wrong, or a value is not finite: it has no place to be
+            clipped to.
+
+    Source:
+        docs/spec/privacy.md, steps 1 to 6; Kairouz, Liu, Steinke, "The Distributed Discrete
+        Gaussian Mechanism", ICML 2021 (arXiv 2102.06387), algorithm 1.
+    """
+    stream = randomness or Keystream()
+    norm = _norm(update, encoding)
+    values = _integers(update, norm, encoding, rotation_seed, stream)
+    if encoding.noise:
+        sampler = SkellamSampler(encoding.noise)
+        for tile in _tiles(values.size):
+            values[tile] += sampler.sample(values[tile].size, stream)
+    return Encoded(pack(values, encoding.bits), norm, norm > encoding.clip)
+
+
+def decode(
+    total: NDArray[np.uint64], encoding: Encoding, *, count: int, rotation_seed: bytes
+) -> NDArray[np.float32]:
+    """Return the mean update behind a sum of encoded ones, shape (dim,), in model units.
+
+    Args:
+        total: The unmasked sum mod 2**64, shape (encoding.words,).
+        encoding: The session's.
+        count: How many devices are in the sum, >= 1.
+        rotation_seed: 32 bytes, the session's.
+
+    Raises:
+        UsageError: The shape or type is wrong, or ``count`` is below 1.
+    """
+    if total.dtype != np.uint64 or total.shape != (encoding.words,):
+        raise UsageError(
+            f"The sum is {total.dtype} of shape {total.shape}: this encoding gives uint64 of shape "
+            f"({encoding.words},)."
+        )
+    if count < 1:
+        raise UsageError(f"count is {count}: a sum is over at least one device.")
+    values = unpack(total, encoding.bits, encoding.padded)
+    mean = np.empty(encoding.padded, np.float32)
+    np.multiply(values, 1 / (encoding.scale * SHRINK * count), out=mean, casting="same_kind")
+    return unrotate(mean, rotation_seed)[: encoding.dim]
+
+
+def _norm(update: NDArray[np.float32], encoding: Encoding) -> float:
+    """Return the L2 norm of a valid update, computed in float64."""
+    if update.dtype != np.float32 or update.shape != (encoding.dim,):
+        raise UsageError(
+            f"The update is {update.dtype} of shape {update.shape}: this encoding takes float32 of "
+            f"shape ({encoding.dim},)."
+        )
+    squares = 0.0
+    for tile in _tiles(update.size):
+        wide = update[tile].astype(np.float64)
+        squares += float(np.dot(wide, wide))
+    if not math.isfinite(squares):
+        raise UsageError("The update holds a value that is not finite: lower the learning rate.")
+    return math.sqrt(squares)
+
+
+def _integers(
+    update: NDArray[np.float32], norm: float, encoding: Encoding, rotation_seed: bytes, stream: Keystream
+) -> NDArray[np.int32]:
+    """Clip, scale, rotate and round, shape (padded,): the values before noise.
+
+    Their sum of squares, taken exactly, never exceeds ``encoding.bound_sq``: the whole privacy
+    guarantee stands on it, and no floating-point value does.
+    """
+    shrink = min(1.0, encoding.clip / norm) if norm > 0 else 1.0
+    scaled = np.zeros(encoding.padded, np.float32)
+    np.multiply(
+        update,
+        np.float64(shrink * encoding.scale * SHRINK),
+        out=scaled[: encoding.dim],
+        dtype=np.float64,
+        casting="same_kind",
+    )
+    rotated = rotate(scaled, rotation_seed)
+    del scaled
+    values = np.empty(encoding.padded, np.int32)
+    for _ in range(ROUNDING_TRIES):
+        _round(rotated, values, stream)
+        if _sum_of_squares(values) <= encoding.bound_sq:
+            return values
+    np.trunc(rotated, out=rotated)
+    values[:] = rotated
+    if _sum_of_squares(values) > encoding.bound_sq:
+        # Truncation shortens, and SHRINK covers the float errors before it: not reached, but if
+        # it were, sending nothing keeps the promise and raising would tell that it happened.
+        values[:] = 0
+    return values
+
+
+def _round(rotated: NDArray[np.float32], values: NDArray[np.int32], stream: Keystream) -> None:
+    """Round each coordinate to a neighboring integer, up with the probability of its fraction."""
+    for tile in _tiles(values.size):
+        floors = np.floor(rotated[tile])
+        coins = stream.read(4 * floors.size).view(np.dtype("<u4")) >> np.uint32(8)
+        up = coins * np.float32(2**-24) < rotated[tile] - floors
+        values[tile] = floors
+        values[tile] += up
+
+
+def _sum_of_squares(values: NDArray[np.int32]) -> int:
+    """Return the exact sum of squares, below 2**60 as ``(scale * clip + sqrt(padded))**2`` is."""
+    total = 0
+    for tile in _tiles(values.size):
+        wide = values[tile].astype(np.int64)
+        total += int(np.dot(wide, wide))
+    return total
+
+
+def _tiles(size: int) -> Iterator[slice]:
+    for low in range(0, size, _TILE):
+        yield slice(low, min(low + _TILE, size))
