@@ -1,0 +1,66 @@
+"""The commands of the other rooms, found by name and loaded only when one is asked for."""
+
+from __future__ import annotations
+
+import importlib.metadata
+
+import click
+import typer
+from typer.core import TyperGroup
+
+from umbel_proto.errors import MissingExtraError
+
+GROUP = "umbel.commands"
+
+# Said in `umbel --help` without loading anything: command -> (extra it comes with, summary).
+_KNOWN = {
+    "demo": ("demo", "Bring up a whole fleet on this machine, train it, and show the figures."),
+    "fleet": ("server", "Create a fleet, let devices in, publish models, read what devices report."),
+    "serve": ("server", "Run one of the fleet's services: gateway, opener or superlink."),
+    "model": ("models", "Build, pack and inspect models."),
+}
+
+
+class UmbelGroup(TyperGroup):
+    """``umbel``'s own commands, and those that installed packages add under ``umbel.commands``."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names of all commands: ours first."""
+        own = super().list_commands(ctx)
+        return own + sorted(name for name in _entry_points() if name not in own)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Return one of our commands or, for ``--help``, only the summary of another."""
+        if (own := super().get_command(ctx, cmd_name)) is not None or cmd_name not in _entry_points():
+            return own
+        _, summary = _KNOWN.get(cmd_name, ("", "Added by another package."))
+        return click.Command(cmd_name, help=summary)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command that is to run, and load it if it is not ours."""
+        name, command, rest = super().resolve_command(ctx, args)
+        if name is not None and name not in self.commands and (point := _entry_points().get(name)):
+            command = _load(point)
+        return name, command, rest
+
+
+def _entry_points() -> dict[str, importlib.metadata.EntryPoint]:
+    return {point.name: point for point in importlib.metadata.entry_points(group=GROUP)}
+
+
+def _load(point: importlib.metadata.EntryPoint) -> click.Command:
+    """Import a command.
+
+    Raises:
+        MissingExtraError: What it needs is not installed.
+    """
+    try:
+        found = point.load()
+    except ImportError as exc:
+        if (exc.name or "").partition(".")[0].startswith("umbel"):
+            raise  # A module of ours is missing: that is no extra, but a bug.
+        extra, _ = _KNOWN.get(point.name, (point.name, ""))
+        raise MissingExtraError(extra, f"umbel {point.name}") from exc
+    return typer.main.get_command(found) if isinstance(found, typer.Typer) else found

@@ -1,0 +1,65 @@
+"""Examples from an .npz file: the form in which a device's data is handed to umbel."""
+
+from __future__ import annotations
+
+import zipfile
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from umbel_proto.errors import UsageError
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Examples:
+    """Inputs, and their labels where there are any.
+
+    Args:
+        x: Inputs, shape (n, ...), float32 or integers.
+        y: Labels, shape (n,), int64, or None.
+    """
+
+    x: NDArray[np.generic] = field(repr=False)
+    y: NDArray[np.int64] | None = field(repr=False)
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+
+def read_examples(path: Path) -> Examples:
+    """Read ``x`` and, if it is there, ``y`` from an .npz file.
+
+    Args:
+        path: The file. Its ``x`` is numeric, its ``y`` whole numbers, one for each row of ``x``.
+
+    Raises:
+        UsageError: The file is missing or holds something else.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            arrays = {name: np.asarray(archive[name]) for name in ("x", "y") if name in archive}
+    except FileNotFoundError as exc:
+        raise UsageError(f"There is no file {path}.") from exc
+    except OSError as exc:
+        raise UsageError(f"{path} cannot be read: {exc.strerror or 'it is no .npz file'}.") from exc
+    except (ValueError, EOFError, zipfile.BadZipFile, TypeError, AttributeError) as exc:
+        raise UsageError(f"{path} is no .npz file of plain arrays: write it with numpy.savez.") from exc
+    if "x" not in arrays:
+        raise UsageError(f"{path} holds no array called x.")
+    x = arrays["x"]
+    if x.ndim < 1 or x.dtype.kind not in "fiub" or len(x) == 0:
+        raise UsageError(f"The x in {path} has shape {x.shape} and type {x.dtype}: give rows of numbers.")
+    if x.dtype.kind == "f":
+        x = x.astype(np.float32, copy=False)
+    return Examples(x, _labels(arrays["y"], len(x), path) if "y" in arrays else None)
+
+
+def _labels(y: NDArray[np.generic], rows: int, path: Path) -> NDArray[np.int64]:
+    if y.shape != (rows,) or y.dtype.kind not in "iu":
+        raise UsageError(
+            f"The y in {path} has shape {y.shape} and type {y.dtype}: give one whole number for each of the "
+            f"{rows} rows of x."
+        )
+    return y.astype(np.int64)

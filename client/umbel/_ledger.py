@@ -1,0 +1,153 @@
+"""What this device has spent of its privacy budget.
+
+A charge is on disk before anything computed from the device's data leaves it. A power cut
+after that loses a round, never a charge.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sqlite3
+import threading
+from fractions import Fraction
+from pathlib import Path
+
+from umbel._files import sync_directory
+from umbel._sqlite import connect, storage_errors, transaction
+from umbel_proto.errors import LocalProtocolError, StorageError, UsageError
+from umbel_proto.ids import RunId
+from umbel_proto.privacy.ledger import Charge, check, spent
+
+_ADVICE = (
+    "the device cannot know what it has spent, and takes part in no more rounds. Restore the newest copy, "
+    "or start with new data."
+)
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS charges (
+    id       INTEGER PRIMARY KEY,
+    sid      BLOB NOT NULL UNIQUE,   -- session id, 32 bytes; each is charged once
+    run      TEXT NOT NULL,
+    round    INTEGER NOT NULL,
+    attempt  INTEGER NOT NULL,
+    bound_sq TEXT NOT NULL,          -- squared L2 bound of the encoded update, an integer; may pass 64 bits
+    padded   INTEGER NOT NULL,       -- coordinates
+    variance TEXT NOT NULL,          -- of the honest noise per coordinate, a fraction "p/q"
+    at_s     REAL NOT NULL           -- device clock, Unix seconds
+) STRICT;
+"""
+_INSERT = """
+INSERT INTO charges (run, round, attempt, sid, bound_sq, padded, variance, at_s)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?)
+"""
+_SELECT = "SELECT run, round, attempt, sid, bound_sq, padded, variance, at_s FROM charges ORDER BY id"
+
+
+class Ledger:
+    """The privacy ledger of one device: charges are added and never taken back.
+
+    Args:
+        path: The file. It must be there: a missing ledger is a budget that nobody knows.
+
+    Raises:
+        StorageError: The file is missing or damaged.
+    """
+
+    def __init__(self, path: Path) -> None:
+        if not path.exists():
+            raise StorageError(f"{path} is missing: {_ADVICE}")
+        self._path = path
+        self._lock = threading.Lock()
+        self._connection = connect(path, _SCHEMA, synchronous="FULL", advice=_ADVICE)
+
+    @classmethod
+    def create(cls, path: Path) -> Ledger:
+        """Open the ledger of a device, making it where there is none.
+
+        Raises:
+            StorageError: The disk is full, or the file is damaged.
+        """
+        with storage_errors(path, _ADVICE):
+            path.touch(0o600)
+            sync_directory(path.parent)
+        return cls(path)
+
+    def __enter__(self) -> Ledger:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file."""
+        with self._lock:
+            self._connection.close()
+
+    def charge(self, charge: Charge, *, budget_epsilon: float, budget_delta: float) -> float:
+        """Spend part of the budget, once for each session.
+
+        When this returns, the charge is on disk. Asked again for the same session, it changes
+        nothing.
+
+        Args:
+            charge: What the session releases.
+            budget_epsilon: What the device may spend over its life.
+            budget_delta: The delta that goes with it.
+
+        Returns:
+            Epsilon spent, with this charge.
+
+        Raises:
+            BudgetError: The budget does not cover it; nothing is charged.
+            LocalProtocolError: The session is charged already, for something else.
+            StorageError: The disk is full or the file damaged; nothing is charged.
+        """
+        with self._lock, transaction(self._connection, self._path, _ADVICE) as db:
+            charges = self._read(db)
+            for old in charges:
+                if old.sid == charge.sid:
+                    if _terms(old) != _terms(charge):
+                        raise LocalProtocolError("A session was charged twice, with different terms.")
+                    return spent(charges, budget_delta)
+            epsilon = check(charges, charge, budget_epsilon=budget_epsilon, budget_delta=budget_delta)
+            db.execute(
+                _INSERT,
+                (
+                    charge.run,
+                    charge.round,
+                    charge.attempt,
+                    charge.sid,
+                    str(charge.bound_sq),
+                    charge.padded,
+                    str(charge.variance),
+                    float(charge.at_s),
+                ),
+            )
+        return epsilon
+
+    def charges(self) -> tuple[Charge, ...]:
+        """Return every charge, oldest first.
+
+        Raises:
+            StorageError: The file is damaged.
+        """
+        with self._lock, storage_errors(self._path, _ADVICE):
+            return self._read(self._connection)
+
+    def spent(self, delta: float) -> float:
+        """Return epsilon spent so far at ``delta``."""
+        return spent(self.charges(), delta)
+
+    def _read(self, db: sqlite3.Connection) -> tuple[Charge, ...]:
+        rows = db.execute(_SELECT).fetchall()
+        try:
+            return tuple(
+                Charge(RunId(run), round_, attempt, sid, int(bound_sq), padded, Fraction(variance), at_s)
+                for run, round_, attempt, sid, bound_sq, padded, variance, at_s in rows
+            )
+        except (ValueError, ZeroDivisionError, UsageError) as exc:
+            raise StorageError(f"{self._path} is damaged: {_ADVICE}") from exc
+
+
+def _terms(charge: Charge) -> Charge:
+    """Return what a charge says besides when it was made."""
+    return dataclasses.replace(charge, at_s=0)

@@ -1,0 +1,364 @@
+"""The ``umbel`` command.
+
+Exit codes are those of ``umbel_proto.errors``; 130 after Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import sys
+
+if sys.version_info < (3, 11):  # noqa: UP036  # Said before anything that an older Python cannot read.
+    sys.stderr.write("umbel needs Python 3.11 or newer: install one, and umbel in it.\n")
+    sys.exit(2)
+
+import contextlib
+import datetime
+import errno
+import json
+import logging
+import math
+import os
+import signal
+import threading
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from umbel._commands import UmbelGroup
+from umbel._home import HOME_VARIABLE, DeviceHome
+from umbel._uplink import POLL_S
+from umbel_proto.errors import MissingExtraError, StorageError, UmbelError, UnavailableError, UsageError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from umbel._data import Examples
+    from umbel._device import Device
+    from umbel._model import Model
+    from umbel_proto.privacy.ledger import Charge
+
+log = logging.getLogger("umbel")
+
+app = typer.Typer(
+    name="umbel",
+    cls=UmbelGroup,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Run models on devices you do not control, and let them learn together without their data leaving.",
+)
+
+HomeOption = Annotated[
+    Path | None,
+    typer.Option("--home", envvar=HOME_VARIABLE, help="The device's directory.", show_default="~/.umbel"),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        import importlib.metadata
+
+        typer.echo(f"umbel {importlib.metadata.version('umbel')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Print umbel's version.", callback=_print_version, is_eager=True),
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def enroll(
+    token: Annotated[str, typer.Argument(help="The one-time token of `umbel fleet token`.", metavar="TOKEN")],
+    home: HomeOption = None,
+    name: Annotated[str, typer.Option(help="What the operator will see this device called.")] = "",
+    gateway: Annotated[
+        str | None, typer.Option(help="Enroll at this host:port instead of the token's.", metavar="ADDRESS")
+    ] = None,
+    again: Annotated[
+        bool, typer.Option("--again", help="Replace an identity that has expired; the privacy ledger stays.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Make this machine a device of a fleet."""
+    from umbel._enroll import enroll as enroll_device
+
+    where = _home(home)
+    identity = enroll_device(where, token, gateway, name=name, again=again, now_s=time.time())
+    if as_json:
+        _print_json({"fleet": identity.fleet, "device": identity.device, "home": str(where.path)})
+    else:
+        typer.echo(f"Enrolled as {identity.device} in fleet {identity.fleet}, at {where.path}.")
+
+
+@app.command()
+def run(
+    home: HomeOption = None,
+    token: Annotated[
+        str | None, typer.Option(help="Enroll with this token first, if that was not done.", metavar="TOKEN")
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Training data: an .npz file with x and y.", metavar="FILE"),
+    ] = None,
+    name: Annotated[str, typer.Option(help="What the operator will see this device called.")] = "",
+    poll: Annotated[float, typer.Option(help="Seconds between questions for releases.", min=0.1)] = POLL_S,
+) -> None:
+    """Be the device: fetch releases, report, and take part in rounds, until stopped."""
+    from umbel._device import Device
+
+    logging.basicConfig(
+        stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+    for chatty in ("flwr", "httpx", "httpcore"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+    where = _home(home)
+    if data is not None:
+        from umbel._data import read_examples
+
+        read_examples(data)  # A wrong file is said now, not in the middle of a round.
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    where.make()
+    with where.lock():
+        if token is not None and not where.enrolled:
+            from umbel._enroll import enroll as enroll_device
+
+            enroll_device(where, token, name=name, now_s=time.time())
+        where.require_valid_certificate(time.time())
+        with Device.open(where.path, poll_s=poll) as device:
+            typer.echo(f"ready {device.id}")
+            _take_part(where, data, stop)
+    log.info("stopped")
+
+
+@app.command()
+def predict(
+    model: Annotated[str, typer.Argument(help="The model's name.", metavar="MODEL")],
+    inputs: Annotated[Path, typer.Argument(help="An .npz file: x, and y to compare with.", metavar="INPUT")],
+    home: HomeOption = None,
+    variant: Annotated[str, typer.Option(help="fp32, int8, or auto: the fastest here.")] = "auto",
+    offline: Annotated[bool, typer.Option("--offline", help="Use what is installed; send nothing.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Ask a model about every row of a file, one at a time, and report on it."""
+    from umbel._data import read_examples
+    from umbel._device import Device
+
+    examples = read_examples(inputs)
+    with Device.open(_home(home).path, online=False) as device:
+        if not offline:
+            _sync(device)
+        loaded = device.model(model, variant=None if variant == "auto" else variant)
+        result = _predict(loaded, examples)
+        if not offline:
+            _sync(device)
+    if as_json:
+        _print_json(result)
+        return
+    table = _table(f"{result['model']} {result['version']} ({result['variant']})", "", "")
+    shown = result["labels"][:10]
+    table.add_row("labels", " ".join(map(str, shown)) + (" ..." if result["n"] > len(shown) else ""))
+    if "accuracy" in result:
+        table.add_row("accuracy", f"{result['accuracy']:.4f}")
+    latency = result["latency_us"]
+    table.add_row("latency", f"{latency['p50']:.0f} us median, {latency['p90']:.0f} us p90")
+    table.add_row("predictions", str(result["n"]))
+    _print(table)
+
+
+@app.command()
+def status(home: HomeOption = None, as_json: JsonOption = False) -> None:
+    """Show who the device is, what it runs, what it has still to send and what privacy it has spent."""
+    from umbel._device import Device
+
+    with Device.open(_home(home).path, online=False) as device:
+        now = device.status()
+    if as_json:
+        _print_json(asdict(now))
+        return
+    left_s = now.certificate_ends_s - time.time()
+    table = _table(f"{now.device} of fleet {now.fleet}", "", "")
+    table.add_row("gateway", now.gateway)
+    table.add_row("last contact", _when(now.last_contact_s))
+    table.add_row("agent", "running" if now.agent_runs else "not running")
+    table.add_row("certificate", f"{'expires' if left_s > 0 else 'EXPIRED'} {_when(now.certificate_ends_s)}")
+    for release in now.models:
+        table.add_row("model", f"{release.model} {release.version} ({release.variant})")
+    if not now.models:
+        table.add_row("model", "none yet")
+    dropped = f", {now.dropped_batches} dropped" if now.dropped_batches else ""
+    table.add_row("to send", f"{now.spooled_batches} reports, {now.spooled_bytes} bytes{dropped}")
+    table.add_row(
+        "privacy",
+        f"epsilon {_number(now.epsilon)} of {_number(now.budget_epsilon)} at delta {now.budget_delta:g}, "
+        f"{now.rounds} rounds",
+    )
+    _print(table)
+
+
+@app.command()
+def privacy(home: HomeOption = None, as_json: JsonOption = False) -> None:
+    """Show every charge to the device's privacy budget."""
+    from umbel._ledger import Ledger
+    from umbel_proto.privacy.ledger import spent
+
+    where = _home(home)
+    policy = where.open_policy()
+    with Ledger(where.ledger) as ledger:
+        charges = ledger.charges()
+    delta = policy.budget_delta
+    after = [spent(charges[: index + 1], delta) for index in range(len(charges))]
+    total = after[-1] if after else 0.0
+    if as_json:
+        rows = [
+            {
+                "at_s": charge.at_s,
+                "run": charge.run,
+                "round": charge.round,
+                "attempt": charge.attempt,
+                "session": charge.sid.hex(),
+                "noise_multiplier": _noise_multiplier(charge),
+                "epsilon_after": epsilon,
+            }
+            for charge, epsilon in zip(charges, after, strict=True)
+        ]
+        budget = {"epsilon": policy.budget_epsilon, "delta": delta}
+        _print_json({"device": where.identity.device, "epsilon": total, "budget": budget, "charges": rows})
+        return
+    title = f"epsilon {_number(total)} of {_number(policy.budget_epsilon)} at delta {delta:g}"
+    table = _table(title, "when", "run", "round", "attempt", "noise multiplier", "epsilon after")
+    for charge, epsilon in zip(charges, after, strict=True):
+        table.add_row(
+            _when(charge.at_s),
+            charge.run,
+            str(charge.round),
+            str(charge.attempt),
+            _number(_noise_multiplier(charge)),
+            _number(epsilon),
+        )
+    _print(table)
+
+
+def main() -> None:
+    """Run the command; every error of umbel's is one sentence and its exit code."""
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # What gRPC has to say, our sentences say.
+    try:
+        app()
+    except UmbelError as exc:
+        _fail(str(exc), exc.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except OSError as exc:
+        if exc.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        where = exc.filename or "this machine"
+        _fail(f"No space is left on the disk of {where}: free some and try again.", StorageError.exit_code)
+
+
+def _fail(sentence: str, code: int) -> None:
+    sys.stderr.write(f"Error: {sentence}\n")
+    sys.exit(code)
+
+
+def _home(path: Path | None) -> DeviceHome:
+    return DeviceHome.default() if path is None else DeviceHome(path)
+
+
+def _take_part(home: DeviceHome, data: Path | None, stop: threading.Event) -> None:
+    """Join the fleet's rounds, or wait, until told to stop."""
+    if home.identity.superlink:
+        try:
+            from umbel.flower import run_node
+        except ImportError as exc:
+            if (exc.name or "").startswith("umbel"):
+                raise
+            if data is not None:
+                raise MissingExtraError("learn", "Taking part in rounds") from exc
+            log.info("taking part in no rounds: flwr is not installed")
+        else:
+            run_node(home, data, stop=stop)
+    stop.wait()
+
+
+def _sync(device: Device) -> None:
+    """Talk to the gateway; without it, go on with what is here."""
+    try:
+        device.sync()
+    except UnavailableError as exc:
+        sys.stderr.write(f"Offline: {exc}\n")
+
+
+def _predict(model: Model, examples: Examples) -> dict[str, Any]:
+    import numpy as np
+
+    labels, latencies_us = [], []
+    for index, row in enumerate(examples.x):
+        begin = time.perf_counter_ns()
+        try:
+            prediction = model.predict(row)
+        except UsageError as exc:
+            raise UsageError(f"Row {index}: {exc}") from exc
+        latencies_us.append((time.perf_counter_ns() - begin) / 1000)
+        assert not isinstance(prediction, list)
+        labels.append(prediction.label)
+    result: dict[str, Any] = {
+        "model": model.name,
+        "version": model.version,
+        "variant": model.variant,
+        "labels": labels,
+        "latency_us": {
+            "p50": float(np.quantile(latencies_us, 0.5)),
+            "p90": float(np.quantile(latencies_us, 0.9)),
+        },
+        "n": len(labels),
+    }
+    if examples.y is not None:
+        result["accuracy"] = float(np.mean(np.asarray(labels) == examples.y))
+    return result
+
+
+def _noise_multiplier(charge: Charge) -> float:
+    return math.sqrt(charge.variance / charge.bound_sq)
+
+
+def _when(at_s: float | None) -> str:
+    if at_s is None:
+        return "never"
+    return datetime.datetime.fromtimestamp(at_s, datetime.UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+
+
+def _number(value: float) -> str:
+    return "infinite" if math.isinf(value) else f"{value:.4g}"
+
+
+def _print_json(value: object) -> None:
+    # JSON has no infinity; null stands for it.
+    text = json.dumps(value, default=str, allow_nan=True)
+    typer.echo(json.dumps(json.loads(text, parse_constant=lambda _: None), indent=2))
+
+
+def _table(title: str, *columns: str) -> Table:
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", show_header=any(columns))
+    for column in columns:
+        table.add_column(column)
+    return table
+
+
+def _print(table: Table) -> None:
+    from rich.console import Console
+
+    with contextlib.suppress(BrokenPipeError):
+        Console().print(table)
