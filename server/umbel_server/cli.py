@@ -14,16 +14,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
 from umbel_proto.errors import StorageError, UsageError
 from umbel_proto.ids import DeviceId, FleetId, check_name
-
 from umbel_server.clock import system_clock
 from umbel_server.fleet.layout import FleetDir
 from umbel_server.signals import StopSignals
 
 if TYPE_CHECKING:
     from umbel_proto.histogram import Histogram
-
     from umbel_server.monitor.report import DeviceLine, ModelLine, TelemetryLine
 
 # Typer would print local variables, keys and tokens among them, with a traceback.
@@ -72,7 +71,6 @@ def create(
 ) -> None:
     """Make a fleet: its directory, keys, policy and store."""
     from umbel_proto.credentials import FleetPolicy
-
     from umbel_server.fleet.create import create_fleet
 
     policy = FleetPolicy(

@@ -9,12 +9,12 @@ from pathlib import Path
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+
 from umbel_proto.credentials import FleetPolicy, sign_policy
 from umbel_proto.errors import StorageError, UsageError
 from umbel_proto.ids import FleetId, check_name
 from umbel_proto.keys import SigningKey
 from umbel_proto.seal import generate_keypair
-
 from umbel_server.clock import Clock, system_clock
 from umbel_server.files import PUBLIC_MODE, read_file, storage_error, sync_directory, write_atomically
 from umbel_server.fleet.ca import SERVER_LIFE_S, CertificateAuthority, generate_key, private_pem

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from umbel_proto.enrollment import Token
-
 from umbel_server.fleet.layout import FleetDir
 from umbel_server.store.store import Store
 

@@ -30,7 +30,6 @@ from umbel_proto.errors import StorageError, UsageError
 from umbel_proto.ids import FleetId
 from umbel_proto.keys import SigningKey, VerifyKey
 from umbel_proto.seal import SealPrivateKey, SealPublicKey
-
 from umbel_server.clock import Clock, system_clock
 from umbel_server.files import read_file
 from umbel_server.fleet.settings import FleetSettings

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from umbel_proto.package import read_package
-
 from umbel_server.files import PUBLIC_MODE, write_atomically
 from umbel_server.fleet.layout import FleetDir
 from umbel_server.store.releases import Release

@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 
 import grpc
-from umbel_proto.errors import StorageError
 
+from umbel_proto.errors import StorageError
 from umbel_server.clock import Clock
 from umbel_server.files import read_file
 from umbel_server.fleet.create import renew_server_certificate

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from google.protobuf.descriptor import ServiceDescriptor
+
 from umbel_proto.errors import StorageError, UsageError
 from umbel_proto.wire import delivery_pb2 as pb
-
 from umbel_server.fleet.layout import FleetDir
 from umbel_server.gateway.peer import Peers
 from umbel_server.gateway.rpc import BusyError, Call, Method, NotFoundError

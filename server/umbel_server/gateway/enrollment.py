@@ -9,12 +9,12 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from google.protobuf.descriptor import ServiceDescriptor
+
 from umbel_proto.enrollment import SECRET_BYTES, check_identity
 from umbel_proto.errors import TokenError, UsageError
 from umbel_proto.ids import check_name
 from umbel_proto.keys import VerifyKey
 from umbel_proto.wire import enrollment_pb2 as pb
-
 from umbel_server.fleet.ca import DEVICE_LIFE_S, read_csr
 from umbel_server.gateway.papers import Issuer
 from umbel_server.gateway.rpc import Call, Method

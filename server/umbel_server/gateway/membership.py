@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 
 from google.protobuf.descriptor import ServiceDescriptor
-from umbel_proto.wire import enrollment_pb2 as pb
 
+from umbel_proto.wire import enrollment_pb2 as pb
 from umbel_server.fleet.ca import read_csr
 from umbel_server.gateway.papers import Issuer
 from umbel_server.gateway.peer import Peers

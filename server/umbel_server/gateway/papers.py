@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from cryptography.hazmat.primitives.asymmetric import ec
+
 from umbel_proto.credentials import Credential, sign_credential
 from umbel_proto.keys import SigningKey
 from umbel_proto.wire import enrollment_pb2 as pb
 from umbel_proto.wire import identity_pb2
-
 from umbel_server.clock import Clock
 from umbel_server.fleet.ca import DEVICE_LIFE_S, CertificateAuthority
 from umbel_server.fleet.layout import FleetDir

@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from typing import cast
 
 from cryptography import x509
+
 from umbel_proto.errors import CertificateError, StorageError, UnavailableError
 from umbel_proto.ids import DeviceId, FleetId
-
 from umbel_server.clock import Clock
 from umbel_server.fleet.ca import device_of
 from umbel_server.gateway.rpc import Call

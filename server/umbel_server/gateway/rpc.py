@@ -10,16 +10,17 @@ import grpc
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
+
 from umbel_proto.errors import (
     CertificateError,
     RefusedError,
     StorageError,
+    TokenError,
     UmbelError,
     UnavailableError,
     UsageError,
     VerificationError,
 )
-
 from umbel_server.store.database import DiskFullError
 
 RETRY_AFTER = "umbel-retry-after-s"
@@ -38,6 +39,7 @@ class BusyError(UnavailableError):
 
 # The first that fits.
 _STATUS: tuple[tuple[type[UmbelError], grpc.StatusCode], ...] = (
+    (TokenError, grpc.StatusCode.UNAUTHENTICATED),
     (CertificateError, grpc.StatusCode.UNAUTHENTICATED),
     (NotFoundError, grpc.StatusCode.NOT_FOUND),
     (RefusedError, grpc.StatusCode.PERMISSION_DENIED),

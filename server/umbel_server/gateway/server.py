@@ -13,8 +13,8 @@ from typing import Protocol
 
 import grpc
 from google.protobuf.descriptor import ServiceDescriptor
-from umbel_proto.errors import UnavailableError
 
+from umbel_proto.errors import UnavailableError
 from umbel_server.clock import Clock, system_clock
 from umbel_server.fleet.layout import FleetDir
 from umbel_server.fleet.settings import address

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from google.protobuf.descriptor import ServiceDescriptor
 from google.protobuf.message import DecodeError
+
 from umbel_proto.errors import RefusedError, UsageError
 from umbel_proto.ids import DeviceId, FleetId
 from umbel_proto.wire import telemetry_pb2 as pb
-
 from umbel_server.gateway.peer import Peers
 from umbel_server.gateway.rpc import Call, Method
 from umbel_server.store.batches import Arrival, Batches

@@ -7,7 +7,6 @@ from collections.abc import Callable
 
 from umbel_proto.errors import UnavailableError, UsageError, VerificationError
 from umbel_proto.seal import SealPrivateKey, open_sealed
-
 from umbel_server.monitor.windows import read_windows
 from umbel_server.store.batches import SealedBatch
 from umbel_server.store.database import DiskFullError

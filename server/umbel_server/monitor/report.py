@@ -8,7 +8,6 @@ from typing import Literal
 
 from umbel_proto.histogram import Histogram
 from umbel_proto.ids import DeviceId, ModelName
-
 from umbel_server.store.devices import Device
 from umbel_server.store.rollups import Rollup, add_counters, add_histograms
 from umbel_server.store.store import Store

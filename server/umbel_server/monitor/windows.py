@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from google.protobuf.message import DecodeError
+
 from umbel_proto.errors import UsageError
 from umbel_proto.histogram import Histogram
 from umbel_proto.ids import DeviceId, ModelName, check_name
 from umbel_proto.wire import telemetry_pb2 as pb
-
 from umbel_server.store.rollups import Rollup
 
 HOUR_S = 3600

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 from sqlalchemy import func, select, update
 from sqlalchemy.dialects.sqlite import insert
-from umbel_proto.ids import DeviceId
 
+from umbel_proto.ids import DeviceId
 from umbel_server.clock import Clock
 from umbel_server.store.database import Database
 from umbel_server.store.tables import batches, devices

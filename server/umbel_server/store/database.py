@@ -11,6 +11,7 @@ from typing import Any
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event
 from sqlalchemy.exc import DBAPIError, IntegrityError
+
 from umbel_proto.errors import StorageError, UnavailableError
 
 BUSY_TIMEOUT_MS = 10_000

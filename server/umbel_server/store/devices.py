@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 
 from sqlalchemy import Connection, Row, Select, bindparam, insert, select, update
 from sqlalchemy.exc import IntegrityError
+
 from umbel_proto.errors import RefusedError, UsageError
 from umbel_proto.ids import DeviceId, check_name
 from umbel_proto.keys import VerifyKey
-
 from umbel_server.clock import Clock
 from umbel_server.store.database import Database
 from umbel_server.store.tables import devices

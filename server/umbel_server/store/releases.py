@@ -7,9 +7,9 @@ from typing import Any
 
 from sqlalchemy import Row, insert, select
 from sqlalchemy.exc import IntegrityError
+
 from umbel_proto.errors import RefusedError
 from umbel_proto.ids import ModelName
-
 from umbel_server.clock import Clock
 from umbel_server.store.database import Database
 from umbel_server.store.tables import releases

@@ -9,17 +9,18 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, and_, select, update
 from sqlalchemy.dialects.sqlite import insert
+
 from umbel_proto.errors import UsageError
 from umbel_proto.histogram import MAX_COUNT, Histogram
 from umbel_proto.ids import DeviceId, ModelName
-
 from umbel_server.clock import Clock
 from umbel_server.store.batches import OPENED, REJECTED, SEALED
 from umbel_server.store.database import Database
 from umbel_server.store.tables import batches, rollups
 
-MAX_NAMES = 256
-"""Counters, and histograms, that one rollup may have: a device must not fill the store with names."""
+MAX_COUNTERS = 4096
+MAX_HISTOGRAMS = 256
+# Names that one rollup may have: a device must not fill the store with them.
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +57,10 @@ class Rollup:
     histograms: Mapping[str, Histogram]
 
     def __post_init__(self) -> None:
-        if max(len(self.counters), len(self.histograms)) > MAX_NAMES:
-            raise UsageError(f"More than {MAX_NAMES} counters or histograms are reported for {self.model}.")
+        if len(self.counters) > MAX_COUNTERS:
+            raise UsageError(f"More than {MAX_COUNTERS} counters are reported for {self.model} in one hour.")
+        if len(self.histograms) > MAX_HISTOGRAMS:
+            raise UsageError(f"More than {MAX_HISTOGRAMS} histograms are reported for {self.model}.")
         if any(not 0 <= count <= MAX_COUNT for count in self.counters.values()):
             raise UsageError(f"A counter of {self.model} is outside 0 to 2**63 - 1.")
 

@@ -10,9 +10,9 @@ from typing import Any, Literal
 
 from sqlalchemy import Row, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
+
 from umbel_proto.errors import UsageError
 from umbel_proto.ids import DeviceId, ModelName, RunId, check_name
-
 from umbel_server.clock import Clock
 from umbel_server.store.database import Database
 from umbel_server.store.tables import participations, rounds, runs

@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from umbel_proto.errors import StorageError
-
 from umbel_server.store.database import Database, damaged
 
 HEAD = "0001"

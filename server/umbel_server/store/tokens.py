@@ -8,9 +8,9 @@ import secrets
 from dataclasses import dataclass
 
 from sqlalchemy import Connection, insert, select, update
+
 from umbel_proto.errors import TokenError, UsageError
 from umbel_proto.ids import DeviceId, check_name
-
 from umbel_server.clock import Clock
 from umbel_server.store.database import Database
 from umbel_server.store.tables import tokens

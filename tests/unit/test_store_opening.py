@@ -1,0 +1,212 @@
+"""Opening a store: migrations, damage, a full disk."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import event, text
+
+from service_fleet import PlainDevice
+from umbel_proto.errors import StorageError, UnavailableError
+from umbel_server.store import database as database_module
+from umbel_server.store.batches import Arrival
+from umbel_server.store.database import Database, DiskFullError
+from umbel_server.store.schema import HEAD, MIGRATIONS
+from umbel_server.store.store import Store, open_store
+from umbel_server.store.tables import metadata
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    with open_store(tmp_path / "store.db") as opened:
+        yield opened
+
+
+def test_the_migrations_make_exactly_the_tables_that_the_code_uses(store: Store) -> None:
+    with store.database.read() as connection:
+        context = MigrationContext.configure(connection, opts={"compare_type": True})
+        assert compare_metadata(context, metadata) == []
+
+
+def test_the_migrations_make_every_constraint_and_index_that_the_code_declares(store: Store) -> None:
+    """compare_metadata sees neither check constraints nor partial indexes on SQLite."""
+    tables = metadata.tables.values()
+    items = [item for table in tables for item in (*table.constraints, *table.indexes)]
+    named = {str(name) for item in items if (name := getattr(item, "name", None))}
+    with store.database.read() as connection:
+        statements = text("SELECT sql FROM sqlite_master WHERE sql IS NOT NULL")
+        schema = " ".join(connection.execute(statements).scalars())
+    assert "WHERE state = 'sealed'" in schema
+    assert {name for name in named if name not in schema} == set()
+
+
+def test_the_newest_migration_is_the_one_that_needs_no_alembic() -> None:
+    assert ScriptDirectory(str(MIGRATIONS)).get_heads() == [HEAD]
+
+
+def test_every_column_says_what_it_means_in_the_tables_and_in_the_migrations() -> None:
+    migration = (MIGRATIONS / "versions" / "0001_first_tables.py").read_text()
+    for table in metadata.tables.values():
+        for column in table.columns:
+            assert column.comment, column
+            assert f'"{column.comment}"' in migration, column
+
+
+def test_opening_a_store_that_is_up_to_date_loads_no_alembic(tmp_path: Path) -> None:
+    path = tmp_path / "store.db"
+    open_store(path).close()
+    program = (
+        "import sys; from pathlib import Path; from umbel_server.store.store import open_store;"
+        "open_store(Path(sys.argv[1])).close(); print('alembic' in sys.modules)"
+    )
+    ran = subprocess.run([sys.executable, "-c", program, path], capture_output=True, text=True, check=True)
+    assert ran.stdout == "False\n"
+
+
+def test_any_number_of_openers_at_once_migrate_it_once(tmp_path: Path) -> None:
+    program = (
+        "import sys; from pathlib import Path; from umbel_server.store.store import open_store;"
+        "open_store(Path(sys.argv[1])).close()"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path / "store.db")]
+    racers = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(4)]
+    assert [(racer.communicate()[1], racer.returncode) for racer in racers] == [("", 0)] * 4
+
+
+def test_only_the_owner_may_read_the_store(tmp_path: Path) -> None:
+    with open_store(tmp_path / "store.db") as store:
+        store.tokens.issue(valid_s=60)
+        modes = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.glob("store.db*")}
+        assert modes.pop("store.db.lock") & 0o022 == 0
+        assert set(modes.values()) == {0o600}
+
+
+def test_an_acknowledged_commit_is_synced_and_foreign_keys_hold(store: Store) -> None:
+    with store.database.write() as connection:
+        pragmas = {
+            name: connection.exec_driver_sql(f"PRAGMA {name}").scalar_one()
+            for name in ("journal_mode", "synchronous", "foreign_keys")
+        }
+    assert pragmas == {"journal_mode": "wal", "synchronous": 2, "foreign_keys": 1}
+
+
+def test_a_file_that_is_no_database_is_called_corrupted(tmp_path: Path) -> None:
+    path = tmp_path / "store.db"
+    path.write_bytes(b"not a database at all, " * 100)
+    with pytest.raises(StorageError, match=r"store\.db is corrupted: .* restore it from a backup"):
+        open_store(path)
+
+
+def test_a_store_with_a_damaged_page_is_called_corrupted_when_it_is_opened(tmp_path: Path) -> None:
+    path = tmp_path / "store.db"
+    with open_store(path) as store:
+        for _ in range(300):
+            store.tokens.issue(valid_s=60)
+    connection = sqlite3.connect(path)
+    connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    page_size = connection.execute("PRAGMA page_size").fetchone()[0]
+    root = connection.execute("SELECT rootpage FROM sqlite_master WHERE name = 'tokens'").fetchone()[0]
+    connection.close()
+    with path.open("r+b") as file:
+        file.seek((root - 1) * page_size)
+        file.write(os.urandom(page_size))
+    with pytest.raises(StorageError, match="corrupted"):
+        open_store(path)
+
+
+def test_a_truncated_store_is_called_corrupted(tmp_path: Path) -> None:
+    path = tmp_path / "store.db"
+    open_store(path).close()
+    os.truncate(path, path.stat().st_size // 2)
+    with pytest.raises(StorageError, match="corrupted"):
+        open_store(path)
+
+
+def test_a_store_of_a_newer_umbel_is_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "store.db"
+    with open_store(path) as store, store.database.write() as connection:
+        connection.exec_driver_sql("UPDATE alembic_version SET version_num = '9999'")
+    with pytest.raises(StorageError, match=f"schema 9999, and this umbel knows {HEAD}: update"):
+        open_store(path)
+
+
+def test_a_store_in_no_directory_cannot_be_opened(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match="cannot be opened: No such file"):
+        open_store(tmp_path / "nowhere" / "store.db")
+
+
+def limit_pages(store: Store, extra: int) -> None:
+    """Let the database grow by so many pages: SQLite then answers as it does on a full disk."""
+
+    def configure(connection: Any, _record: object, _proxy: object) -> None:
+        pages = connection.execute("PRAGMA page_count").fetchone()[0]
+        connection.execute(f"PRAGMA max_page_count = {pages + extra}")
+
+    event.listen(store.database.engine, "checkout", configure)
+
+
+def test_a_full_disk_keeps_nothing_of_the_transaction_and_says_so(store: Store) -> None:
+    device = PlainDevice()
+    admitted = store.devices.enroll(device.application(store.tokens.issue(valid_s=60)), certificate_life_s=60)
+    store.batches.append(admitted.id, [Arrival(bytes(16), "key", b"header", b"small")])
+    limit_pages(store, 4)
+    arrivals = [Arrival(bytes([n] * 16), "key", b"header", bytes(10_000)) for n in range(1, 9)]
+    with pytest.raises(DiskFullError, match=r"No space is left on the disk of .*store\.db"):
+        store.batches.append(admitted.id, arrivals)
+    assert [len(sealed.ciphertext) for sealed in store.batches.sealed(limit=100)] == [len(b"small")]
+
+
+def test_a_block_that_raises_leaves_nothing_behind(store: Store) -> None:
+    insert = text("INSERT INTO runs VALUES ('r', 'm', '{}', 'running', '', 0, NULL)")
+    with pytest.raises(ZeroDivisionError), store.database.write() as connection:
+        raise ZeroDivisionError(connection.execute(insert).rowcount)
+    assert store.runs.all() == ()
+
+
+def test_a_store_that_another_process_holds_for_too_long_is_busy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(database_module, "BUSY_TIMEOUT_MS", 50)
+    with open_store(tmp_path / "store.db") as store:
+        other = sqlite3.connect(tmp_path / "store.db", isolation_level=None)
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(UnavailableError, match="busy"):
+            store.tokens.issue(valid_s=60)
+        other.execute("ROLLBACK")
+        other.close()
+        store.tokens.issue(valid_s=60)
+
+
+def test_writers_of_many_threads_wait_for_each_other(store: Store) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        secrets = list(pool.map(lambda _: store.tokens.issue(valid_s=60), range(64)))
+    for secret in secrets:
+        store.tokens.check(secret)
+
+
+def test_a_reader_sees_one_moment_while_others_write(store: Store) -> None:
+    count = text("SELECT count(*) FROM tokens")
+    with store.database.read() as connection:
+        before = connection.execute(count).scalar_one()
+        store.tokens.issue(valid_s=60)
+        assert connection.execute(count).scalar_one() == before
+    with store.database.read() as connection:
+        assert connection.execute(count).scalar_one() == before + 1
+
+
+def test_a_database_without_its_tables_is_not_mistaken_for_a_store(tmp_path: Path) -> None:
+    database = Database(tmp_path / "empty.db")
+    with pytest.raises(StorageError, match="no such table"), database.read() as connection:
+        connection.exec_driver_sql("SELECT * FROM devices")
+    database.close()
