@@ -36,9 +36,8 @@ def rounded_l2_bound_sq(scaled_clip: float, padded: int) -> float:
     Source:
         Kairouz, Liu, Steinke, ICML 2021 (arXiv 2102.06387v4), theorem 1, with beta = exp(-1/2).
     """
-    always = (scaled_clip + math.sqrt(padded)) ** 2
-    mostly = scaled_clip**2 + padded / 4 + (scaled_clip + math.sqrt(padded) / 2)
-    return min(always, mostly)
+    # The theorem's other bound, (scaled_clip + sqrt(padded))**2, is never the smaller at this beta.
+    return scaled_clip**2 + padded / 4 + scaled_clip + math.sqrt(padded) / 2
 
 
 def l1_bound(bound_sq: float, padded: int) -> float:
