@@ -163,6 +163,8 @@ def to_error(exc: Exception, address: str, *, unknown: type[UmbelError] = Certif
             return UnavailableError(
                 f"{address} does not answer: check that the gateway runs and is reachable."
             )
+        case grpc.StatusCode.RESOURCE_EXHAUSTED:
+            return UnavailableError(f"{address} has more to do than it can: try again later.")
         case grpc.StatusCode.CANCELLED:
             return UnavailableError(f"The connection to {address} was closed.")
         case _:
@@ -174,7 +176,8 @@ def _retry_after_s(exc: grpc.Call) -> float:
     for key, value in exc.trailing_metadata() or ():
         if key == RETRY_AFTER:
             try:
-                return min(max(float(value), 0.0), MAX_RETRY_AFTER_S)
+                wait_s = float(value)
             except ValueError:
                 return 0.0
+            return min(wait_s, MAX_RETRY_AFTER_S) if wait_s > 0 else 0.0  # NaN is not.
     return 0.0

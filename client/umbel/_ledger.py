@@ -6,7 +6,7 @@ after that loses a round, never a charge.
 
 from __future__ import annotations
 
-import dataclasses
+import hmac
 import sqlite3
 import threading
 from fractions import Fraction
@@ -14,7 +14,7 @@ from pathlib import Path
 
 from umbel._files import sync_directory
 from umbel._sqlite import connect, storage_errors, transaction
-from umbel_proto.errors import LocalProtocolError, StorageError, UsageError
+from umbel_proto.errors import RefusedError, StorageError, UsageError
 from umbel_proto.ids import RunId
 from umbel_proto.privacy.ledger import Charge, check, spent
 
@@ -85,8 +85,7 @@ class Ledger:
     def charge(self, charge: Charge, *, budget_epsilon: float, budget_delta: float) -> float:
         """Spend part of the budget, once for each session.
 
-        When this returns, the charge is on disk. Asked again for the same session, it changes
-        nothing.
+        When this returns, the charge is on disk.
 
         Args:
             charge: What the session releases.
@@ -98,16 +97,18 @@ class Ledger:
 
         Raises:
             BudgetError: The budget does not cover it; nothing is charged.
-            LocalProtocolError: The session is charged already, for something else.
+            RefusedError: The session is charged already. Whoever resends the bytes of its first answer need
+                not ask; a new answer, with noise drawn anew, would be a second release under one charge.
             StorageError: The disk is full or the file damaged; nothing is charged.
         """
         with self._lock, transaction(self._connection, self._path, _ADVICE) as db:
             charges = self._read(db)
             for old in charges:
-                if old.sid == charge.sid:
-                    if _terms(old) != _terms(charge):
-                        raise LocalProtocolError("A session was charged twice, with different terms.")
-                    return spent(charges, budget_delta)
+                if hmac.compare_digest(old.sid, charge.sid):
+                    raise RefusedError(
+                        f"This device has answered round {charge.round} of run {charge.run} already, attempt "
+                        f"{charge.attempt}: a second answer would give away more than was charged."
+                    )
             epsilon = check(charges, charge, budget_epsilon=budget_epsilon, budget_delta=budget_delta)
             db.execute(
                 _INSERT,
@@ -146,8 +147,3 @@ class Ledger:
             )
         except (ValueError, ZeroDivisionError, UsageError) as exc:
             raise StorageError(f"{self._path} is damaged: {_ADVICE}") from exc
-
-
-def _terms(charge: Charge) -> Charge:
-    """Return what a charge says besides when it was made."""
-    return dataclasses.replace(charge, at_s=0)

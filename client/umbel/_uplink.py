@@ -8,7 +8,14 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from umbel_proto.errors import PackageError, RemoteProtocolError, UmbelError, UsageError
+from umbel_proto.errors import (
+    PackageError,
+    RemoteProtocolError,
+    StorageError,
+    UmbelError,
+    UnavailableError,
+    UsageError,
+)
 from umbel_proto.wire import telemetry_pb2 as pb
 
 if TYPE_CHECKING:
@@ -21,6 +28,7 @@ if TYPE_CHECKING:
 POLL_S = 60.0
 WINDOW_S = 60.0
 CLOSE_S = 5.0
+LONGEST_PAUSE_S = 300.0
 MAX_BATCHES = 64
 MAX_UPLOAD_BYTES = 3 * 1024 * 1024
 
@@ -46,7 +54,7 @@ class Backoff:
         self,
         *,
         first_s: float = 1.0,
-        longest_s: float = 300.0,
+        longest_s: float = LONGEST_PAUSE_S,
         uniform: Callable[[float, float], float] = _uniform,
     ) -> None:
         self._first_s = first_s
@@ -132,9 +140,10 @@ class Uplink:
         self._poll_s = poll_s
         self._window_s = min(window_s, max(poll_s, 1.0))
         self._clock = clock
-        self._backoff = Backoff(first_s=min(1.0, poll_s))
+        self._backoff = Backoff(first_s=min(1.0, poll_s), longest_s=min(LONGEST_PAUSE_S, 5 * poll_s))
         self._stop = threading.Event()
         self._gateway: Gateway | None = None
+        self._closed = False
         self._closing = threading.Lock()
         self._poll_at_s = self._flush_at_s = self._upload_at_s = 0.0
         self._trouble = ""
@@ -157,6 +166,7 @@ class Uplink:
         if self._thread.is_alive():
             self._thread.join(timeout_s)
         with self._closing:
+            self._closed = True
             if self._gateway is not None:
                 self._gateway.close()  # Ends a call that still waits, and with it the thread.
         if self._thread.is_alive():
@@ -185,7 +195,10 @@ class Uplink:
         now_s = self._clock()
         if now_s >= self._flush_at_s:
             self._flush_at_s = now_s + self._window_s
-            self._telemetry.flush()
+            try:
+                self._telemetry.flush()
+            except StorageError as exc:
+                self._say(exc)  # Sending what waits makes room.
         gateway = self._connect()
         if now_s >= self._home.certificate_validity().renew_at_s():
             self._renew(gateway, now_s)
@@ -212,6 +225,8 @@ class Uplink:
         from umbel._channel import Gateway
 
         with self._closing:
+            if self._closed:
+                raise UnavailableError("The device was closed before everything was sent; the rest waits.")
             if self._gateway is None:
                 self._gateway = Gateway(self._home, now_s=self._clock())
             return self._gateway

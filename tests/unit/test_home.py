@@ -1,0 +1,170 @@
+"""The files of a device: private, whole, and clear about what is wrong with them."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from umbel._files import read_file, storage_error, write_atomically
+from umbel._home import DeviceHome, Identity, Validity
+from umbel_proto.errors import StorageError, UsageError
+from umbel_proto.ids import DeviceId, FleetId
+from umbel_proto.keys import SigningKey
+from umbel_proto.seal import generate_keypair
+
+IDENTITY = Identity(FleetId("garden"), DeviceId("d1"), "127.0.0.1:1", "")
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> DeviceHome:
+    home = DeviceHome(tmp_path / "home")
+    home.make()
+    return home
+
+
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def test_directories_and_secrets_are_their_owners_only_whatever_the_umask(tmp_path: Path) -> None:
+    old = os.umask(0)
+    try:
+        home = DeviceHome(tmp_path / "deep" / "home")
+        home.make()
+        home.write(home.tls_key, b"secret", secret=True)
+        home.write(home.ca_certificate, b"public", secret=False)
+    finally:
+        os.umask(old)
+    for directory in (home.path, home.shelf, home.data, home.incoming):
+        assert mode(directory) == 0o700
+    assert (mode(home.tls_key), mode(home.ca_certificate)) == (0o600, 0o644)
+
+
+def test_a_public_file_is_readable_under_a_strict_umask(home: DeviceHome) -> None:
+    old = os.umask(0o077)
+    try:
+        home.write(home.ca_certificate, b"public", secret=False)
+    finally:
+        os.umask(old)
+    assert mode(home.ca_certificate) == 0o644
+
+
+def test_a_write_replaces_the_whole_file_and_leaves_nothing_beside_it(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    write_atomically(file, b"a long first content")
+    write_atomically(file, b"second")
+    assert file.read_bytes() == b"second"
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_a_write_that_fails_keeps_the_old_file_and_cleans_up(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.mkdir()
+    (file / "inside").touch()
+    with pytest.raises(StorageError):
+        write_atomically(file, b"cannot replace a directory")
+    assert list(tmp_path.iterdir()) == [file]
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_is_said_to_be_full(code: int) -> None:
+    error = storage_error(OSError(code, "no"), Path("/somewhere/file"))
+    assert str(error) == "No space is left on the disk of /somewhere/file: free some and try again."
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match=r"nothing\.here"):
+        read_file(tmp_path / "nothing.here")
+
+
+def test_a_home_without_identity_says_how_to_enroll(home: DeviceHome) -> None:
+    assert not home.enrolled
+    with pytest.raises(UsageError, match="umbel enroll TOKEN"):
+        _ = home.identity
+
+
+def test_an_identity_survives_its_file(home: DeviceHome) -> None:
+    home.write_identity(IDENTITY)
+    assert home.enrolled
+    assert DeviceHome(home.path).identity == IDENTITY
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '"x"', '{"fleet": 1}', json.dumps({"fleet": "../x"})])
+def test_a_damaged_identity_is_said_to_be_damaged(home: DeviceHome, text: str) -> None:
+    home.identity_file.write_text(text)
+    with pytest.raises(StorageError, match=r"identity\.json is damaged"):
+        _ = home.identity
+
+
+def test_keys_survive_their_files(home: DeviceHome) -> None:
+    key, (_, seal_key) = SigningKey.generate(), generate_keypair()
+    home.write(home.identity_key, key.to_pem(), secret=True)
+    home.write(home.authority_key, key.public.raw, secret=False)
+    home.write(home.release_key, key.public.raw, secret=False)
+    home.write_telemetry_key(seal_key)
+    assert home.signing_key().public == home.authority() == home.release_authority() == key.public
+    assert home.telemetry_seal_key() == seal_key
+
+
+def test_damaged_keys_and_certificates_are_named(home: DeviceHome) -> None:
+    files = (
+        home.identity_key,
+        home.authority_key,
+        home.release_key,
+        home.telemetry_key,
+        home.tls_certificate,
+    )
+    for file in files:
+        file.write_bytes(b"damaged")
+    for read, name in (
+        (home.signing_key, "identity.key"),
+        (home.authority, "authority.pub"),
+        (home.release_authority, "release.pub"),
+        (home.telemetry_seal_key, "telemetry.pub"),
+        (home.certificate_validity, "tls.pem"),
+    ):
+        with pytest.raises(StorageError, match=f"{name} is damaged"):
+            read()
+
+
+def test_a_certificate_is_renewed_at_two_thirds_of_its_life() -> None:
+    assert Validity(100.0, 400.0).renew_at_s() == pytest.approx(300.0)
+
+
+def test_a_second_agent_on_a_home_is_refused_with_a_sentence(home: DeviceHome) -> None:
+    with home.lock(), pytest.raises(UsageError, match="already runs"), DeviceHome(home.path).lock():
+        pass
+
+
+def test_the_lock_is_free_when_the_block_ends(home: DeviceHome) -> None:
+    with home.lock():
+        assert home.agent_runs()
+    assert not home.agent_runs()
+    with home.lock():
+        pass
+
+
+def test_a_killed_agent_leaves_no_lock(home: DeviceHome) -> None:
+    code = (
+        "import os, signal, sys; from pathlib import Path; from umbel._home import DeviceHome\n"
+        "with DeviceHome(Path(sys.argv[1])).lock():\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    assert subprocess.run([sys.executable, "-c", code, home.path], check=False).returncode == -9
+    assert home.lock_file.exists()
+    with home.lock():
+        pass
+
+
+def test_the_default_home_is_the_environments(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("UMBEL_HOME", str(tmp_path))
+    assert DeviceHome.default().path == tmp_path
+    monkeypatch.setenv("UMBEL_HOME", "")
+    assert DeviceHome.default().path == Path.home() / ".umbel"

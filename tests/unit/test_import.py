@@ -1,0 +1,58 @@
+"""What an application pays for ``import umbel``."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+import umbel
+
+HEAVY = ("flwr", "grpc", "numpy", "onnxruntime", "torch", "umbel_models", "umbel_server")
+
+
+def run(code: str) -> str:
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+def test_importing_umbel_imports_nothing_heavy() -> None:
+    names = run("import sys, umbel; print(*{name.partition('.')[0] for name in sys.modules})").split()
+    assert not set(HEAVY).intersection(names)
+
+
+def test_opening_a_device_imports_neither_flower_nor_torch_nor_grpc() -> None:
+    code = "import sys, umbel; umbel.Device; print(*{name.partition('.')[0] for name in sys.modules})"
+    assert not {"flwr", "torch", "grpc", "onnxruntime"}.intersection(run(code).split())
+
+
+def test_a_model_is_imported_without_flower_torch_or_a_runtime() -> None:
+    code = "import sys, umbel; umbel.Model; print(*{name.partition('.')[0] for name in sys.modules})"
+    assert not {"flwr", "torch", "grpc", "onnxruntime"}.intersection(run(code).split())
+
+
+def test_importing_umbel_takes_less_than_a_quarter_of_a_second() -> None:
+    code = "import time; begin = time.process_time(); import umbel; print(time.process_time() - begin)"
+    assert min(float(run(code)) for _ in range(3)) < 0.25
+
+
+def test_the_public_names_are_sorted_and_all_there() -> None:
+    assert umbel.__all__ == sorted(umbel.__all__)
+    assert dir(umbel) == umbel.__all__
+    for name in umbel.__all__:
+        value = getattr(umbel, name)
+        assert value.__name__ == name
+
+
+def test_every_branch_of_the_error_tree_is_public() -> None:
+    errors = {umbel.UmbelError}
+    while found := {kind for error in errors for kind in error.__subclasses__()} - errors:
+        errors |= found
+    public = {error.__name__ for error in errors if error.__module__ == "umbel_proto.errors"}
+    assert public - set(umbel.__all__) == {"LocalProtocolError", "RemoteProtocolError"}
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="nothing_of_the_kind"):
+        _ = umbel.nothing_of_the_kind  # type: ignore[attr-defined]
