@@ -157,10 +157,9 @@ class PlainDevice:
             return reply
 
     def check(self, fleet: FleetDir) -> delivery_pb2.CheckReply:
+        message = delivery_pb2.CheckRequest()
         with self.channel(fleet) as channel:
-            reply: delivery_pb2.CheckReply = invoke(
-                channel, delivery_pb2, "Delivery", "Check", delivery_pb2.CheckRequest()
-            )
+            reply: delivery_pb2.CheckReply = invoke(channel, delivery_pb2, "Delivery", "Check", message)
             return reply
 
     def fetch(self, fleet: FleetDir, sha256: bytes = bytes(32), *, offset: int = 0) -> bytes:
