@@ -10,12 +10,12 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from umbel_proto.errors import UsageError
-from umbel_proto.package import Package
 
 from umbel._package import verify_golden
 from umbel._shelf import Shelf
 from umbel.engines import Engine, load_engine
+from umbel_proto.errors import UsageError
+from umbel_proto.package import Package
 
 Decision = Literal["automatic", "review"]
 

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from umbel_proto.errors import PackageError
-from umbel_proto.keys import VerifyKey
-from umbel_proto.package import GOLDEN, Package, read_package
 
 from umbel._files import read_file
 from umbel.engines import Engine, load_engine
+from umbel_proto.errors import PackageError
+from umbel_proto.keys import VerifyKey
+from umbel_proto.package import GOLDEN, Package, read_package
 
 TIMING_S = 0.03
 MIN_RUNS = 20

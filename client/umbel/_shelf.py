@@ -28,13 +28,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from umbel._files import make_private_directory, storage_error, sync_directory, write_atomically
+from umbel._package import Clock, choose_variant, load_package
 from umbel_proto.errors import PackageError, RefusedError, StorageError, UsageError
 from umbel_proto.ids import ModelName, check_name
 from umbel_proto.keys import VerifyKey
 from umbel_proto.package import Package, read_package
-
-from umbel._files import make_private_directory, storage_error, sync_directory, write_atomically
-from umbel._package import Clock, choose_variant, load_package
 
 _PACKAGE = "package.umbel"
 _RECORD = "record.json"

@@ -42,6 +42,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("umbel")
 
+TOKEN_VARIABLE = "UMBEL_TOKEN"  # noqa: S105  # The variable's name, not a secret.
+"""Where a token may stand instead of on the command line, which everyone on a machine can read."""
+
 app = typer.Typer(
     name="umbel",
     cls=UmbelGroup,
@@ -104,7 +107,10 @@ def enroll(
 def run(
     home: HomeOption = None,
     token: Annotated[
-        str | None, typer.Option(help="Enroll with this token first, if that was not done.", metavar="TOKEN")
+        str | None,
+        typer.Option(
+            envvar=TOKEN_VARIABLE, help="Enroll with this token first, if that was not done.", metavar="TOKEN"
+        ),
     ] = None,
     data: Annotated[
         Path | None,
@@ -175,6 +181,50 @@ def predict(
     table.add_row("latency", f"{latency['p50']:.0f} us median, {latency['p90']:.0f} us p90")
     table.add_row("predictions", str(result["n"]))
     _print(table)
+
+
+@app.command()
+def train(
+    package: Annotated[Path, typer.Argument(help="A package with a gradient graph.", metavar="PACKAGE")],
+    release_key: Annotated[Path, typer.Option(help="The fleet's public release key.", metavar="FILE")],
+    data: Annotated[
+        list[Path], typer.Option(help="A device's examples, .npz with x and y; give it once a device.")
+    ],
+    heldout: Annotated[Path, typer.Option(help="Examples to judge by, .npz with x and y.", metavar="FILE")],
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds of federated averaging.")] = 10,
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over the data in a round.")] = 1,
+    batch_size: Annotated[int, typer.Option(min=1, help="Examples in a step.")] = 32,
+    learning_rate: Annotated[float, typer.Option(help="Length of a step.")] = 0.1,
+    momentum: Annotated[float, typer.Option(help="How much of the last step goes into the next.")] = 0.0,
+    seed: Annotated[int, typer.Option(min=0, help="Order of the examples.")] = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Train on this machine, without a fleet and without privacy, to see what a model can reach.
+
+    With one --data it trains centrally, with several it averages as a fleet's rounds do.
+    """
+    from umbel._data import read_examples
+    from umbel._files import read_file
+    from umbel._package import load_package
+    from umbel.train import TrainPlan
+    from umbel.train.local import accuracy_on, federated_averaging
+    from umbel.train.onnx import OnnxTrainer
+    from umbel_proto.ids import DeviceId
+    from umbel_proto.keys import VerifyKey
+
+    loaded = load_package(package, release_key=VerifyKey(read_file(release_key)))
+    judge = accuracy_on(loaded, read_examples(heldout))
+    shards = {DeviceId(f"dev-{number}"): read_examples(path) for number, path in enumerate(data, 1)}
+    plan = TrainPlan(epochs, batch_size, learning_rate, momentum, seed)
+    parameters = loaded.parameters()
+    accuracy = [judge(parameters)]
+    steps = federated_averaging(OnnxTrainer(loaded), parameters, shards, rounds=rounds, plan=plan)
+    for number, trained in enumerate(steps, 1):
+        accuracy.append(judge(trained))
+        if not as_json:
+            typer.echo(f"round {number:3d}  accuracy {accuracy[-1]:.4f}")
+    if as_json:
+        _print_json({"accuracy": accuracy})
 
 
 @app.command()

@@ -22,7 +22,6 @@ import time
 import tomllib
 import zipfile
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
@@ -69,11 +68,9 @@ from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
-from umbel._participant import PHASES, Participant, Saved
+from umbel._home import DeviceHome
+from umbel._participant import CONFIRM, MASK, SHARE, UNMASK, Participant, Saved
 from umbel_proto.errors import RefusedError, UmbelError, UsageError
-
-if TYPE_CHECKING:
-    from umbel._home import DeviceHome
 
 log = logging.getLogger(__name__)
 
@@ -81,14 +78,16 @@ SERVER_APP = "umbel_server.flower:app"
 CLIENT_APP = "umbel.flower:app"
 MAX_BUNDLE_BYTES = 64 * 1024
 
-BUSY_POLL_S = 0.1
-"""How often to ask for messages while a round is open, and for `BUSY_FOR_S` after."""
+BUSY_POLL_S = 0.2
+"""How often to ask for messages while a round is open, and for `BUSY_FOR_S` after: asking costs the SuperLink."""
 BUSY_FOR_S = 10.0
 IDLE_POLL_S = 2.0
 """How often to ask otherwise, give or take half. An empty answer costs the SuperLink 5 ms of CPU."""
 RETRY_S = (0.5, 10.0)
 """First and longest pause after a failure; each is doubled and then shortened at random."""
 
+INLINE_BYTES = 1 << 20
+"""Vectors up to this length ride in the record: umbel_server.flower has the same number."""
 _RECORD = "umbel"
 _VECTOR = "vector"
 _RAW = "umbel.raw"  # Array.stype: the bytes as they are, no .npy header to parse.
@@ -113,7 +112,9 @@ def check_bundle(content: bytes) -> None:
             names = {name for name in bundle.namelist() if not name.startswith(".info/")}
             extra = names - {"pyproject.toml", "LICENSE"}
             if extra:
-                raise RefusedError(f"The run's bundle brings {sorted(extra)[0]!r}: no code is taken from a server.")
+                raise RefusedError(
+                    f"The run's bundle brings {sorted(extra)[0]!r}: no code is taken from a server."
+                )
             if bundle.getinfo("pyproject.toml").file_size > MAX_BUNDLE_BYTES:
                 raise RefusedError("The run's bundle unpacks to more than a name.")
             project = tomllib.loads(bundle.read("pyproject.toml").decode())
@@ -121,7 +122,9 @@ def check_bundle(content: bytes) -> None:
     except (zipfile.BadZipFile, KeyError, UnicodeDecodeError, tomllib.TOMLDecodeError) as exc:
         raise RefusedError("The run's bundle is malformed.") from exc
     if components.get("clientapp") != CLIENT_APP:
-        raise RefusedError(f"The run's bundle names the client app {components.get('clientapp')!r}, not {CLIENT_APP}.")
+        raise RefusedError(
+            f"The run's bundle names the client app {components.get('clientapp')!r}, not {CLIENT_APP}."
+        )
 
 
 app = ClientApp()
@@ -131,19 +134,18 @@ def _handle(message: Message, context: Context) -> Message:
     """Answer one message of a round."""
     kind = message.metadata.message_type
     try:
-        participant = Participant.at(
-            Path(str(context.node_config["home"])), Path(str(context.node_config["data"]))
-        )
+        home = DeviceHome(Path(str(context.node_config["home"])))
+        participant = Participant(home, Path(str(context.node_config["data"])))
     except KeyError as exc:
         raise UsageError(f"The node's configuration lacks {exc}: give home and data.") from exc
     content = message.content
     try:
-        body = content.config_records[_RECORD]["body"]
-        arrays = content.array_records.get(_VECTOR)
-        vector = arrays["0"].data if arrays is not None else b""
+        record = content.config_records[_RECORD]
+        body = record["body"]
+        vector = content.array_records[_VECTOR]["0"].data if _VECTOR in content else record["vector"]
     except KeyError as exc:
         raise RefusedError("The message is not one of umbel's.") from exc
-    if not isinstance(body, bytes):
+    if not (isinstance(body, bytes) and isinstance(vector, bytes)):
         raise RefusedError("The message is not one of umbel's.")
     saved = _load(context)
     try:
@@ -153,10 +155,15 @@ def _handle(message: Message, context: Context) -> Message:
         log.warning("refused %s: %s", kind, exc)
         return Message(Error(code=_ERROR_CODE, reason=str(exc)), reply_to=message)
     _save(context, saved)
-    record = RecordDict({_RECORD: ConfigRecord({"body": answer})})
-    if out:
-        record[_VECTOR] = ArrayRecord({"0": Array(dtype="uint8", shape=(len(out),), stype=_RAW, data=out)})
-    return Message(record, reply_to=message)
+    return Message(_pack(answer, out), reply_to=message)
+
+
+def _pack(body: bytes, vector: bytes) -> RecordDict:
+    """Return an answer as the fewest objects that Flower carries it in; each is a request of its own."""
+    if len(vector) <= INLINE_BYTES:
+        return RecordDict({_RECORD: ConfigRecord({"body": body, "vector": vector})})
+    array = Array(dtype="uint8", shape=(len(vector),), stype=_RAW, data=vector)
+    return RecordDict({_RECORD: ConfigRecord({"body": body}), _VECTOR: ArrayRecord({"0": array})})
 
 
 def _load(context: Context) -> Saved | None:
@@ -178,8 +185,8 @@ def _save(context: Context, saved: Saved | None) -> None:
 
 
 app.train()(_handle)
-for _phase in PHASES:
-    app.query(_phase)(_handle)
+for _kind in (SHARE, MASK, CONFIRM, UNMASK):
+    app.query(_kind.removeprefix("query."))(_handle)
 
 
 class _SuperLink:
@@ -328,7 +335,9 @@ def _activate(link: _SuperLink, stop: threading.Event) -> bool:
             # Not registered yet, or a predecessor that was killed still counts as online.
             error = FlowerError.from_json(exc.response.text)
             waiting = error is not None and error.code == _ACTIVATION_FAILED
-            reason = "the SuperLink does not know this node yet" if waiting else f"HTTP {exc.response.status_code}"
+            reason = (
+                "the SuperLink does not know this node yet" if waiting else f"HTTP {exc.response.status_code}"
+            )
         except httpx.TransportError as exc:
             reason = f"the SuperLink does not answer ({type(exc).__name__})"
         else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import tempfile
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
 from umbel_proto.errors import MissingExtraError, PackageError, StorageError, UsageError
 from umbel_proto.keys import SigningKey, VerifyKey
 from umbel_proto.manifest import Manifest, Scalar
@@ -72,6 +74,35 @@ def pack(
     )
     _write(out, data)
     typer.echo(f"{out}: {package.manifest.model} {version}, {len(data):,} bytes")
+
+
+@app.command()
+def split(
+    task: Annotated[str, typer.Argument(help="The task: digits.")],
+    out: Annotated[Path, typer.Option("--out", help="The directory to write to.")],
+    devices: Annotated[int, typer.Option(min=1, help="How many devices share the training data.")] = 8,
+    alpha: Annotated[float, typer.Option(help="How evenly: 100 nearly even, 0.1 a class or two each.")] = 1.0,
+    seed: Annotated[int, typer.Option(min=0, help="Who gets what; the same seed, the same split.")] = 0,
+) -> None:
+    """Share a task's data among devices: shard-N.npz, train.npz, heldout.npz and calibration.npz."""
+    _workbench()
+    import numpy as np
+
+    from umbel_models.task import find
+    from umbel_models.tasks.digits.data import shards
+
+    parts = find(task).data()
+    out.mkdir(parents=True, exist_ok=True)
+    files = {"train": parts.train, "heldout": parts.held_out, "calibration": parts.calibration}
+    for number, shard in enumerate(shards(parts.train, devices, alpha=alpha, seed=seed)):
+        files[f"shard-{number}"] = shard
+    for name, examples in files.items():
+        buffer = io.BytesIO()
+        np.savez(buffer, x=examples.x, y=examples.y)
+        _write(out / f"{name}.npz", buffer.getvalue())
+    typer.echo(
+        f"{out}: {len(parts.train.y):,} examples on {devices} devices, {len(parts.held_out.y):,} held out"
+    )
 
 
 @app.command()

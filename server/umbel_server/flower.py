@@ -27,7 +27,7 @@ os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
 import httpx
 import uvicorn
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_der_public_key
-from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.cli.build import build_fab_from_files
 from flwr.common.serde import fab_to_proto, user_config_to_proto
 from flwr.proto.control_pb2 import ListNodesRequest, ListRunsRequest, RegisterNodeRequest, StartRunRequest
@@ -39,6 +39,7 @@ from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 from flwr.supercore.protobuf.client import ProtobufCall, ProtobufRequestContext
 
 from umbel_proto.errors import UnavailableError, UsageError
+from umbel_proto.ids import RunId
 from umbel_server.learning.link import Answer, NodeId, Payload
 
 if TYPE_CHECKING:
@@ -70,6 +71,8 @@ run = ""
 
 CONTROL_HEADER = "x-umbel-control"
 LOOPBACK = "127.0.0.1"
+INLINE_BYTES = 1 << 20
+"""Vectors up to this length ride in the record: umbel.flower has the same number."""
 _RECORD = "umbel"
 _VECTOR = "vector"
 _RAW = "umbel.raw"  # Array.stype: the bytes as they are, no .npy header to parse.
@@ -158,7 +161,9 @@ def serve_superlink(fleet: FleetDir) -> None:
     asyncio.run(_serve_both(operators, devices))
 
 
-def _listener(fleet: FleetDir, app: AsgiApp, host: str, port: int, lifespan: Literal["on", "off"]) -> uvicorn.Server:
+def _listener(
+    fleet: FleetDir, app: AsgiApp, host: str, port: int, lifespan: Literal["on", "off"]
+) -> uvicorn.Server:
     return uvicorn.Server(
         uvicorn.Config(
             app,
@@ -182,7 +187,9 @@ async def _serve_both(operators: uvicorn.Server, devices: uvicorn.Server) -> Non
         loop.add_signal_handler(number, stop.set)
     servers = (operators, devices)
     sockets = [_bind(server.config.host, server.config.port) for server in servers]
-    tasks = [asyncio.create_task(server._serve([sock])) for server, sock in zip(servers, sockets, strict=True)]
+    tasks = [
+        asyncio.create_task(server._serve([sock])) for server, sock in zip(servers, sockets, strict=True)
+    ]
     while not (operators.started and devices.started) and not any(task.done() for task in tasks):
         await asyncio.sleep(0.02)
     print(f"ready superlink {devices.config.host}:{devices.config.port}", flush=True)
@@ -318,14 +325,17 @@ class Control:
 
 
 def pack(payload: Payload) -> RecordDict:
-    """Return a payload as the one record and at most one array that Flower carries quickly."""
-    content = RecordDict({_RECORD: ConfigRecord({"body": payload.body})})
-    if payload.vector:
-        shape = (len(payload.vector),)
-        content[_VECTOR] = ArrayRecord(
-            {"0": Array(dtype="uint8", shape=shape, stype=_RAW, data=payload.vector)}
-        )
-    return content
+    """Return a payload as the fewest objects that Flower carries it in.
+
+    Flower moves every object of a message by a request of its own: three for one record, six for
+    a record and an array. Long vectors go into an array all the same, as only those are cut into
+    chunks.
+    """
+    vector = payload.vector
+    if len(vector) <= INLINE_BYTES:
+        return RecordDict({_RECORD: ConfigRecord({"body": payload.body, "vector": vector})})
+    array = Array(dtype="uint8", shape=(len(vector),), stype=_RAW, data=vector)
+    return RecordDict({_RECORD: ConfigRecord({"body": payload.body}), _VECTOR: ArrayRecord({"0": array})})
 
 
 def unpack(content: RecordDict) -> Payload:
@@ -335,37 +345,29 @@ def unpack(content: RecordDict) -> Payload:
         UsageError: It is not one of ours.
     """
     try:
-        body = content.config_records[_RECORD]["body"]
-        arrays = content.array_records.get(_VECTOR)
-        vector = arrays["0"].data if arrays is not None else b""
+        record = content.config_records[_RECORD]
+        body = record["body"]
+        vector = content.array_records[_VECTOR]["0"].data if _VECTOR in content else record["vector"]
     except (KeyError, AttributeError) as exc:
         raise UsageError("The message is not one of umbel's.") from exc
-    if not isinstance(body, bytes):
+    if not (isinstance(body, bytes) and isinstance(vector, bytes)):
         raise UsageError("The message is not one of umbel's.")
     return Payload(body, vector)
 
 
-def wire_size(message: Message) -> int:
+def wire_size(content: RecordDict) -> int:
     """Return the bytes of a message's content as Flower serializes it for the wire."""
-    return sum(len(item.deflate()) for item in get_all_nested_objects(message).values())
+    return sum(len(item.deflate()) for item in get_all_nested_objects(content).values())
 
 
-def plain_fedavg_size(arrays: Iterable[Any], node: NodeId = 1) -> int:
+def plain_fedavg_size(arrays: Iterable[Any]) -> int:
     """Return what one device sends up in a round of Flower's own FedAvg, in bytes.
 
     Args:
         arrays: The model's arrays, float32.
-        node: Any node id.
     """
-    from flwr.app import MetricRecord
-
-    content = RecordDict(
-        {
-            "arrays": ArrayRecord(list(arrays)),
-            "metrics": MetricRecord({"train_loss": 0.0, "num-examples": 1}),
-        }
-    )
-    return wire_size(Message(content, dst_node_id=node, message_type="train"))
+    metrics = MetricRecord({"train_loss": 0.0, "num-examples": 1})
+    return wire_size(RecordDict({"arrays": ArrayRecord(list(arrays)), "metrics": metrics}))
 
 
 class GridLink:
@@ -389,7 +391,7 @@ class GridLink:
             Message(pack(payload), dst_node_id=node, message_type=kind, group_id=group, ttl=ttl_s)
             for node, payload in payloads.items()
         ]
-        size = sum(wire_size(message) for message in messages)
+        size = sum(wire_size(message.content) for message in messages)
         ids = self._grid.push_messages(messages)
         self._pending = {
             str(message_id): node for message_id, node in zip(ids, payloads, strict=True) if message_id
@@ -412,7 +414,7 @@ def _answer(node: NodeId, reply: Message) -> Answer:
     if reply.has_error():
         return Answer(node, None, reply.error.reason or f"Flower error {reply.error.code}")
     try:
-        return Answer(node, unpack(reply.content), size_up=wire_size(reply))
+        return Answer(node, unpack(reply.content), size_up=wire_size(reply.content))
     except UsageError as exc:
         return Answer(node, None, str(exc))
 
@@ -429,4 +431,4 @@ def _main(grid: Grid, context: Context) -> None:
     from umbel_server.learning.run import run_to_end
 
     config = context.run_config
-    run_to_end(FleetDir.open(Path(str(config["fleet"]))), str(config["run"]), GridLink(grid))
+    run_to_end(FleetDir.open(Path(str(config["fleet"]))), RunId(str(config["run"])), GridLink(grid))

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
 from umbel_proto.errors import PackageError, UsageError
 from umbel_proto.package import Package
 

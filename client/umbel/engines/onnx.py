@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
-from umbel_proto.errors import PackageError
-from umbel_proto.package import Package
 
 from umbel.engines import Outputs, Probabilities
+from umbel_proto.errors import PackageError
+from umbel_proto.package import Package
 
 
 def open_session(

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from numpy.typing import NDArray
+
 from umbel_proto.errors import UsageError
 from umbel_proto.manifest import FloatVector
 

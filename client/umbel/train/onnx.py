@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
+
+from umbel.engines.onnx import open_session
+from umbel.train import TrainPlan, TrainResult
 from umbel_proto.encoding import digest
 from umbel_proto.errors import UsageError
 from umbel_proto.manifest import FloatVector
 from umbel_proto.package import Package
 from umbel_proto.prg import Keystream
-
-from umbel.engines.onnx import open_session
-from umbel.train import TrainPlan, TrainResult
 
 GRADIENT = "gradient"
 SHUFFLE_LABEL = "umbel/1/shuffle"

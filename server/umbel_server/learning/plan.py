@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from umbel_proto.errors import UsageError
@@ -66,6 +66,7 @@ class Timing:
 
     Args:
         join_timeout_s: For devices to come online before a round.
+        settle_s: Once enough are online, for more to come; a round begins when none came for so long.
         train_timeout_s: For a device to train and join a round.
         phase_timeout_s: For a device to answer in each later phase.
         grace_s: Once enough devices have answered, the rest get this long, or half as long again as those took
@@ -73,13 +74,14 @@ class Timing:
     """
 
     join_timeout_s: float = 60.0
+    settle_s: float = 0.5
     train_timeout_s: float = 600.0
     phase_timeout_s: float = 60.0
     grace_s: float = 2.0
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            _positive(field.name, getattr(self, field.name))
+        for each in fields(self):
+            _positive(each.name, getattr(self, each.name))
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +109,7 @@ class RunPlan:
     devices: int
     training: Training
     privacy: Privacy
-    timing: Timing = Timing()  # noqa: RUF009 - frozen
+    timing: Timing = field(default_factory=Timing)
     attempts: int = 3
     heldout: str = ""
     server_learning_rate: float = 1.0
@@ -140,13 +142,17 @@ class RunPlan:
         if not isinstance(raw, dict):
             raise UsageError("The run plan is not a JSON object.")
         nested: dict[str, type[Any]] = {"training": Training, "privacy": Privacy, "timing": Timing}
-        return _build(cls, {key: _build(nested[key], value, key) if key in nested else value for key, value in raw.items()})
+        plan: RunPlan = _build(
+            cls,
+            {key: _build(nested[key], value, key) if key in nested else value for key, value in raw.items()},
+        )
+        return plan
 
 
 def _build(kind: type[Any], raw: object, where: str = "the run plan") -> Any:
     if not isinstance(raw, dict):
         raise UsageError(f"{where} is not a JSON object.")
-    unknown = raw.keys() - {field.name for field in fields(kind)}
+    unknown = raw.keys() - {each.name for each in fields(kind)}
     if unknown:
         raise UsageError(f"{where} has an unknown field {sorted(unknown)[0]!r}.")
     try:

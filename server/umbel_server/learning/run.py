@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,20 +16,26 @@ import safetensors.numpy
 from numpy.typing import NDArray
 
 from umbel_proto.credentials import FleetPolicy
-from umbel_proto.encoding import digest
-from umbel_proto.errors import BudgetError, RefusedError, StorageError, UmbelError, UsageError
+from umbel_proto.errors import (
+    BudgetError,
+    RefusedError,
+    StorageError,
+    UmbelError,
+    UnavailableError,
+    UsageError,
+)
 from umbel_proto.ids import DeviceId, RunId
 from umbel_proto.package import Package, read_package
 from umbel_proto.privacy.accounting import epsilon
 from umbel_proto.privacy.encode import decode
 from umbel_proto.privacy.plan import Plan, plan
-from umbel_proto.secagg.session import Descriptor
+from umbel_proto.secagg.session import Descriptor, model_hash, plan_hash, rotation_seed
 from umbel_proto.wire import rounds_pb2 as pb
 from umbel_server.clock import Clock, system_clock
 from umbel_server.files import read_file, write_atomically
 from umbel_server.fleet.layout import FleetDir
 from umbel_server.learning.evaluate import HeldOut
-from umbel_server.learning.link import Link
+from umbel_server.learning.link import Link, NodeId
 from umbel_server.learning.plan import RunPlan
 from umbel_server.learning.round import Invitation, Progress, RoundOutcome, run_round
 from umbel_server.store.runs import Participation, RoundRecord
@@ -39,10 +46,15 @@ log = logging.getLogger(__name__)
 TRAINED = "trained.safetensors"
 PROGRESS = "progress.jsonl"
 
+GATHER_POLL_S = 0.2
+
 Vector = NDArray[np.float32]
+Pause = Callable[[float], None]
 
 
-def run_to_end(fleet: FleetDir, run: RunId, link: Link, *, clock: Clock = system_clock) -> None:
+def run_to_end(
+    fleet: FleetDir, run: RunId, link: Link, *, clock: Clock = system_clock, pause: Pause = time.sleep
+) -> None:
     """Do the rounds of a run that are still to be done, and end it with a reason.
 
     Args:
@@ -50,6 +62,7 @@ def run_to_end(fleet: FleetDir, run: RunId, link: Link, *, clock: Clock = system
         run: The run.
         link: Reaches the devices.
         clock: Tells the time.
+        pause: Waits, seconds.
 
     Raises:
         UmbelError: The run failed; its record says why.
@@ -63,7 +76,7 @@ def run_to_end(fleet: FleetDir, run: RunId, link: Link, *, clock: Clock = system
             return
         end: tuple[Literal["finished", "failed"], str] = ("finished", "")
         try:
-            _Run(fleet, store, run, RunPlan.from_json(record.plan), link, clock).go()
+            _Run(fleet, store, run, RunPlan.from_json(record.plan), link, clock, pause).go()
         except UmbelError as exc:
             end = ("failed", str(exc))
             raise
@@ -121,10 +134,17 @@ class _Run:
     """One run at work."""
 
     def __init__(
-        self, fleet: FleetDir, store: Store, run: RunId, run_plan: RunPlan, link: Link, clock: Clock
+        self,
+        fleet: FleetDir,
+        store: Store,
+        run: RunId,
+        run_plan: RunPlan,
+        link: Link,
+        clock: Clock,
+        pause: Pause,
     ) -> None:
         self._fleet, self._store, self._run, self._plan, self._link = fleet, store, run, run_plan, link
-        self._clock = clock
+        self._clock, self._pause = clock, pause
         self._policy = fleet.policy()
         self._package = _read(fleet, run_plan)
         self._dir = fleet.runs / run
@@ -155,15 +175,17 @@ class _Run:
         tried = [r.attempt for r in self._store.runs.rounds(self._run) if r.round == number]
         reason = ""
         for attempt in range(max(tried, default=0) + 1, max(tried, default=0) + 1 + self._plan.attempts):
+            members = self._gather()
             begin = self._clock()
             outcome = run_round(
                 self._link,
                 self._invitation(number, attempt, before.parameters),
-                policy=self._policy,
+                members=members,
                 authority=self._fleet.authority_public(),
-                plan=self._plan,
+                timing=self._plan.timing,
                 progress=self._progress(number, attempt),
                 clock=self._clock,
+                pause=self._pause,
             )
             if outcome.total is not None:
                 return self._accept(before, number, attempt, outcome, begin)
@@ -174,6 +196,32 @@ class _Run:
             f"Round {number} was aborted {self._plan.attempts} times, the last time because {reason}"
         )
 
+    def _gather(self) -> dict[NodeId, DeviceId]:
+        """Wait until enough devices are online, and no more are coming or all are there.
+
+        Raises:
+            UnavailableError: Too few came in time.
+        """
+        timing, least = self._plan.timing, self._policy.min_cohort
+        deadline = self._clock() + timing.join_timeout_s
+        found: dict[NodeId, DeviceId] = {}
+        since = self._clock()
+        while True:
+            now = self._clock()
+            online = set(self._link.nodes())
+            devices = self._store.devices.all()
+            members = {d.node_id: d.id for d in devices if d.active and d.node_id in online}
+            if members != found:
+                found, since = {n: d for n, d in members.items() if n is not None}, now
+            complete = len(found) >= self._plan.devices
+            if len(found) >= least and (complete or now - since >= timing.settle_s):
+                return dict(sorted(found.items())[: self._plan.devices])
+            if now >= deadline:
+                raise UnavailableError(
+                    f"{len(found)} devices are online and a round needs {least}: start more of them, and the run again."
+                )
+            self._pause(GATHER_POLL_S)
+
     def _accept(
         self, before: _Position, number: int, attempt: int, outcome: RoundOutcome, begin: float
     ) -> _Position:
@@ -182,7 +230,7 @@ class _Run:
             outcome.total,
             self._privacy.encoding,
             count=len(outcome.survivors),
-            rotation_seed=digest("umbel/1/rotation", outcome.sid),
+            rotation_seed=rotation_seed(outcome.sid),
         )
         step = np.float32(self._plan.server_learning_rate)
         parameters = (before.parameters + step * mean).astype(np.float32, copy=False)
@@ -190,9 +238,7 @@ class _Run:
         if self._heldout is not None:
             figures["accuracy"] = self._heldout.accuracy(parameters)
         # The checkpoint first: a round that is on record can be resumed from.
-        write_atomically(
-            self._checkpoint(number), safetensors.numpy.save(self._package.split(parameters))
-        )
+        write_atomically(self._checkpoint(number), safetensors.numpy.save(self._package.split(parameters)))
         self._append(number, attempt, outcome, begin, figures)
         return _Position(number, parameters)
 
@@ -205,7 +251,7 @@ class _Run:
         cost = epsilon(
             encoding.bound_sq,
             encoding.padded,
-            encoding.noise * self._privacy.honest,
+            float(encoding.noise * self._privacy.honest),
             self._plan.privacy.delta,
             charged,
         )
@@ -258,8 +304,8 @@ class _Run:
             round=number,
             attempt=attempt,
             task=self._plan.model,
-            model_hash=digest("umbel/1/model", vector),
-            plan_hash=digest("umbel/1/plan", train_plan),
+            model_hash=model_hash(vector),
+            plan_hash=plan_hash(train_plan),
             encoding=self._privacy.encoding,
             min_cohort=self._policy.min_cohort,
             max_cohort=max(self._plan.devices, self._policy.min_cohort),

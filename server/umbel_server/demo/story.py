@@ -1,0 +1,479 @@
+"""What the demo does, in order: a fleet, devices, private rounds, a signed package, telemetry."""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+)
+
+from umbel_proto.credentials import FleetPolicy
+from umbel_proto.errors import UmbelError, UnavailableError
+from umbel_proto.ids import FleetId, ModelName, RunId
+from umbel_proto.package import Package, read_package
+from umbel_proto.privacy.plan import cohort_for_epsilon
+from umbel_server.clock import system_clock
+from umbel_server.demo.report import RoundFigures, Summary
+from umbel_server.demo.supervisor import Process, Supervisor
+from umbel_server.fleet.create import create_fleet
+from umbel_server.fleet.invite import invite
+from umbel_server.fleet.publish import publish
+from umbel_server.flower import Control, flower_environment, plain_fedavg_size, superexec_command
+from umbel_server.learning.evaluate import HeldOut
+from umbel_server.learning.plan import Privacy, RunPlan, Timing, Training
+from umbel_server.learning.run import PROGRESS, TRAINED, plan_privacy
+from umbel_server.monitor.report import telemetry
+from umbel_server.store.runs import RoundRecord
+
+DEVICES = 8
+LATE = "dev-8"
+"""Joins when `JOIN_AFTER` rounds are done."""
+JOIN_AFTER = 2
+VICTIM = "dev-3"
+"""Is killed in the middle of round `KILL_IN`: it has shared its secrets and owes its masked update."""
+KILL_IN, KILL_PHASE = 4, "mask"
+
+FLEET = FleetId("demo")
+MODEL = ModelName("digits")
+RUN = RunId("demo-run")
+ALPHA = 0.7
+"""How unevenly the digits are spread: Dirichlet's concentration."""
+SEED = 1
+TRAINING = Training(epochs=2, batch_size=32, learning_rate=0.1, momentum=0.9, seed=SEED)
+PRIVACY = Privacy(clip=2.0, noise_multiplier=0.05, delta=1e-5)
+"""Noise that leaves the model useful. Eight devices cannot have both: the table says what it costs."""
+POLICY = FleetPolicy(
+    fleet=FLEET,
+    corrupt_fraction=0.1,
+    dropout_fraction=0.25,
+    server_malicious=True,
+    min_cohort=5,
+    noise_floor=PRIVACY.noise_multiplier,
+    # Far above what any real fleet would allow: see the table's last word on epsilon.
+    budget_epsilon=1e6,
+    budget_delta=1e-5,
+)
+POLL_S = "0.5"
+PARALLEL = max(2, os.cpu_count() or 1)
+
+
+@dataclass(eq=False)
+class Story:
+    """One telling of the demo.
+
+    Args:
+        home: Its directory.
+        supervisor: Holds its processes.
+        console: Where progress goes.
+        rounds: How many rounds to complete.
+    """
+
+    home: Path
+    supervisor: Supervisor
+    console: Console
+    rounds: int
+    began_s: float = field(default_factory=system_clock)
+    devices: dict[str, Process] = field(default_factory=dict)
+
+    def tell(self) -> Summary:
+        """Do all of it and return the figures.
+
+        Raises:
+            UmbelError: Something went wrong; the message says what, and the logs say more.
+        """
+        columns = (
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+        )
+        with Progress(*columns, console=self.console) as progress:
+            self._step = _Steps(progress)
+            self._fleet = create_fleet(self.home / "fleet", name=FLEET, policy=POLICY)
+            with self._fleet.open_store() as self._store:
+                self._start_services()
+                self._start_run()
+                self._watch_run()
+                self._deliver()
+                results = self._predict()
+                reports = self._reports()
+                return self._summary(results, reports)
+
+    def stay(self) -> None:
+        """Watch over the running fleet until Ctrl-C."""
+        with self._fleet.open_store() as self._store:
+            while True:
+                self._register()
+                self.supervisor.check()
+                time.sleep(1)
+
+    # A fleet
+
+    def _start_services(self) -> None:
+        done = self._step("Starting the fleet", DEVICES + 3)
+        fleet = str(self._fleet.path)
+        environment = {**flower_environment(self._fleet), "UMBEL_FLEET": fleet}
+        services = {
+            name: self.supervisor.start(name, _umbel("serve", name), environment)
+            for name in ("superlink", "gateway", "opener")
+        }
+        data, base = self.home / "data", self.home / "digits-1.umbel"
+        prepare = [
+            _Command("split", _umbel("model", "split", MODEL, "--devices", DEVICES, "--alpha", ALPHA, "--seed", SEED, "--out", data)),
+            _Command("build", _umbel("model", "build", MODEL, "--key", self._fleet.release_key, "--out", base)),
+        ]  # fmt: skip
+        for command in prepare:
+            command.finish()
+        published = publish(self._fleet, self._store, base.read_bytes())
+        self._package = read_package(base.read_bytes(), release_key=self._fleet.release_public())
+        self._plan = self._run_plan(published.sha256.hex())
+        self._privacy = plan_privacy(self._plan, POLICY, self._package.manifest.dim)
+        for name in ("gateway", "opener", "superlink"):
+            self.supervisor.wait(name, lambda name=name: services[name].says(f"ready {name}"), timeout_s=60)  # type: ignore[misc]
+            done()
+        self.supervisor.start("superexec", superexec_command(self._fleet), flower_environment(self._fleet))
+        self._control = Control(self._fleet)
+        for number in range(1, DEVICES + 1):
+            if f"dev-{number}" != LATE:
+                self._start_device(f"dev-{number}")
+        # Flower starts the run's server process meanwhile; it waits for the devices.
+        self._store.runs.create(RUN, MODEL, self._plan.to_json())
+        self._flower_run = self._control.start(self._fleet, RUN)
+        ready: set[str] = set()
+
+        def all_ready() -> bool:
+            self._register()
+            for name, process in self.devices.items():
+                if name not in ready and process.says(f"ready {name}"):
+                    ready.add(name)
+                    done()
+            return len(ready) == len(self.devices)
+
+        self.supervisor.wait("the devices", all_ready, timeout_s=60)
+        done()
+
+    def _run_plan(self, sha256: str) -> RunPlan:
+        return RunPlan(
+            model=MODEL,
+            version=1,
+            package_sha256=sha256,
+            rounds=self.rounds,
+            devices=DEVICES,
+            training=TRAINING,
+            privacy=PRIVACY,
+            timing=Timing(settle_s=1.0, train_timeout_s=60, phase_timeout_s=30, grace_s=1.0),
+            heldout=str(self.home / "data" / "heldout.npz"),
+        )
+
+    def _start_device(self, name: str) -> None:
+        """Start a device's process; a new one enrolls with a token of its own."""
+        home = self.home / "devices" / name
+        environment = {key: value for key, value in os.environ.items() if key != "UMBEL_FLEET"}
+        if not home.exists():
+            home.mkdir(parents=True)
+            # In the environment and not on the command line, which everyone on the machine can read.
+            environment["UMBEL_TOKEN"] = invite(self._fleet, self._store, device=name).to_text()
+        shard = self.home / "data" / f"shard-{int(name.removeprefix('dev-')) - 1}.npz"
+        command = _umbel("run", "--home", home, "--data", shard, "--poll", POLL_S)
+        self.devices[name] = self.supervisor.start(name, command, environment)
+
+    def _register(self) -> None:
+        """Tell Flower of the devices that have enrolled."""
+        for device, node_key in self._store.devices.unregistered():
+            self._store.devices.set_node_id(device, self._control.register(device, node_key))
+
+    # Rounds
+
+    def _start_run(self) -> None:
+        self._baselines = [
+            _Command("fedavg", self._local_training([self.home / "data" / f"shard-{i}.npz" for i in range(DEVICES)]), nice=19),
+            _Command("central", self._local_training([self.home / "data" / "train.npz"]), nice=19),
+        ]  # fmt: skip
+
+    def _local_training(self, data: Sequence[Path]) -> list[str]:
+        training = self._plan.training
+        return _umbel(
+            "train", self.home / "digits-1.umbel",
+            "--release-key", self._fleet.release_pub,
+            *(part for path in data for part in ("--data", path)),
+            "--heldout", self.home / "data" / "heldout.npz",
+            "--rounds", self.rounds, "--epochs", training.epochs, "--batch-size", training.batch_size,
+            "--learning-rate", training.learning_rate, "--momentum", training.momentum,
+            "--seed", training.seed, "--json",
+        )  # fmt: skip
+
+    def _watch_run(self) -> None:
+        done = self._step("Secure, private rounds", self.rounds)
+        self._opened: list[RoundRecord] = []
+        watch = _Watch(self._fleet.runs / RUN / PROGRESS)
+        checked = time.monotonic()
+
+        def finished() -> bool:
+            nonlocal checked
+            self._register()
+            for record in self._store.runs.rounds(RUN)[len(self._opened) :] if watch.grown() else ():
+                if record.state == "opened":
+                    self._opened.append(record)
+                    done()
+            self._disturb(watch)
+            record_of_run = self._store.runs.get(RUN)
+            assert record_of_run is not None
+            if record_of_run.state == "failed":
+                raise UnavailableError(f"The run failed: {record_of_run.reason}")
+            if time.monotonic() - checked > 2:
+                checked = time.monotonic()
+                status, details = self._control.status(self._flower_run)
+                if status == "finished" and record_of_run.state == "running":
+                    raise UnavailableError(
+                        f"Flower ended the run: {details}  (log: {self.home}/log/superexec.log)"
+                    )
+            return record_of_run.state == "finished"
+
+        self.supervisor.wait("the rounds", finished, timeout_s=600)
+        for record in self._store.runs.rounds(RUN)[len(self._opened) :]:
+            self._opened.append(record)
+            done()
+
+    def _disturb(self, watch: _Watch) -> None:
+        """Kill one device in the middle of a round, bring it back after, and let another join late."""
+        if LATE not in self.devices and len(self._opened) >= JOIN_AFTER:
+            self._start_device(LATE)
+        victim = self.devices[VICTIM]
+        if victim.running and watch.reached(KILL_IN, KILL_PHASE) and len(self._opened) < KILL_IN:
+            victim.kill()
+        if not victim.running and len(self._opened) >= KILL_IN:
+            self.supervisor.forget(victim)
+            self._start_device(VICTIM)
+
+    # A package
+
+    def _deliver(self) -> None:
+        done = self._step("Packing, signing, delivering", DEVICES)
+        trained = self.home / "digits-2.umbel"
+        lineage = {
+            "run": RUN,
+            "rounds": len(self._opened),
+            "epsilon_server": self._opened[-1].figures["epsilon_server"],
+        }
+        _Command(
+            "pack",
+            _umbel(
+                "model", "pack", self.home / "digits-1.umbel", "--params", self._fleet.runs / RUN / TRAINED,
+                "--calibration", self.home / "data" / "calibration.npz", "--version", 2,
+                "--key", self._fleet.release_key, "--lineage", json.dumps(lineage), "--out", trained,
+            ),
+        ).finish()  # fmt: skip
+        data = trained.read_bytes()
+        self._trained: Package = read_package(data, release_key=self._fleet.release_public())
+        publish(self._fleet, self._store, data)
+        arrived: set[str] = set()
+
+        def everywhere() -> bool:
+            for name in self.devices:
+                if name not in arrived and self._has(name, self._trained):
+                    arrived.add(name)
+                    done()
+            return len(arrived) == len(self.devices)
+
+        self.supervisor.wait("the devices to fetch the package", everywhere, timeout_s=60)
+
+    def _has(self, name: str, package: Package) -> bool:
+        pointer = self.home / "devices" / name / "shelf" / "models" / f"{MODEL}.json"
+        return pointer.exists() and package.sha256 == json.loads(pointer.read_bytes())["active"]
+
+    def _predict(self) -> dict[str, Any]:
+        """Let every device predict on held-out digits, as an app on it would; one also compares variants."""
+        jobs = [(name, "auto") for name in sorted(self.devices)] + [("dev-1", "fp32"), ("dev-1", "int8")]
+        done = self._step("Predicting on the devices", len(jobs))
+        heldout = self.home / "data" / "heldout.npz"
+        results: dict[str, Any] = {}
+        waiting = [
+            (name, variant, _umbel("predict", MODEL, heldout, "--home", self.home / "devices" / name, "--variant", variant, "--json"))
+            for name, variant in jobs
+        ]  # fmt: skip
+        # The last two one after the other, so that neither disturbs the other's latency.
+        while waiting:
+            batch = [waiting.pop(0) for _ in range(min(PARALLEL if len(waiting) > 2 else 1, len(waiting)))]
+            running = [(variant, _Command(f"predict on {name}", command)) for name, variant, command in batch]
+            for variant, command in running:
+                results[variant] = json.loads(command.finish())
+                done()
+        return results
+
+    # Telemetry
+
+    def _reports(self) -> dict[str, int]:
+        done = self._step("Reports, opened and summed", DEVICES)
+        reports: dict[str, int] = {}
+
+        def all_in() -> bool:
+            for line in telemetry(self._store):
+                if line.device not in reports and line.predictions and not line.sealed:
+                    done()
+                    reports[line.device] = line.opened
+            return len(reports) == len(self.devices)
+
+        self.supervisor.wait("the devices' reports", all_in, timeout_s=60)
+        return {line.device: line.opened for line in telemetry(self._store)}
+
+    # Figures
+
+    def _summary(self, results: dict[str, Any], reports: dict[str, int]) -> Summary:
+        fedavg, central = (json.loads(command.finish())["accuracy"] for command in self._baselines)
+        before = HeldOut(self._package, self.home / "data" / "heldout.npz").accuracy(
+            self._package.parameters()
+        )
+        rounds, manifest = self._opened, self._trained.manifest
+        last = rounds[-1].figures
+        files = manifest.files
+        arrays = [np.zeros(parameter.shape, np.float32) for parameter in manifest.parameters]
+        summed = [{p.device for p in record.participations if p.outcome == "summed"} for record in rounds]
+        lost = {p.device for record in rounds for p in record.participations if p.outcome != "summed"}
+        late = sorted(set().union(*summed) - summed[0] - lost)
+        phases = {name for record in rounds for name in record.figures["seconds"]}
+        by_phase = {
+            name: _mean(record.figures["seconds"].get(name, 0.0) for record in rounds)
+            for name in ("train", "share", "mask", "confirm", "unmask")
+            if name in phases
+        }
+        return Summary(
+            accuracy={
+                "before": before,
+                "after": last["accuracy"],
+                "plain_fedavg": fedavg[-1],
+                "central": central[-1],
+                "int8": results["int8"]["accuracy"],
+                "fp32": results["fp32"]["accuracy"],
+            },
+            latency_us={name: results[name]["latency_us"]["p50"] for name in ("int8", "fp32")},
+            bytes={
+                "model_int8": files["int8.onnx"].size,
+                "model_fp32": files["infer.onnx"].size + files["params.safetensors"].size,
+                "up_per_device_round": _mean(r.figures["bytes_up_per_device"] for r in rounds),
+                "down_per_device_round": _mean(r.figures["bytes_down_per_device"] for r in rounds),
+                "flower_fedavg_up_per_device_round": plain_fedavg_size(arrays),
+            },
+            epsilon={
+                "server": last["epsilon_server"],
+                # Every device that is online takes part: nothing is sampled, so nothing is amplified.
+                "release": last["epsilon_server"],
+                "delta": self._plan.privacy.delta,
+            },
+            cohort_for_epsilon_4=cohort_for_epsilon(
+                self._privacy,
+                4.0,
+                corrupt_fraction=POLICY.corrupt_fraction,
+                server_malicious=POLICY.server_malicious,
+            ),
+            reports=reports,
+            seconds={
+                "first_round": rounds[0].finished_s - self.began_s,
+                "total": system_clock() - self.began_s,
+                "by_phase": by_phase,
+            },
+            rounds=len(rounds),
+            dropped=sorted(lost),
+            joined_late=late,
+            history=[
+                RoundFigures(
+                    record.round,
+                    record.figures["accuracy"],
+                    record.figures["epsilon_server"],
+                    len(members),
+                    len(record.participations) - len(members),
+                )
+                for record, members in zip(rounds, summed, strict=True)
+            ],
+        )
+
+
+class _Steps:
+    """Progress bars, one below the other."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+
+    def __call__(self, what: str, total: int) -> Callable[[], None]:
+        task = self._progress.add_task(what, total=total)
+        return lambda: self._progress.advance(task)
+
+
+class _Watch:
+    """The progress that a run's server process writes, read as it grows."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._size = 0
+        self._reached: set[tuple[int, str]] = set()
+
+    def grown(self) -> bool:
+        """Read what is new; say whether there was anything."""
+        if not self._path.exists():
+            return False
+        with self._path.open("rb") as file:
+            file.seek(self._size)
+            new = file.read()
+        whole = new[: new.rfind(b"\n") + 1]
+        self._size += len(whole)
+        for line in whole.splitlines():
+            event = json.loads(line)
+            if event["event"] == "phase":
+                self._reached.add((event["round"], event["phase"]))
+        return bool(whole)
+
+    def reached(self, round_: int, phase: str) -> bool:
+        """Whether a phase of a round has begun."""
+        return (round_, phase) in self._reached
+
+
+class _Command:
+    """A command that runs to its end, as a user would run it."""
+
+    def __init__(self, name: str, command: list[str], *, nice: int = 0) -> None:
+        self._name = name
+        prefix = ["nice", "-n", str(nice)] if nice else []
+        self._popen = subprocess.Popen(
+            [*prefix, *command],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def finish(self) -> str:
+        """Wait for its end and return what it printed.
+
+        Raises:
+            UmbelError: It failed; the message is its own.
+        """
+        out, error = self._popen.communicate(timeout=120)
+        if self._popen.returncode != 0:
+            lines = error.strip().splitlines() or ["it said nothing"]
+            raise UmbelError(f"{self._name} failed: {lines[-1].removeprefix('Error: ')}")
+        return out
+
+
+def _umbel(*words: object) -> list[str]:
+    return [sys.executable, "-m", "umbel", *map(str, words)]
+
+
+def _mean(values: Any) -> float:
+    return statistics.fmean(values)

@@ -1,0 +1,147 @@
+"""Processes that a program starts, watches and always ends."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+
+from umbel_proto.errors import UnavailableError
+
+GRACE_S = 5.0
+"""How long a process may take to end after SIGTERM; then it is killed."""
+_PR_SET_PDEATHSIG = 1
+_LIBC = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
+
+
+@dataclass(eq=False)
+class Process:
+    """One running process and its log.
+
+    Args:
+        name: What it is, for messages.
+        log: Where its standard error goes; its standard output too.
+    """
+
+    name: str
+    log: Path
+    popen: subprocess.Popen[bytes] = field(repr=False)
+
+    @property
+    def running(self) -> bool:
+        """Whether it has not ended."""
+        return self.popen.poll() is None
+
+    def says(self, text: str) -> bool:
+        """Whether its log holds ``text``."""
+        return text.encode() in self.log.read_bytes()
+
+    def last_words(self) -> str:
+        """Return the last line of its log."""
+        lines = self.log.read_text(errors="replace").strip().splitlines()
+        return lines[-1] if lines else "it said nothing"
+
+    def kill(self) -> None:
+        """End it at once, as a power cut would, with all it started."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.popen.pid, signal.SIGKILL)
+        self.popen.wait()
+
+
+class Supervisor:
+    """Starts processes and ends all of them when left, however it is left.
+
+    Each process has a session of its own, so that Ctrl-C at the terminal reaches this program
+    first; on Linux, the kernel also ends them if this program is killed.
+
+    Args:
+        logs: The directory of their logs.
+    """
+
+    def __init__(self, logs: Path) -> None:
+        self._logs = logs
+        self._processes: list[Process] = []
+
+    def __enter__(self) -> Supervisor:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def start(self, name: str, command: Sequence[str], env: Mapping[str, str] | None = None) -> Process:
+        """Start a process; its output is appended to its log."""
+        path = self._logs / f"{name}.log"
+        with path.open("ab") as log:
+            popen = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=dict(env) if env is not None else None,
+                start_new_session=True,
+                preexec_fn=_die_with_parent if _LIBC is not None else None,
+            )
+        process = Process(name, path, popen)
+        self._processes.append(process)
+        return process
+
+    def check(self) -> None:
+        """Raise if a process that should be running has ended.
+
+        Raises:
+            UnavailableError: One has; the message holds its last words.
+        """
+        for process in self._processes:
+            code = process.popen.poll()
+            if code is not None and code != -signal.SIGKILL:
+                raise UnavailableError(
+                    f"{process.name} ended with code {code}: {process.last_words()}  (log: {process.log})"
+                )
+
+    def wait(self, what: str, done: Callable[[], bool], *, timeout_s: float) -> None:
+        """Wait until ``done()``, watching the processes meanwhile.
+
+        Raises:
+            UnavailableError: A process ended, or it took too long.
+        """
+        until = time.monotonic() + timeout_s
+        while not done():
+            self.check()
+            if time.monotonic() > until:
+                raise UnavailableError(f"Waited {timeout_s:.0f} s for {what}: see the logs in {self._logs}.")
+            time.sleep(0.02)
+
+    def forget(self, process: Process) -> None:
+        """No longer expect a process to run; it is still ended in the end."""
+        self._processes.remove(process)
+
+    def stop(self) -> None:
+        """End every process, the newest first, and wait for it."""
+        for process in reversed(self._processes):
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.popen.pid, signal.SIGTERM)
+        until = time.monotonic() + GRACE_S
+        for process in reversed(self._processes):
+            try:
+                process.popen.wait(max(0.0, until - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                process.kill()
+            # What it started itself and left behind.
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.popen.pid, signal.SIGKILL)
+        self._processes.clear()
+
+
+def _die_with_parent() -> None:
+    assert _LIBC is not None
+    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
