@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import hashlib
 import secrets
 import time
@@ -239,8 +238,3 @@ def window(model: str = "digits", version: int = 1, start_s: int = 7200, **field
 def batch(*windows: Any) -> bytes:
     raw: bytes = telemetry_pb2.Batch(windows=windows).SerializeToString()
     return raw
-
-
-def moved(fleet: FleetDir, **settings: Any) -> FleetDir:
-    """The same directory under other settings."""
-    return dataclasses.replace(fleet, settings=dataclasses.replace(fleet.settings, **settings))

@@ -28,11 +28,13 @@ if TYPE_CHECKING:
 # Typer would print local variables, keys and tokens among them, with a traceback.
 fleet = typer.Typer(
     no_args_is_help=True,
+    add_completion=False,
     pretty_exceptions_enable=False,
     help="Make a fleet, let devices in, watch them, release packages.",
 )
 serve = typer.Typer(
     no_args_is_help=True,
+    add_completion=False,
     pretty_exceptions_enable=False,
     help="Run a service of a fleet until SIGTERM or SIGINT.",
 )
@@ -219,7 +221,7 @@ def publish(package: Path, directory: FleetOption, as_json: JsonOption = False) 
 
 @serve.command()
 def gateway(directory: FleetOption) -> None:
-    """Serve enrollment, membership, delivery and telemetry. Prints ``ready gateway ADDRESS``."""
+    """Serve enrollment, membership, delivery and telemetry. Prints `ready gateway ADDRESS`."""
     with StopSignals() as signals:
         from umbel_server.gateway.server import Gateway
 
@@ -235,7 +237,7 @@ def opener(
     directory: FleetOption,
     poll_s: Annotated[float, typer.Option(help="How often to look for batches, seconds.", min=0.01)] = 0.2,
 ) -> None:
-    """Open telemetry as it arrives, and keep its sums. Prints ``ready opener``."""
+    """Open telemetry as it arrives, and keep its sums. Prints `ready opener`."""
     with StopSignals() as signals:
         from umbel_server.monitor.opener import Opener
 
@@ -249,15 +251,21 @@ def opener(
 
 @serve.command()
 def superlink(directory: FleetOption) -> None:
-    """Run Flower's SuperLink behind the fleet's gate. Prints ``ready superlink ADDRESS``."""
+    """Run Flower's SuperLink behind the fleet's gate. Prints `ready superlink ADDRESS`."""
     from umbel_proto.errors import MissingExtraError
 
     _log()
     try:
         from umbel_server.flower import serve_superlink
     except ModuleNotFoundError as exc:
+        if (exc.name or "").startswith("umbel"):
+            raise
         raise MissingExtraError("server", "The SuperLink") from exc
-    serve_superlink(FleetDir.open(directory))
+    from umbel_server.fleet.create import renew_server_certificate
+
+    opened = FleetDir.open(directory)
+    renew_server_certificate(opened, now_s=system_clock())
+    serve_superlink(opened)
 
 
 def _log() -> None:
