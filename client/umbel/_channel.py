@@ -18,12 +18,14 @@ from umbel_proto.errors import (
     UnavailableError,
     UsageError,
 )
+from umbel_proto.wire.delivery_pb2 import Chunk, FetchRequest
 from umbel_proto.wire.delivery_pb2_grpc import DeliveryStub
 from umbel_proto.wire.enrollment_pb2_grpc import EnrollmentStub, MembershipStub
 from umbel_proto.wire.telemetry_pb2_grpc import TelemetryStub
 
 MAX_MESSAGE_BYTES = 4 * 1024 * 1024
 CALL_TIMEOUT_S = 20.0
+FETCH_TIMEOUT_S = 600.0
 RETRY_AFTER = "umbel-retry-after-s"
 """Trailing metadata of a refusal that passes: in how many seconds to try again."""
 MAX_RETRY_AFTER_S = 3600.0
@@ -86,6 +88,15 @@ class Gateway:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def fetch(self, request: FetchRequest) -> Iterator[Chunk]:
+        """Yield a package's chunks as they arrive.
+
+        Raises:
+            UmbelError: One of ``to_error``.
+        """
+        with _our_errors(self.address, CertificateError):
+            yield from self.delivery.Fetch(request, timeout=FETCH_TIMEOUT_S)
+
     def close(self) -> None:
         """End the connection and every call on it."""
         self._channel.close()
@@ -124,10 +135,18 @@ def call(
     Raises:
         UmbelError: One of ``to_error``.
     """
-    try:
+    with _our_errors(address, unknown):
         return method(request, timeout=timeout_s)
+
+
+@contextlib.contextmanager
+def _our_errors(address: str, unknown: type[UmbelError]) -> Iterator[None]:
+    try:
+        yield
     except grpc.RpcError as exc:
         raise to_error(exc, address, unknown=unknown) from exc
+    except ValueError as exc:  # What gRPC says of a channel that another thread has closed.
+        raise UnavailableError(f"The connection to {address} was closed.") from exc
 
 
 def to_error(exc: Exception, address: str, *, unknown: type[UmbelError] = CertificateError) -> UmbelError:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import grpc
-
-from umbel._channel import Gateway, call, to_error
+from umbel._channel import Gateway, call
 from umbel._files import make_private_directory, storage_error
 from umbel._home import DeviceHome
 from umbel_proto.errors import PackageError, RemoteProtocolError, UnavailableError, UsageError
@@ -20,7 +19,8 @@ if TYPE_CHECKING:
     from umbel._shelf import Installed, Shelf
 
 MAX_PACKAGE_BYTES = 1 << 30
-FETCH_TIMEOUT_S = 600.0
+FRUITLESS_ATTEMPTS = 3
+RECONNECT_S = 0.2
 HASH_BYTES = 32
 
 log = logging.getLogger(__name__)
@@ -87,6 +87,7 @@ class Delivery:
         """Return a package's bytes, going on from what is here; tries again while that brings more."""
         make_private_directory(self._incoming)
         part = self._part(release.sha256)
+        fruitless = 0
         while True:
             before = part.stat().st_size if part.exists() else 0
             if before == release.size:
@@ -94,21 +95,20 @@ class Delivery:
             try:
                 self._append(gateway, release, part, before)
             except UnavailableError:
-                if part.stat().st_size == before:
+                fruitless = fruitless + 1 if part.stat().st_size == before else 0
+                if fruitless == FRUITLESS_ATTEMPTS:
                     raise
+                time.sleep(RECONNECT_S)
 
     def _append(self, gateway: Gateway, release: pb.Release, part: Path, offset: int) -> None:
-        request = pb.FetchRequest(sha256=release.sha256, offset=offset)
         try:
             with part.open("ab") as file:
-                for chunk in gateway.delivery.Fetch(request, timeout=FETCH_TIMEOUT_S):
+                for chunk in gateway.fetch(pb.FetchRequest(sha256=release.sha256, offset=offset)):
                     if file.tell() + len(chunk.data) > release.size:
                         raise RemoteProtocolError("server", "a package is longer than announced")
                     file.write(chunk.data)
                 if file.tell() < release.size:
                     raise RemoteProtocolError("server", "a package is shorter than announced")
-        except grpc.RpcError as exc:
-            raise to_error(exc, gateway.address) from exc
         except OSError as exc:
             raise storage_error(exc, part) from exc
 

@@ -1,0 +1,106 @@
+"""A TCP connection that a test can cut: between a device and its gateway, bytes as they are."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+from types import TracebackType
+
+BLOCK = 4096
+
+
+class Cable:
+    """Forwards connections to an address, until it is cut.
+
+    Args:
+        target: ``host:port`` of the real server.
+    """
+
+    def __init__(self, target: str) -> None:
+        host, port = target.rsplit(":", 1)
+        self._target = (host, int(port))
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
+        self.down = 0
+        """Bytes that went from the server to the device, over all connections."""
+        self._limit: int | None = None
+        self._silent = False
+        self._mute = False
+        self._lock = threading.Lock()
+        self._sockets: list[socket.socket] = []
+        self._threads: list[threading.Thread] = []
+        self._start(self._accept)
+
+    def __enter__(self) -> Cable:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        self.cut()
+        for thread in self._threads:
+            thread.join()
+
+    def cut(self) -> None:
+        """End every connection; later ones work."""
+        with self._lock:
+            self._mute = False
+            sockets, self._sockets = self._sockets, []
+        for each in sockets:
+            with contextlib.suppress(OSError):
+                each.shutdown(socket.SHUT_RDWR)
+            each.close()
+
+    def cut_after(self, size: int) -> None:
+        """Cut once, when so many more bytes have reached the device."""
+        with self._lock:
+            self._limit = self.down + size
+
+    def mute(self) -> None:
+        """Lose whatever the server answers, until the next cut."""
+        with self._lock:
+            self._mute = True
+
+    def go_silent(self) -> None:
+        """Take connections, and whatever is sent, and never answer."""
+        self._silent = True
+
+    def _start(self, target: object, *args: object) -> None:
+        thread = threading.Thread(target=target, args=args, daemon=True)  # type: ignore[arg-type]
+        self._threads.append(thread)
+        thread.start()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                device, _ = self._listener.accept()
+                with self._lock:
+                    self._sockets.append(device)
+                if self._silent:
+                    continue
+                server = socket.create_connection(self._target)
+                with self._lock:
+                    self._sockets.append(server)
+                self._start(self._forward, device, server, False)
+                self._start(self._forward, server, device, True)
+
+    def _forward(self, source: socket.socket, sink: socket.socket, counted: bool) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(BLOCK):
+                cut = False
+                if counted:
+                    with self._lock:
+                        if self._mute:
+                            continue
+                        if self._limit is not None and self.down + len(data) >= self._limit:
+                            data = data[: self._limit - self.down]
+                            self._limit, cut = None, True
+                        self.down += len(data)
+                sink.sendall(data)
+                if cut:
+                    self.cut()
+            sink.shutdown(socket.SHUT_WR)
