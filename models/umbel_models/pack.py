@@ -8,6 +8,10 @@ from dataclasses import replace
 import numpy as np
 import safetensors.numpy
 from numpy.typing import NDArray
+
+from umbel_models.quantize import quantize
+from umbel_models.runtime import Session
+from umbel_models.task import Task
 from umbel_proto.errors import UsageError
 from umbel_proto.keys import SigningKey
 from umbel_proto.manifest import (
@@ -20,10 +24,6 @@ from umbel_proto.manifest import (
     Variant,
 )
 from umbel_proto.package import GOLDEN, PARAMETERS, Package, load_tensors, write_package
-
-from umbel_models.quantize import quantize
-from umbel_models.runtime import session
-from umbel_models.task import Task
 
 GOLDEN_INPUTS = 16
 # Other processors round differently, in the last bits of a float.
@@ -145,7 +145,7 @@ def golden(
     """
     outputs: dict[str, dict[str, NDArray[np.float32]]] = {}
     for name, variant in manifest.variants.items():
-        opened = session(files[variant.file], parameters if variant.external else None)
+        opened = Session(files[variant.file], parameters if variant.external else None)
         outputs[name] = dict(zip(OUTPUTS, opened.run(list(OUTPUTS), {"x": inputs}), strict=True))
     rows = _surest([variant["probabilities"] for variant in outputs.values()])
     chosen = {

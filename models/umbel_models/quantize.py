@@ -18,9 +18,9 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, numpy_helper
-from umbel_proto.errors import UsageError
 
 from umbel_models.graphs.model import finish
+from umbel_proto.errors import UsageError
 
 MIN_CALIBRATION = 16
 _BATCH = 16

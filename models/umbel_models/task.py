@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
 from umbel_proto.contract import DataContract
 from umbel_proto.errors import UsageError
 from umbel_proto.ids import ModelName

@@ -66,10 +66,12 @@ def read_archive(data: bytes) -> dict[str, memoryview]:
             begin = offset + _LOCAL.size + name_size
             name = str(view[offset + _LOCAL.size : begin], "ascii")
         except (struct.error, IndexError, UnicodeDecodeError) as exc:
-            raise PackageError("The package is damaged: a file's header is cut off or unreadable.") from exc
+            raise PackageError(
+                "The package is damaged, or is no package: a file's header is unreadable."
+            ) from exc
         offset = begin + size
         if name in files or offset > len(data) or len(files) == MAX_ENTRIES:
-            raise PackageError("The package is damaged: its list of files does not add up.")
+            raise PackageError("The package is damaged, or is no package: its list of files does not add up.")
         files[name] = view[begin:offset]
     position = 0
     for piece in _pieces(files):

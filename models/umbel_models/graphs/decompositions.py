@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch._decomp import core_aten_decompositions
 
+from umbel_proto.errors import UsageError
+
 aten = torch.ops.aten
 
 Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
@@ -48,10 +50,10 @@ def convolution_backward(
         mask: Which of the three gradients to compute.
 
     Raises:
-        ValueError: The forward is a transposed convolution.
+        UsageError: The forward is a transposed convolution.
     """
     if transposed:
-        raise ValueError(
+        raise UsageError(
             "The gradient of a transposed convolution has no graph yet: use Upsample and Conv2d."
         )
     grad_x = grad_weight = grad_bias = None

@@ -25,11 +25,11 @@ from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from umbel_proto.errors import UsageError
 
 from umbel_models.graphs.decompositions import table
 from umbel_models.graphs.model import externalize, finish
 from umbel_models.graphs.verify import verify_gradient, verify_inference
+from umbel_proto.errors import UsageError
 
 OPSET = 18
 MAX_BATCH = 65536

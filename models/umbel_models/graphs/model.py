@@ -7,6 +7,8 @@ from collections.abc import Iterator, Sequence
 import onnx
 from onnx import AttributeProto, GraphProto, ModelProto, TensorProto
 
+from umbel_proto.errors import PackageError
+
 IR_VERSION = 9  # read by every onnxruntime since 1.15
 # Optional outputs whose mere presence keeps onnxruntime off its fast kernel.
 _TRIMMED = frozenset({"MaxPool", "LayerNormalization", "BatchNormalization", "Dropout"})
@@ -36,14 +38,16 @@ def finish(model: ModelProto) -> ModelProto:
     """Strip a model to what is computed, fix its IR version, and check it.
 
     Raises:
-        onnx.checker.ValidationError: The model is not valid ONNX.
-        ValueError: It uses an operator outside the default domain, which a stock runtime may lack.
+        PackageError: The model is not valid ONNX, or uses an operator outside the default domain, which a
+            stock runtime may lack.
     """
     for graph in graphs(model.graph):
         _strip(graph)
     used = {node.domain or "" for graph in graphs(model.graph) for node in graph.node}
     if used - {""} or model.functions:
-        raise ValueError(f"The graph uses operators of other domains: {', '.join(sorted(used - {''}))}.")
+        raise PackageError(
+            f"The graph uses operators of other domains, which a device may lack: {', '.join(sorted(used))}."
+        )
     kept = [opset for opset in model.opset_import if not opset.domain]
     del model.opset_import[:]
     model.opset_import.extend(kept)
@@ -54,7 +58,10 @@ def finish(model: ModelProto) -> ModelProto:
         model.ClearField(name)
     model.graph.name = "main"
     _rename(model.graph)
-    onnx.checker.check_model(_with_values(model), full_check=True)
+    try:
+        onnx.checker.check_model(_with_values(model), full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as exc:
+        raise PackageError(f"The graph is not valid ONNX: {exc}") from exc
     return model
 
 

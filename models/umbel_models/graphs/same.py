@@ -9,9 +9,9 @@ import onnx
 import safetensors.numpy
 from numpy.typing import NDArray
 from onnx import TensorProto
-from umbel_proto.errors import VerificationError
 
-from umbel_models.runtime import session
+from umbel_models.runtime import Session
+from umbel_proto.errors import VerificationError
 
 RELATIVE = 1e-4
 
@@ -47,14 +47,14 @@ def _results(name: str, data: bytes) -> dict[str, NDArray[np.float32]]:
     }
     integers = {value.name for value in graph.input if value.type.tensor_type.elem_type == TensorProto.INT64}
     arrays = {key: _array(shape, whole=key in integers) for key, shape in sorted((external | inputs).items())}
-    opened = session(data, {key: arrays[key] for key in external})
+    opened = Session(data, {key: arrays[key] for key in external})
     names = [value.name for value in graph.output]
     return dict(zip(names, opened.run(names, {key: arrays[key] for key in inputs}), strict=True))
 
 
 def _array(shape: tuple[int, ...], *, whole: bool) -> NDArray[Any]:
-    # Any values do, as long as both files get the same: a fixed, irregular, positive sequence.
-    values = np.abs(np.sin(np.arange(1, np.prod(shape, dtype=int) + 1) * 1.7)).reshape(shape)
+    # Any values do, as long as both files get the same: a fixed, irregular sequence of both signs.
+    values = np.sin(np.arange(1, np.prod(shape, dtype=int) + 1) * 1.7).reshape(shape)
     if whole:
-        return (values * 2).astype(np.int64)
+        return (np.abs(values) * 2).astype(np.int64)
     return (values * 0.2).astype(np.float32)

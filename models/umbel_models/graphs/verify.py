@@ -13,9 +13,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.func import functional_call
-from umbel_proto.errors import PackageError
 
-from umbel_models.runtime import session
+from umbel_models.runtime import Session
+from umbel_proto.errors import PackageError
 
 BATCHES = (1, 2, 7)
 RELATIVE = 1e-4
@@ -30,7 +30,7 @@ def verify_inference(graph: bytes, module: nn.Module, shape: Sequence[int]) -> N
         PackageError: An output differs by more than ``RELATIVE`` of its greatest magnitude.
     """
     parameters = _random_parameters(module)
-    opened = session(graph, {name: value.numpy() for name, value in parameters.items()})
+    opened = Session(graph, {name: value.numpy() for name, value in parameters.items()})
     for batch in BATCHES:
         x, _ = _examples(batch, shape, classes=2)
         with torch.no_grad():
@@ -49,7 +49,7 @@ def verify_gradient(
         PackageError: A gradient or the loss differs by more than ``RELATIVE`` of its greatest magnitude.
     """
     parameters = _random_parameters(module)
-    opened = session(graph)
+    opened = Session(graph)
     for batch in BATCHES:
         with torch.no_grad():
             classes = functional_call(module, parameters, (torch.zeros(1, *shape),)).shape[-1]

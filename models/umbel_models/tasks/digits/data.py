@@ -7,9 +7,9 @@ Repository, 1998 (its test part, as scikit-learn ships it).
 from __future__ import annotations
 
 import numpy as np
-from umbel_proto.errors import MissingExtraError, UsageError
 
 from umbel_models.task import Examples, Split
+from umbel_proto.errors import MissingExtraError, UsageError
 
 CLASSES = 10
 HELD_OUT = 0.2
@@ -75,7 +75,7 @@ def shards(examples: Examples, devices: int, *, alpha: float, seed: int) -> list
             f"Shards for {devices} devices with alpha {alpha} make no sense: give both a value > 0."
         )
     source = np.random.default_rng(seed)
-    for _ in range(200):
+    for _ in range(200 if devices * MIN_SHARD <= len(examples.y) else 0):
         owner = np.empty(len(examples.y), np.int64)
         for label in np.unique(examples.y):
             rows = source.permutation(np.flatnonzero(examples.y == label))

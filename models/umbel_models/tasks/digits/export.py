@@ -15,12 +15,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import safetensors.numpy
-from umbel_proto.errors import UmbelError
 
 from umbel_models.graphs.export import export
 from umbel_models.graphs.same import require_same
 from umbel_models.tasks.digits.module import initial, loss
 from umbel_models.tasks.digits.task import DIGITS, FILES
+from umbel_proto.errors import UmbelError
 
 SEED = 0
 HERE = Path(__file__).parent

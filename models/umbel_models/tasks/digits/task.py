@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from importlib import resources
 
-from umbel_proto.contract import DataContract, Field
-from umbel_proto.ids import ModelName
-
 from umbel_models.task import Task
 from umbel_models.tasks.digits import data
+from umbel_proto.contract import DataContract, Field
+from umbel_proto.ids import ModelName
 
 LEVELS = 16
 FILES = ("infer.onnx", "grad.onnx", "params.safetensors")

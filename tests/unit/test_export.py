@@ -1,0 +1,203 @@
+"""What the exporter writes computes what torch does; otherwise it writes nothing."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import TensorProto, numpy_helper
+from torch import nn
+
+from umbel_models.graphs.decompositions import (
+    convolution_backward,
+    max_pool2d_with_indices_backward,
+    threshold_backward,
+)
+from umbel_models.graphs.export import check_layers
+from umbel_models.graphs.model import IR_VERSION, finish
+from umbel_models.graphs.same import require_same
+from umbel_models.graphs.verify import compare, verify_gradient, verify_inference
+from umbel_models.tasks.digits import export as digits_export
+from umbel_models.tasks.digits.module import initial, loss
+from umbel_models.tasks.digits.task import DIGITS
+from umbel_proto.errors import PackageError, UsageError, VerificationError
+
+aten = torch.ops.aten
+
+
+@pytest.fixture(scope="module")
+def made() -> Mapping[str, bytes]:
+    """The digits files, exported anew: the one slow step here."""
+    return digits_export.make()
+
+
+def test_the_committed_files_are_what_the_exporter_makes(made: Mapping[str, bytes]) -> None:
+    digits_export.check(made, DIGITS.files())
+
+
+@pytest.mark.parametrize("name", ["infer.onnx", "grad.onnx"])
+def test_an_exported_graph_is_plain_onnx(made: Mapping[str, bytes], name: str) -> None:
+    model = onnx.load_from_string(made[name])
+    assert model.ir_version == IR_VERSION == 9
+    assert [(opset.domain, opset.version) for opset in model.opset_import] == [("", 18)]
+    assert {node.domain for node in model.graph.node} == {""}
+    assert not model.metadata_props
+    assert not model.graph.value_info
+    assert model.graph.input[-1].type.tensor_type.shape.dim[0].dim_param
+    assert not any(node.metadata_props or node.doc_string or node.name for node in model.graph.node)
+
+
+def test_the_inference_graph_holds_no_parameters(made: Mapping[str, bytes]) -> None:
+    graph = onnx.load_from_string(made["infer.onnx"]).graph
+    external = {t.name for t in graph.initializer if t.data_location == TensorProto.EXTERNAL}
+    assert external == {name for name, _ in initial(0).named_parameters()}
+    assert [value.name for value in graph.input] == ["x"]
+    assert [value.name for value in graph.output] == ["probabilities", "logits"]
+
+
+def test_a_pool_keeps_no_output_that_nobody_reads(made: Mapping[str, bytes]) -> None:
+    graph = onnx.load_from_string(made["grad.onnx"]).graph
+    assert [len(node.output) for node in graph.node if node.op_type == "MaxPool"] == [1, 1]
+
+
+def test_a_graph_with_other_constants_is_found_out(made: Mapping[str, bytes]) -> None:
+    module, shape = initial(3).train(), (1, 8, 8)
+    verify_inference(made["infer.onnx"], module, shape)
+    verify_gradient(made["grad.onnx"], module, loss, shape)
+    for name in ("infer.onnx", "grad.onnx"):
+        broken = onnx.load_from_string(made[name])
+        scale = next(t for t in broken.graph.initializer if t.data_type == TensorProto.FLOAT and t.raw_data)
+        value = numpy_helper.to_array(scale)
+        scale.CopyFrom(numpy_helper.from_array((value * np.float32(1.01) + np.float32(1e-3)), scale.name))
+        data = broken.SerializeToString()
+        with pytest.raises(PackageError, match=f"{name} at batch"):
+            verify_inference(data, module, shape) if name == "infer.onnx" else verify_gradient(
+                data, module, loss, shape
+            )
+
+
+def test_a_committed_file_that_computes_something_else_is_found_out(made: Mapping[str, bytes]) -> None:
+    model = onnx.load_from_string(made["infer.onnx"])
+    model.doc_string = "other bytes, the same graph"
+    digits_export.check({**made, "infer.onnx": model.SerializeToString()}, made)
+    next(node for node in model.graph.node if node.op_type == "Relu").op_type = "Abs"
+    with pytest.raises(VerificationError, match=r"infer\.onnx computes another"):
+        digits_export.check({**made, "infer.onnx": model.SerializeToString()}, made)
+    del model.graph.output[1]
+    with pytest.raises(VerificationError, match="tensors it should"):
+        require_same("infer.onnx", model.SerializeToString(), made["infer.onnx"])
+
+
+@pytest.mark.parametrize("wrong", [np.array([1.0, 2.1]), np.array([1.0, np.nan]), np.array([[1.0, 2.0]])])
+def test_verification_refuses_what_differs(wrong: np.ndarray) -> None:
+    compare({"y": np.array([1.0, 2.0 + 1e-5])}, {"y": np.array([1.0, 2.0])}, "graph")
+    with pytest.raises(PackageError, match="graph: y"):
+        compare({"y": wrong}, {"y": np.array([1.0, 2.0])}, "graph")
+
+
+def test_an_operator_of_another_domain_is_refused() -> None:
+    node = onnx.helper.make_node("Gelu", ["x"], ["y"], domain="com.microsoft")
+    value = onnx.helper.make_tensor_value_info
+    graph = onnx.helper.make_graph(
+        [node], "g", [value("x", TensorProto.FLOAT, [1])], [value("y", TensorProto.FLOAT, [1])]
+    )
+    with pytest.raises(PackageError, match=r"com\.microsoft"):
+        finish(onnx.helper.make_model(graph))
+
+
+@pytest.mark.parametrize(
+    ("layer", "sentence"),
+    [
+        (nn.BatchNorm2d(4), "'odd' is a BatchNorm2d"),
+        (nn.ConvTranspose2d(4, 4, 3), "'odd' is a ConvTranspose2d"),
+        (nn.Dropout(), "'odd' is a Dropout"),
+        (nn.ReLU(inplace=True), "'odd' works in place"),
+    ],
+)
+def test_a_layer_that_is_not_exported_yet_is_named(layer: nn.Module, sentence: str) -> None:
+    net = nn.Sequential()
+    net.add_module("first", nn.Conv2d(1, 4, 3))
+    net.add_module("odd", layer)
+    with pytest.raises(UsageError, match=sentence):
+        check_layers(net)
+    check_layers(initial(0))
+
+
+CONVOLUTIONS = [
+    (size, kernel, stride, padding, dilation, groups)
+    for size, kernel, stride, padding, dilation, groups in itertools.product(
+        [(7, 8)], [(3, 3), (1, 2)], [(1, 1), (2, 3)], [(0, 0), (1, 2)], [(1, 1), (2, 1)], [1, 2]
+    )
+]
+
+
+@pytest.mark.parametrize(("size", "kernel", "stride", "padding", "dilation", "groups"), CONVOLUTIONS)
+@pytest.mark.parametrize("batch", [1, 3])
+def test_the_gradient_of_a_convolution_is_torchs(
+    size: tuple[int, int],
+    kernel: tuple[int, int],
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    dilation: tuple[int, int],
+    groups: int,
+    batch: int,
+) -> None:
+    source = torch.Generator().manual_seed(1)
+    x = torch.randn(batch, 4, *size, generator=source)
+    weight = torch.randn(6, 4 // groups, *kernel, generator=source)
+    y = torch.conv2d(x, weight, None, stride, padding, dilation, groups)
+    grad = torch.randn(y.shape, generator=source)
+    settings = ([6], stride, padding, dilation, False, [0, 0], groups, [True, True, True])
+    for ours, theirs in zip(
+        convolution_backward(grad, x, weight, *settings),
+        aten.convolution_backward(grad, x, weight, *settings),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
+
+
+def test_only_the_gradients_asked_for_are_computed() -> None:
+    x, weight = torch.ones(1, 1, 3, 3), torch.ones(1, 1, 3, 3)
+    settings = ([1], [1, 1], [0, 0], [1, 1], False, [0, 0], 1, [False, True, False])
+    grad_x, grad_weight, grad_bias = convolution_backward(torch.ones(1, 1, 1, 1), x, weight, *settings)
+    assert (grad_x, grad_bias) == (None, None)
+    torch.testing.assert_close(grad_weight, x)
+
+
+def test_a_transposed_convolution_has_no_gradient_here() -> None:
+    one = torch.ones(1, 1, 1, 1)
+    with pytest.raises(UsageError, match="Upsample"):
+        convolution_backward(one, one, one, [1], [1, 1], [0, 0], [1, 1], True, [0, 0], 1, [True] * 3)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "stride", "padding"),
+    [
+        ([2, 2], [2, 2], [0, 0]),
+        ([2], [], [0]),
+        ([3, 2], [3, 2], [0, 0]),
+        ([3, 3], [1, 2], [1, 1]),
+        ([2, 1], [2, 1], [0, 0]),
+    ],
+)
+@pytest.mark.parametrize("ceil", [False, True])
+def test_the_gradient_of_a_max_pool_is_torchs_even_on_ties(
+    kernel: list[int], stride: list[int], padding: list[int], ceil: bool
+) -> None:
+    source = torch.Generator().manual_seed(2)
+    x = torch.randint(0, 3, (2, 3, 7, 9), generator=source).float()  # three values: ties in most windows
+    y, indices = aten.max_pool2d_with_indices(x, kernel, stride, padding, [1, 1], ceil)
+    grad = torch.randn(y.shape, generator=source)
+    ours = max_pool2d_with_indices_backward(grad, x, kernel, stride, padding, [1, 1], ceil, indices)
+    theirs = aten.max_pool2d_with_indices_backward(grad, x, kernel, stride, padding, [1, 1], ceil, indices)
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_the_gradient_of_a_relu_is_torchs() -> None:
+    x = torch.tensor([-1.0, 0.0, 2.0])
+    grad = torch.tensor([3.0, 4.0, 5.0])
+    torch.testing.assert_close(threshold_backward(grad, x, 0.0), aten.threshold_backward(grad, x, 0.0))

@@ -1,0 +1,113 @@
+"""``umbel model``: build, pack, show."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.numpy
+from click.testing import Result
+from typer.testing import CliRunner
+
+from model_packages import RELEASE, digits, first, opened, training
+from umbel_models.cli import app
+from umbel_proto.errors import PackageError, StorageError, UmbelError, UsageError
+from umbel_proto.keys import SigningKey
+from umbel_proto.package import read_package
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "release.pem").write_bytes(RELEASE.to_pem())
+    (tmp_path / "release.pub").write_bytes(RELEASE.public.raw)
+    (tmp_path / "base.umbel").write_bytes(first())
+    vector = training().parameters
+    (tmp_path / "trained.safetensors").write_bytes(safetensors.numpy.save(opened(first()).split(vector)))
+    np.savez(tmp_path / "x.npz", x=digits().calibration.x)
+    return tmp_path
+
+
+def run(folder: Path, *arguments: str) -> Result:
+    words = [word.replace("@", f"{folder}/") for word in arguments]
+    result = CliRunner().invoke(app, words)
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result
+
+
+PACK = ("pack", "@base.umbel", "--params", "@trained.safetensors", "--calibration", "@x.npz",
+        "--version", "2", "--key", "@release.pem", "--out", "@next.umbel")  # fmt: skip
+
+
+def test_build_writes_the_first_package(folder: Path) -> None:
+    result = run(
+        folder, "build", "digits", "--out", "@digits.umbel", "--key", "@release.pem", "--version", "3"
+    )
+    assert "digits 3" in result.output
+    package = read_package((folder / "digits.umbel").read_bytes(), release_key=RELEASE.public)
+    assert package.manifest.version == 3
+    assert not list(folder.glob(".digits*"))
+
+
+def test_pack_writes_the_next_version(folder: Path) -> None:
+    run(folder, *PACK, "--lineage", '{"run": "r1", "rounds": 10}')
+    package = read_package((folder / "next.umbel").read_bytes(), release_key=RELEASE.public)
+    assert package.manifest.version == 2
+    assert package.manifest.lineage["rounds"] == 10
+    np.testing.assert_array_equal(package.parameters(), training().parameters)
+
+
+def test_lineage_may_stand_in_a_file(folder: Path) -> None:
+    (folder / "facts.json").write_text('{"run": "r2"}')
+    run(folder, *PACK, "--lineage", "@facts.json")
+    package = read_package((folder / "next.umbel").read_bytes(), release_key=RELEASE.public)
+    assert package.manifest.lineage["run"] == "r2"
+
+
+def test_show_tells_what_a_package_declares(folder: Path) -> None:
+    text = run(folder, "show", "@base.umbel", "--release-key", "@release.pub").output
+    assert "digits 1" in text
+    assert "verified" in text
+    assert "13,706 in 8 arrays" in text
+    assert "0..16 grey levels" in text
+    assert "not checked" in run(folder, "show", "@base.umbel").output
+
+
+def test_show_gives_json(folder: Path) -> None:
+    body = json.loads(run(folder, "show", "@base.umbel", "--json").output)
+    assert body["model"] == "digits"
+    assert body["signature_checked"] is False
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "sentence"),
+    [
+        (("build", "letters", "--out", "@o", "--key", "@release.pem"), UsageError, "no task 'letters'"),
+        (("build", "digits", "--out", "@o", "--key", "@none.pem"), UsageError, "cannot be read"),
+        (("build", "digits", "--out", "@o", "--key", "@x.npz"), UsageError, "signing key"),
+        (("build", "digits", "--out", "@no/o", "--key", "@release.pem"), StorageError, "cannot be written"),
+        ((*PACK, "--params", "@x.npz"), UsageError, "x.npz does not hold arrays"),
+        ((*PACK, "--calibration", "@release.pem"), UsageError, "not an .npz file with an array x"),
+        ((*PACK, "--lineage", "{"), UsageError, "--lineage"),
+        ((*PACK, "--lineage", '{"a": []}'), UsageError, "flat JSON object"),
+        (("pack", "@x.npz", *PACK[2:]), PackageError, "no package"),
+        (("show", "@x.npz"), PackageError, "no package"),
+        (("show", "@base.umbel", "--release-key", "@x.npz"), UsageError, "public key"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_writes_nothing(
+    folder: Path, arguments: tuple[str, ...], error: type[UmbelError], sentence: str
+) -> None:
+    before = sorted(folder.iterdir())
+    with pytest.raises(error) as caught:
+        run(folder, *arguments)
+    assert sentence in str(caught.value)
+    assert sorted(folder.iterdir()) == before
+
+
+def test_a_package_of_another_fleet_is_no_base(folder: Path) -> None:
+    (folder / "release.pem").write_bytes(SigningKey.generate().to_pem())
+    with pytest.raises(PackageError, match="not signed by this fleet"):
+        run(folder, *PACK)
