@@ -11,10 +11,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from umbel._package import verify_golden
-from umbel._shelf import Shelf
-from umbel.engines import Engine, load_engine
-from umbel_proto.errors import UsageError
+from umbel.engines import Engine
 from umbel_proto.package import Package
 
 Decision = Literal["automatic", "review"]
@@ -81,32 +78,6 @@ class Model:
         self._check = manifest.contract.fields[0].check
         self._labels: Sequence[str] = manifest.labels
         self._threshold = manifest.decision_threshold
-
-    @classmethod
-    def open(
-        cls, shelf: Shelf, name: str, *, variant: str | None = None, window: Window | None = None
-    ) -> Model:
-        """Load the active package of a model from the shelf, verified again.
-
-        Args:
-            shelf: The device's shelf.
-            name: The model.
-            variant: The variant to run; by default the one that was fastest here when it was installed.
-            window: What counts its predictions, if telemetry is on.
-
-        Raises:
-            UsageError: No package of this model is installed, or it has no such variant.
-            PackageError: The package on the disk is damaged, or does not compute what it should.
-        """
-        installed = shelf.active(name)
-        if installed is None:
-            raise UsageError(
-                f"No model {name!r} is installed: run  umbel run  to fetch the fleet's releases."
-            )
-        package = shelf.package(installed)
-        engine = load_engine(package, variant or installed.variant)
-        verify_golden(package, engine)
-        return cls(package, engine, window)
 
     @property
     def name(self) -> str:

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from model_packages import digits, first, opened, release, resigned, shelf
+from model_packages import digits, first, opened, release, resigned
 from umbel._model import Model, Prediction
 from umbel.engines import load_engine
-from umbel_proto.errors import PackageError, UsageError
+from umbel_proto.errors import UsageError
 
 
 @dataclass
@@ -114,35 +113,7 @@ def test_each_variant_recognizes_held_out_digits(variant: str) -> None:
     assert np.mean([answer.label for answer in answers] == y) > 0.94
 
 
-def test_a_model_opens_from_the_shelf_in_the_variant_measured_there(tmp_path: Path) -> None:
-    on_shelf = shelf(tmp_path)
-    installed = on_shelf.install(release(2))
-    opened_model = Model.open(on_shelf, "digits")
-    assert (opened_model.name, opened_model.version, opened_model.engine) == ("digits", 2, "onnx")
-    assert opened_model.variant == installed.variant
-    assert opened_model.labels == tuple("0123456789")
-
-
-def test_the_caller_may_choose_the_variant(tmp_path: Path) -> None:
-    on_shelf = shelf(tmp_path)
-    on_shelf.install(release(2))
-    for variant in ("fp32", "int8"):
-        assert Model.open(on_shelf, "digits", variant=variant).variant == variant
-    with pytest.raises(UsageError, match="no variant 'int4'"):
-        Model.open(on_shelf, "digits", variant="int4")
-
-
-def test_a_model_that_is_not_installed_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="'letters' is installed: run  umbel run"):
-        Model.open(shelf(tmp_path), "letters")
-
-
-def test_a_damaged_package_does_not_open(tmp_path: Path) -> None:
-    on_shelf = shelf(tmp_path)
-    installed = on_shelf.install(release(2))
-    path = tmp_path / "shelf" / "packages" / installed.sha256 / "package.umbel"
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
-    path.write_bytes(data)
-    with pytest.raises(PackageError, match="digits 2 on this device is damaged"):
-        Model.open(on_shelf, "digits")
+def test_a_model_says_what_runs() -> None:
+    asked = model(variant="int8")
+    assert (asked.name, asked.version, asked.variant, asked.engine) == ("digits", 2, "int8", "onnx")
+    assert asked.labels == tuple("0123456789")
