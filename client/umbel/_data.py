@@ -38,7 +38,7 @@ def read_examples(path: Path) -> Examples:
         UsageError: The file is missing or holds something else.
     """
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             arrays = {name: np.asarray(archive[name]) for name in ("x", "y") if name in archive}
     except FileNotFoundError as exc:
         raise UsageError(f"There is no file {path}.") from exc

@@ -238,7 +238,8 @@ class DeviceHome:
         """
         from umbel_proto.credentials import open_policy
 
-        return open_policy(read_file(self.policy), authority=self.authority(), fleet=self.identity.fleet)
+        fleet = self.identity.fleet  # First of all: a home that is not enrolled has no other file either.
+        return open_policy(read_file(self.policy), authority=self.authority(), fleet=fleet)
 
     def open_credential(self, now_s: float) -> Credential:
         """Return what the fleet says of the device's round key.
@@ -248,8 +249,9 @@ class DeviceHome:
         """
         from umbel_proto.credentials import open_credential
 
+        fleet = self.identity.fleet
         return open_credential(
-            read_file(self.credential), authority=self.authority(), fleet=self.identity.fleet, now_s=now_s
+            read_file(self.credential), authority=self.authority(), fleet=fleet, now_s=now_s
         )
 
     @contextlib.contextmanager

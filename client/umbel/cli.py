@@ -30,7 +30,14 @@ import typer
 from umbel._commands import UmbelGroup
 from umbel._home import HOME_VARIABLE, DeviceHome
 from umbel._uplink import POLL_S
-from umbel_proto.errors import MissingExtraError, StorageError, UmbelError, UnavailableError, UsageError
+from umbel_proto.errors import (
+    MissingExtraError,
+    PackageError,
+    StorageError,
+    UmbelError,
+    UnavailableError,
+    UsageError,
+)
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -81,7 +88,12 @@ def _options(
 
 @app.command()
 def enroll(
-    token: Annotated[str, typer.Argument(help="The one-time token of `umbel fleet token`.", metavar="TOKEN")],
+    token: Annotated[
+        str,
+        typer.Argument(
+            envvar=TOKEN_VARIABLE, help="The one-time token of `umbel fleet token`.", metavar="TOKEN"
+        ),
+    ],
     home: HomeOption = None,
     name: Annotated[str, typer.Option(help="What the operator will see this device called.")] = "",
     gateway: Annotated[
@@ -135,6 +147,8 @@ def run(
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
+    if token is None:
+        _ = where.identity  # Not enrolled, and no way to: said before anything is made.
     where.make()
     with where.lock():
         if token is not None and not where.enrolled:
@@ -342,11 +356,11 @@ def _take_part(home: DeviceHome, data: Path | None, stop: threading.Event) -> No
 
 
 def _sync(device: Device) -> None:
-    """Talk to the gateway; without it, go on with what is here."""
+    """Talk to the gateway; without it, or with a release that does not verify, go on with what is here."""
     try:
         device.sync()
-    except UnavailableError as exc:
-        sys.stderr.write(f"Offline: {exc}\n")
+    except (UnavailableError, PackageError) as exc:
+        sys.stderr.write(f"Warning: {exc}\n")
 
 
 def _predict(model: Model, examples: Examples) -> dict[str, Any]:
