@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from umbel_proto.errors import StorageError
@@ -25,17 +22,14 @@ def prepare(database: Database) -> None:
     """
     _make(database.path)
     _check(database)
-    if _version(database) == HEAD:
+    version = _version(database)
+    if version == HEAD:
         return
-    with _locked(database.path):
-        version = _version(database)  # Another process may have been first.
-        if version == HEAD:
-            return
-        if version is not None and version > HEAD:
-            raise StorageError(
-                f"The store {database.path} has schema {version}, and this umbel knows {HEAD}: update umbel."
-            )
-        _migrate(database)
+    if version is not None and version > HEAD:
+        raise StorageError(
+            f"The store {database.path} has schema {version}, and this umbel knows {HEAD}: update umbel."
+        )
+    _migrate(database)
 
 
 def _make(path: Path) -> None:
@@ -68,18 +62,7 @@ def _migrate(database: Database) -> None:
 
     config = Config()
     config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
+    # The transaction is the lock: whoever comes second waits for it, and finds nothing left to do.
     with database.write() as connection:
         config.attributes["connection"] = connection
         command.upgrade(config, HEAD)
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    lock = path.with_name(path.name + ".lock")
-    try:
-        file = lock.open("a")
-    except OSError as exc:
-        raise StorageError(f"{lock} cannot be opened: {exc.strerror}.") from exc
-    with file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
