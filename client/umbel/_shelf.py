@@ -184,8 +184,6 @@ class Shelf:
             write_atomically(folder / _RECORD, record)
             return
         packages = self._root / "packages"
-        for left in packages.glob(".new-*"):
-            shutil.rmtree(left, ignore_errors=True)
         new = packages / f".new-{secrets.token_hex(4)}"
         make_private_directory(new)
         try:
