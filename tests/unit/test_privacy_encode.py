@@ -13,8 +13,8 @@ import pytest
 from umbel_proto.errors import UsageError
 from umbel_proto.prg import Keystream
 from umbel_proto.privacy import encode as module
-from umbel_proto.privacy.encode import MAX_VARIANCE, Encoding, decode, encode
-from umbel_proto.privacy.rotate import smooth_length
+from umbel_proto.privacy.encode import MAX_VARIANCE, SHRINK, Encoding, decode, encode
+from umbel_proto.privacy.rotate import rotate, smooth_length
 from umbel_proto.privacy.slots import unpack
 
 SEED = bytes(range(32))
@@ -168,10 +168,30 @@ def test_another_rotation_seed_does_not_decode() -> None:
     assert np.linalg.norm(back - update) > 0.5
 
 
-def test_rounding_that_can_never_pass_falls_back_to_truncation() -> None:
-    tight = dataclasses.replace(QUIET, scale=1.0, bound_sq=4)  # sC = 2 over 1000 coordinates
-    values = module._integers(update_of(2.0), 2.0, tight, SEED, Keystream(SEED))
-    assert int((values.astype(np.int64) ** 2).sum()) <= 4
+def test_rounding_that_never_passes_falls_back_to_truncation() -> None:
+    update = update_of(2.0)
+    # 32 steps over 1000 coordinates: rounding adds 167 to their 1024, give or take 26.
+    tight = dataclasses.replace(QUIET, scale=16.0, bound_sq=1024)
+    values = module._integers(update, module._norm(update, tight), tight, SEED, Keystream(SEED))
+    rotated = rotate(update * np.float32(16 * SHRINK), SEED)
+    assert np.abs(values).max() >= 2
+    assert np.array_equal(values, np.trunc(rotated))
+
+
+def test_even_a_norm_that_lies_cannot_break_the_bound() -> None:
+    values = module._integers(update_of(300.0), 0.5, QUIET, SEED, Keystream(SEED))
+    assert not values.any()
+
+
+def test_the_shrink_that_guards_the_bound_is_undone() -> None:
+    fine = Encoding(2, 2, 32, 1.0, 2.0**28, 2**56 + 2**30, Fraction(0))
+    back = decode(
+        encode(np.array([1, 0], np.float32), fine, rotation_seed=SEED).words,
+        fine,
+        count=1,
+        rotation_seed=SEED,
+    )
+    assert np.linalg.norm(back.astype(float)) == pytest.approx(1, abs=3e-7)
 
 
 def test_what_is_secret_does_not_show_in_a_repr() -> None:

@@ -60,7 +60,8 @@ def test_a_thousand_devices_get_the_layout_of_the_spec(
 
 
 @pytest.mark.parametrize(
-    ("dim", "target", "inflation"), [(10**6, 8, 1.032), (10**6, 4, 1.086), (10**7, 8, 1.234)]
+    ("dim", "target", "inflation"),
+    [(10**6, 8, 1.032), (10**6, 4, 1.086), (10**7, 8, 1.234), (10**7, 4, 1.9025)],
 )
 def test_the_densest_layout_would_inflate_large_models_as_the_spec_says(
     dim: int, target: float, inflation: float
@@ -134,7 +135,7 @@ def test_every_plan_leaves_headroom_and_prefers_dense_layouts(dim: int, devices:
     made = planned(dim=dim, devices=devices, honest=devices, noise_multiplier=0.5)
     assert made.wrap_probability < 2.8e-3  # kappa >= 3
     # Only the sampler's limit on the noise may cost more: then wider slots would not help.
-    assert made.inflation <= MAX_INFLATION or made.encoding.noise > 0.99 * 2**24
+    assert made.inflation <= MAX_INFLATION or made.encoding.noise > 0.98 * 2**24
 
 
 def test_where_no_layout_is_cheap_the_least_inflated_is_taken() -> None:

@@ -4,7 +4,7 @@ The error of the mean comes from noise, rounding and sums that outgrow their slo
 shrinks the first two and feeds the third; the planner finds the best scale of each layout and
 takes the smallest layout that costs next to nothing.
 
-Source: docs/spec/privacy.md, "Encoding"; docs/explanation has the trade-offs.
+Source: docs/spec/privacy.md, "Planning".
 """
 
 from __future__ import annotations
