@@ -41,7 +41,7 @@ def training() -> TrainResult:
         opened(first()).parameters(),
         digits().train.x,
         digits().train.y,
-        epochs=6,
+        epochs=12,
         batch_size=32,
         learning_rate=0.05,
         momentum=0.9,
@@ -51,7 +51,7 @@ def training() -> TrainResult:
 
 @functools.cache
 def release(version: int) -> bytes:
-    """Digits of a later version, trained: about 0.97 accurate."""
+    """Digits of a later version, trained: about 0.97 accurate on held-out digits."""
     return repack(
         opened(first()),
         training().parameters,
