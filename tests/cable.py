@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import threading
+import time
 from types import TracebackType
 
 BLOCK = 4096
@@ -15,19 +16,23 @@ class Cable:
 
     Args:
         target: ``host:port`` of the real server.
+        delay_s: How late every block of bytes arrives, seconds.
     """
 
-    def __init__(self, target: str) -> None:
+    def __init__(self, target: str, *, delay_s: float = 0.0) -> None:
         host, port = target.rsplit(":", 1)
         self._target = (host, int(port))
+        self._delay_s = delay_s
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
         self.down = 0
         """Bytes that went from the server to the device, over all connections."""
         self._limit: int | None = None
+        self._hold: int | None = None
         self._silent = False
         self._mute = False
         self._lock = threading.Lock()
+        self._moved = threading.Condition(self._lock)
         self._sockets: list[socket.socket] = []
         self._threads: list[threading.Thread] = []
         self._start(self._accept)
@@ -46,10 +51,11 @@ class Cable:
             thread.join()
 
     def cut(self) -> None:
-        """End every connection; later ones work."""
+        """End every connection; later ones work, and whole."""
         with self._lock:
-            self._mute = False
+            self._mute, self._limit, self._hold = False, None, None
             sockets, self._sockets = self._sockets, []
+            self._moved.notify_all()
         for each in sockets:
             with contextlib.suppress(OSError):
                 each.shutdown(socket.SHUT_RDWR)
@@ -59,6 +65,11 @@ class Cable:
         """Cut once, when so many more bytes have reached the device."""
         with self._lock:
             self._limit = self.down + size
+
+    def hold_after(self, size: int) -> None:
+        """Hold back what the server sends after so many more bytes, until the next cut."""
+        with self._lock:
+            self._hold = self.down + size
 
     def mute(self) -> None:
         """Lose whatever the server answers, until the next cut."""
@@ -91,14 +102,17 @@ class Cable:
     def _forward(self, source: socket.socket, sink: socket.socket, counted: bool) -> None:
         with contextlib.suppress(OSError):
             while data := source.recv(BLOCK):
+                time.sleep(self._delay_s)
                 cut = False
                 if counted:
                     with self._lock:
                         if self._mute:
                             continue
+                        while self._hold is not None and self.down >= self._hold:
+                            self._moved.wait()
                         if self._limit is not None and self.down + len(data) >= self._limit:
                             data = data[: self._limit - self.down]
-                            self._limit, cut = None, True
+                            cut = True
                         self.down += len(data)
                 sink.sendall(data)
                 if cut:

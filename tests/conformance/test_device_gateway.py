@@ -295,36 +295,49 @@ def test_releases_are_fetched_verified_and_installed_and_the_newest_is_active(wo
     assert list(home.incoming.iterdir()) == []
 
 
+@contextlib.contextmanager
+def cut_halfway(cable: Cable, home: DeviceHome) -> Iterator[None]:
+    """Cut a fetch when half a megabyte of it is on the disk; no more than one reaches the device before."""
+    cable.hold_after(1 << 20)
+
+    def cut() -> None:
+        eventually(lambda: any(part.stat().st_size >= 1 << 19 for part in home.incoming.glob("*.part")))
+        cable.cut()
+
+    watcher = threading.Thread(target=cut)
+    watcher.start()
+    yield
+    watcher.join()
+
+
 def test_a_fetch_goes_on_from_where_it_was_cut(world: World) -> None:
     home, package = world.device("d1"), large_package()
     publish(world.fleet, world.store, package)
     with Cable(world.fleet.settings.gateway) as cable:
         through(home, cable.address)
-        cable.cut_after(1 << 20)
-        with open_device(home) as device:
+        with open_device(home) as device, cut_halfway(cable, home):
             [installed] = device.sync()
-    assert installed.version == 2
-    assert cable.down < len(package) + (768 << 10)  # Begun anew, it would have been a megabyte more.
+        # Begun anew, it would be the whole package more than what came before the cut.
+        assert installed.version == 2
+        assert cable.down < (1 << 20) + len(package) - (1 << 19) + (128 << 10)
 
 
 def test_a_fetch_that_was_given_up_goes_on_in_the_next_process(world: World) -> None:
     home, package = world.device("d1"), large_package()
     publish(world.fleet, world.store, package)
+    shelf = Shelf(home.shelf, home.release_authority())
     with Cable(world.fleet.settings.gateway) as cable:
         through(home, cable.address)
-        cable.cut_after(1 << 20)
-        shelf = Shelf(home.shelf, home.release_authority())
-        with Gateway(home, now_s=time.time()) as gateway:
-            release_ = gateway.delivery.Check(delivery_pb2.CheckRequest()).releases[0]
-            part = home.incoming / f"{release_.sha256.hex()}.part"
+        with Gateway(home, now_s=time.time()) as gateway, cut_halfway(cable, home):
+            found = gateway.delivery.Check(delivery_pb2.CheckRequest()).releases[0]
+            part = home.incoming / f"{found.sha256.hex()}.part"
             with pytest.raises(UnavailableError):
-                Delivery(home, shelf)._append(gateway, release_, part, 0)
-        begun = part.stat().st_size
-        assert 0 < begun < len(package)
-        before = cable.down
+                Delivery(home, shelf)._append(gateway, found, part, 0)
+        begun, before = part.stat().st_size, cable.down
+        assert 1 << 19 <= begun < len(package)
         with open_device(home) as device:
             device.sync()
-        assert cable.down - before < len(package) - begun + (256 << 10)
+        assert cable.down - before < len(package) - begun + (128 << 10)
     assert shelf.active("digits") is not None
     assert not part.exists()
 
@@ -491,6 +504,16 @@ def test_a_spool_fuller_than_one_upload_is_emptied_in_several(world: World) -> N
         device.sync()
         assert device.status().spooled_batches == 0
     assert (world.stored(), world.predictions()) == (150, 150)
+
+
+def test_a_slow_network_is_not_taken_for_a_dead_one(world: World) -> None:
+    home = world.device("d1")
+    with Cable(world.fleet.settings.gateway, delay_s=0.15) as cable:
+        through(home, cable.address)
+        with open_device(home) as device:
+            predict_once(device)
+            device.sync()
+            assert device.status().spooled_batches == 0
 
 
 def test_a_contact_is_remembered(world: World) -> None:
