@@ -82,7 +82,7 @@ class Device:
     """
 
     def __init__(self, home: DeviceHome, *, online: bool, poll_s: float, clock: Callable[[], float]) -> None:
-        self.home = home
+        self.home: DeviceHome = home
         self._clock = clock
         self._identity = home.identity
         self._closed = False

@@ -47,12 +47,12 @@ if TYPE_CHECKING:
     from umbel._model import Model
     from umbel_proto.privacy.ledger import Charge
 
-log = logging.getLogger("umbel")
+log: logging.Logger = logging.getLogger("umbel")
 
 TOKEN_VARIABLE = "UMBEL_TOKEN"  # noqa: S105  # The variable's name, not a secret.
 """Where a token may stand instead of on the command line, which everyone on a machine can read."""
 
-app = typer.Typer(
+app: typer.Typer = typer.Typer(
     name="umbel",
     cls=UmbelGroup,
     no_args_is_help=True,
