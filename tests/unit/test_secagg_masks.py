@@ -104,6 +104,18 @@ class TestBoxes:
         with pytest.raises(VerificationError):
             open_shares(box, other.key(b, a.public_key().public_bytes_raw()), other)
 
+    def test_every_lane_has_its_own_key(self) -> None:
+        a, b = self.ends()
+        public = b.public_key().public_bytes_raw()
+        lanes = [
+            self.lane,
+            Lane(b"s" * 32, b"r" * 32, B, A),
+            Lane(b"t" * 32, b"r" * 32, A, B),
+            Lane(b"s" * 32, b"t" * 32, A, B),
+            Lane(b"s" * 32, b"r" * 32, A, DeviceId("c")),
+        ]
+        assert len({lane.key(a, public) for lane in lanes}) == len(lanes)
+
     def test_shares_that_are_no_field_elements_do_not_come_out(self) -> None:
         key = b"k" * 32
         box = seal_shares(Held(b"\xff" * 32, draw_element()), key, self.lane)
