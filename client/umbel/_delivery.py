@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from umbel._channel import Gateway, call
 from umbel._files import make_private_directory, storage_error
 from umbel._home import DeviceHome
-from umbel_proto.errors import PackageError, RemoteProtocolError, UnavailableError, UsageError
+from umbel_proto.errors import PackageError, RefusedError, RemoteProtocolError, UnavailableError, UsageError
 from umbel_proto.ids import check_name
 from umbel_proto.wire import delivery_pb2 as pb
 
@@ -67,9 +67,10 @@ class Delivery:
                 if hashlib.sha256(data).digest() != release.sha256:
                     raise PackageError(f"The package of {release.model} {release.version} arrived altered.")
                 installed = self._shelf.install(data)
-            except PackageError as exc:
+            except (PackageError, RefusedError) as exc:
+                # Refused by the shelf: it is signed, but not the version that was announced.
                 self._refused.add(release.sha256)
-                refusal = exc
+                refusal = exc if isinstance(exc, PackageError) else PackageError(str(exc))
             else:
                 log.info("installed %s %d", release.model, release.version)
                 done.append(installed)
