@@ -13,6 +13,7 @@ tests/conformance/test_flower_seams.py, which says so when a new Flower moves th
 
 from __future__ import annotations
 
+import hashlib
 import io
 import logging
 import os
@@ -22,6 +23,7 @@ import time
 import tomllib
 import zipfile
 from pathlib import Path
+from typing import cast
 
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
@@ -30,6 +32,7 @@ import httpx
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 from cryptography.hazmat.primitives.serialization import load_ssh_private_key
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, RecordDict
+from flwr.app.message import make_message, remove_content_from_message
 from flwr.clientapp import ClientApp
 from flwr.common.constant import HEARTBEAT_DEFAULT_INTERVAL
 from flwr.common.serde import fab_from_proto, message_from_proto, message_to_proto, run_from_proto
@@ -41,7 +44,7 @@ from flwr.proto.fleet_pb2 import (
     PushMessagesRequest,
 )
 from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
-from flwr.proto.message_pb2 import ObjectTree
+from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, ObjectTree
 from flwr.proto.node_pb2 import Node
 from flwr.proto.run_pb2 import GetRunRequest
 from flwr.supercore.error import FlowerError
@@ -53,7 +56,6 @@ from flwr.supercore.inflatable.inflatable_object import (
     no_object_id_recompute,
 )
 from flwr.supercore.inflatable.inflatable_protobuf_utils import (
-    make_confirm_message_received_fn_protobuf,
     make_pull_object_fn_protobuf,
     make_push_object_fn_protobuf,
 )
@@ -72,14 +74,15 @@ from umbel._home import DeviceHome
 from umbel._participant import CONFIRM, MASK, SHARE, UNMASK, Participant, Saved
 from umbel_proto.errors import RefusedError, UmbelError, UsageError
 
-log = logging.getLogger(__name__)
+log: logging.Logger = logging.getLogger(__name__)
 
 SERVER_APP = "umbel_server.flower:app"
 CLIENT_APP = "umbel.flower:app"
 MAX_BUNDLE_BYTES = 64 * 1024
 
-BUSY_POLL_S = 0.2
-"""How often to ask for messages while a round is open, and for `BUSY_FOR_S` after: asking costs the SuperLink."""
+BUSY_POLL_S = (0.1, 1.0)
+"""How often to ask for messages while a round is open, and for `BUSY_FOR_S` after: four times between two
+messages, within these bounds. A busy SuperLink answers slowly, and is asked less."""
 BUSY_FOR_S = 10.0
 IDLE_POLL_S = 2.0
 """How often to ask otherwise, give or take half. An empty answer costs the SuperLink 5 ms of CPU."""
@@ -88,6 +91,10 @@ RETRY_S = (0.5, 10.0)
 
 INLINE_BYTES = 1 << 20
 """Vectors up to this length ride in the record: umbel_server.flower has the same number."""
+FIRST_RETRY_S = 0.02
+"""Flower's own first retry for an object waits a second; it is there a few milliseconds later."""
+KEEP_BYTES = 16 << 10
+"""Larger messages are deleted when the next one comes, the others when the run ends."""
 _RECORD = "umbel"
 _VECTOR = "vector"
 _RAW = "umbel.raw"  # Array.stype: the bytes as they are, no .npy header to parse.
@@ -127,7 +134,7 @@ def check_bundle(content: bytes) -> None:
         )
 
 
-app = ClientApp()
+app: ClientApp = ClientApp()
 
 
 def _handle(message: Message, context: Context) -> Message:
@@ -207,6 +214,7 @@ class _SuperLink:
         )
         self.node = Node()
         self._heartbeat: HeartbeatSender | None = None
+        self._large: ConfirmMessageReceivedRequest | None = None
 
     def activate(self) -> int:
         """Go online and return the node id."""
@@ -251,24 +259,39 @@ class _SuperLink:
         return fab_from_proto(self._client.GetFab(request).fab).content
 
     def fetch(self, head: Message, tree: ObjectTree) -> Message:
-        """Return the whole message and tell the SuperLink that it arrived."""
+        """Return the whole message.
+
+        A message whose payload is one record needs one object: the objects above it say only what
+        contains what. Small messages are not confirmed one by one; Flower deletes them when the
+        run ends.
+        """
         run_id = head.metadata.run_id
-        contents = pull_objects(
-            [item.object_id for item in iterate_object_tree(tree)],
-            make_pull_object_fn_protobuf(self._client.PullObject, self.node, run_id),
-            initial_backoff=0.02,
-        )
-        message = inflate_object_from_contents(tree.object_id, contents)
-        assert isinstance(message, Message)
-        message.metadata.__dict__["_message_id"] = tree.object_id
-        confirm = make_confirm_message_received_fn_protobuf(
-            self._client.ConfirmMessageReceived, self.node, run_id
-        )
-        confirm(head.metadata.message_id)
+        pull = make_pull_object_fn_protobuf(self._client.PullObject, self.node, run_id)
+        items = list(iterate_object_tree(tree))
+        leaves = [item for item in items if not item.children]
+        needed = leaves if len(leaves) == 1 else items
+        contents = pull_objects([item.object_id for item in needed], pull, initial_backoff=FIRST_RETRY_S)
+        for object_id, content in contents.items():
+            if hashlib.sha256(content).hexdigest() != object_id:
+                raise ObjectPullError(object_id, "it is not what its name says")
+        if len(leaves) == 1:
+            record = ConfigRecord.inflate(contents[leaves[0].object_id])
+            message = make_message(metadata=head.metadata, content=RecordDict({_RECORD: record}))
+        else:
+            message = cast(Message, inflate_object_from_contents(tree.object_id, contents))
+            message.metadata.__dict__["_message_id"] = tree.object_id
+        # Not sooner: the sender may still be sending objects of a message whose payload is here already.
+        if self._large is not None:
+            self._client.ConfirmMessageReceived(self._large)
+            self._large = None
+        if sum(map(len, contents.values())) > KEEP_BYTES:
+            self._large = ConfirmMessageReceivedRequest(
+                node=self.node, run_id=run_id, message_object_id=tree.object_id
+            )
         return message
 
     def send(self, reply: Message, seconds: float) -> None:
-        """Send an answer.
+        """Send an answer: its head, and the objects that hold its payload.
 
         Args:
             reply: The answer.
@@ -278,27 +301,28 @@ class _SuperLink:
         with no_object_id_recompute():
             tree = get_object_tree(reply)
             objects = get_all_nested_objects(reply)
-            head = _without_content(reply)
             answer = self._client.PushMessages(
                 PushMessagesRequest(
                     node=self.node,
-                    messages_list=[message_to_proto(head)],
+                    messages_list=[message_to_proto(_without_content(reply))],
                     message_object_trees=[tree],
                     clientapp_runtime_list=[seconds],
                 )
             )
-            wanted = set(answer.objects_to_push)
+            if reply.has_error():
+                return
+            leaves = {item.object_id for item in iterate_object_tree(tree) if not item.children}
+            needed = leaves if len(leaves) == 1 else objects.keys()
+            missing = set(answer.objects_to_push) & set(needed)
             push = make_push_object_fn_protobuf(
                 self._client.PushObject, self.node, reply.metadata.run_id, answer.session_id
             )
             push_object_contents_from_iterable(
-                ((key, item.deflate()) for key, item in objects.items() if key in wanted), push_object_fn=push
+                ((key, objects[key].deflate()) for key in missing), push_object_fn=push
             )
 
 
 def _without_content(message: Message) -> Message:
-    from flwr.app.message import remove_content_from_message
-
     return remove_content_from_message(message) if message.has_content() else message
 
 
@@ -352,14 +376,17 @@ def _activate(link: _SuperLink, stop: threading.Event) -> bool:
 
 def _serve(link: _SuperLink, home: DeviceHome, data: Path | None, stop: threading.Event) -> None:
     contexts: dict[int, Context] = {}
-    busy_until = time.monotonic() + BUSY_FOR_S
+    last = time.monotonic()
+    busy_poll_s = BUSY_POLL_S[0]
     pause, longest = RETRY_S
     while not stop.is_set():
         try:
             got = link.receive()
             if got is not None:
                 _answer(link, *got, contexts, home, data)
-                busy_until = time.monotonic() + BUSY_FOR_S
+                now = time.monotonic()
+                busy_poll_s = min(max(BUSY_POLL_S[0], (now - last) / 6), BUSY_POLL_S[1])
+                last = now
             pause = RETRY_S[0]
         except httpx.HTTPStatusError as exc:
             log.info("the SuperLink answers HTTP %d: going online again", exc.response.status_code)
@@ -375,8 +402,8 @@ def _serve(link: _SuperLink, home: DeviceHome, data: Path | None, stop: threadin
         except ObjectPullError:
             log.info("a message was withdrawn before it could be read")
         if got is None:
-            busy = time.monotonic() < busy_until
-            stop.wait(BUSY_POLL_S if busy else _jitter(1.5 * IDLE_POLL_S))
+            busy = time.monotonic() < last + BUSY_FOR_S
+            stop.wait(busy_poll_s if busy else _jitter(1.5 * IDLE_POLL_S))
 
 
 def _answer(
