@@ -35,13 +35,23 @@ def build(
     out: OutOption,
     key: KeyOption,
     version: Annotated[int, typer.Option(min=1, help="The version to give it.")] = 1,
+    calibration: Annotated[
+        Path | None,
+        typer.Option(help="An .npz file whose x holds inputs to quantize with; by default the task's own."),
+    ] = None,
     lineage: LineageOption = None,
 ) -> None:
     """Write the first package of a task, with its initial parameters."""
     pack_module = _workbench()
     from umbel_models.task import find
 
-    data = pack_module.build(find(task), key=_signing_key(key), version=version, lineage=_lineage(lineage))
+    data = pack_module.build(
+        find(task),
+        key=_signing_key(key),
+        version=version,
+        calibration=None if calibration is None else _calibration(calibration),
+        lineage=_lineage(lineage),
+    )
     _write(out, data)
     typer.echo(f"{out}: {task} {version}, {len(data):,} bytes")
 

@@ -18,6 +18,7 @@ import os
 import signal
 import socket
 import sys
+import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -28,24 +29,33 @@ import httpx
 import uvicorn
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_der_public_key
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app.message import remove_content_from_message
 from flwr.cli.build import build_fab_from_files
-from flwr.common.serde import fab_to_proto, message_from_proto, user_config_to_proto
+from flwr.common.serde import fab_to_proto, message_from_proto, message_to_proto, user_config_to_proto
 from flwr.proto.control_pb2 import ListNodesRequest, ListRunsRequest, RegisterNodeRequest, StartRunRequest
 from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, ObjectTree
-from flwr.proto.runtime_pb2 import PullAppMessagesRequest
+from flwr.proto.node_pb2 import Node
+from flwr.proto.runtime_pb2 import PullAppMessagesRequest, PushAppMessagesRequest
 from flwr.serverapp import Grid, ServerApp
 from flwr.supercore.control import ControlHttpClient
 from flwr.supercore.fab import Fab
 from flwr.supercore.inflatable.inflatable_object import (
+    InflatableObject,
     UnexpectedObjectContentError,
     get_all_nested_objects,
+    get_object_tree,
     iterate_object_tree,
+    no_object_id_recompute,
 )
-from flwr.supercore.inflatable.inflatable_protobuf_utils import make_pull_object_fn_protobuf
+from flwr.supercore.inflatable.inflatable_protobuf_utils import (
+    make_pull_object_fn_protobuf,
+    make_push_object_fn_protobuf,
+)
 from flwr.supercore.inflatable.inflatable_utils import (
     ObjectPullError,
     inflate_object_from_contents,
     pull_objects,
+    push_objects,
 )
 from flwr.supercore.protobuf.client import ProtobufCall, ProtobufRequestContext
 from flwr.supercore.runtime import RuntimeHttpClient
@@ -90,6 +100,7 @@ INLINE_BYTES = 1 << 20
 """Vectors up to this length ride in the record: umbel.flower has the same number."""
 _RECORD = "umbel"
 _VECTOR = "vector"
+REST_AFTER_S = 2.0
 FIRST_RETRY_S = 0.02
 """Flower's own first retry for an object waits a second; it is there a few milliseconds later."""
 KEEP_BYTES = 16 << 10
@@ -307,6 +318,7 @@ def flower_environment(fleet: FleetDir) -> dict[str, str]:
         "FLWR_HOME": str(fleet.superlink / "home"),
         "FLWR_TELEMETRY_ENABLED": "0",
         "FLWR_DISABLE_UPDATE_CHECK": "1",
+        "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.5",
         # Flower starts the ServerApp by its command's name.
         "PATH": os.pathsep.join([os.path.dirname(sys.executable), os.environ.get("PATH", "")]),  # noqa: PTH120
     }
@@ -482,26 +494,60 @@ class GridLink:
     """
 
     def __init__(self, grid: Grid) -> None:
+        # Flower's own send and receive ask four times for what can be asked once: see below.
+        assert isinstance(grid, HttpGrid)
         self._grid = grid
+        self._client: RuntimeHttpClient = grid._runtime_client
+        self._own: Node = grid.node
+        self._run_id = grid.run.run_id
         self._pending: dict[str, NodeId] = {}
         self._large: list[ConfirmMessageReceivedRequest] = []
+        self._rest: tuple[float, Mapping[str, InflatableObject], set[str], str] | None = None
 
     def nodes(self) -> Sequence[NodeId]:
         """Return the nodes that are connected now."""
         return sorted(NodeId(node) for node in self._grid.get_node_ids())
 
     def send(self, kind: str, group: str, payloads: Mapping[NodeId, Payload], *, ttl_s: float) -> int:
-        """Send one message to each node; earlier answers still missing are given up."""
+        """Send one message to each node; earlier answers still missing are given up.
+
+        First the heads and the records with the payloads, which is all that our nodes read. What a
+        stock SuperNode reads besides follows if somebody has not answered by then.
+        """
         self._delete_read()
         contents = {node: pack(payload) for node, payload in payloads.items()}
         messages = [
             Message(content, dst_node_id=node, message_type=kind, group_id=group, ttl=ttl_s)
             for node, content in contents.items()
         ]
-        # All at once: Flower then sends their objects side by side, and one that they share only once.
-        ids = self._grid.push_messages(messages)
-        self._pending = {str(id_): node for id_, node in zip(ids, contents, strict=True) if id_}
+        objects: dict[str, InflatableObject] = {}
+        trees = []
+        with no_object_id_recompute():
+            for message in messages:
+                message.metadata.__dict__["_message_id"] = message.object_id
+                objects |= get_all_nested_objects(message)
+                trees.append(get_object_tree(message))
+        heads = [message_to_proto(remove_content_from_message(message)) for message in messages]
+        request = PushAppMessagesRequest(messages_list=heads, message_object_trees=trees)
+        reply = self._client.PushMessages(request)
+        missing = set(reply.objects_to_push)
+        first = {item.object_id for tree in trees for item in wanted(tree)} & missing
+        self._push(objects, first, reply.session_id)
+        self._rest = (time.monotonic() + REST_AFTER_S, objects, missing - first, reply.session_id)
+        self._pending = {str(id_): node for id_, node in zip(reply.message_ids, contents, strict=True) if id_}
         return sum(map(wire_size, contents.values()))
+
+    def _push(self, objects: Mapping[str, InflatableObject], ids: set[str], session: str) -> None:
+        push = make_push_object_fn_protobuf(self._client.PushObject, self._own, self._run_id, session)
+        with no_object_id_recompute():
+            push_objects(dict(objects), push, object_ids_to_push=ids)
+
+    def _push_rest(self) -> None:
+        if self._rest is None or time.monotonic() < self._rest[0]:
+            return
+        _, objects, ids, session = self._rest
+        self._rest = None
+        self._push(objects, ids, session)
 
     def receive(self) -> Sequence[Answer]:
         """Return the answers that came since the last call.
@@ -511,21 +557,19 @@ class GridLink:
         """
         if not self._pending:
             return []
-        assert isinstance(self._grid, HttpGrid)
-        client = self._grid._runtime_client
-        listed = client.PullMessages(PullAppMessagesRequest(message_ids=list(self._pending)))
+        self._push_rest()
+        listed = self._client.PullMessages(PullAppMessagesRequest(message_ids=list(self._pending)))
         answers = []
         for head, tree in zip(listed.messages_list, listed.message_object_trees, strict=True):
             node = self._pending.pop(head.metadata.reply_to_message_id, None)
             if node is not None:
-                answers.append(self._answer(node, message_from_proto(head), tree, client))
+                answers.append(self._answer(node, message_from_proto(head), tree))
         return answers
 
-    def _answer(self, node: NodeId, head: Message, tree: ObjectTree, client: RuntimeHttpClient) -> Answer:
+    def _answer(self, node: NodeId, head: Message, tree: ObjectTree) -> Answer:
         if head.has_error():
             return Answer(node, None, head.error.reason or f"Flower error {head.error.code}")
-        run_id, own = head.metadata.run_id, self._grid.node  # type: ignore[attr-defined]
-        pull = make_pull_object_fn_protobuf(client.PullObject, own, run_id)
+        pull = make_pull_object_fn_protobuf(self._client.PullObject, self._own, self._run_id)
         try:
             contents = pull_objects(
                 [item.object_id for item in wanted(tree)], pull, initial_backoff=FIRST_RETRY_S
@@ -536,7 +580,9 @@ class GridLink:
         size = sum(map(len, contents.values()))
         if size > KEEP_BYTES:
             self._large.append(
-                ConfirmMessageReceivedRequest(node=own, run_id=run_id, message_object_id=tree.object_id)
+                ConfirmMessageReceivedRequest(
+                    node=self._own, run_id=self._run_id, message_object_id=tree.object_id
+                )
             )
         return Answer(node, payload, size_up=size)
 
@@ -545,9 +591,8 @@ class GridLink:
 
         Not sooner: a node may still be sending objects of an answer whose payload is here already.
         """
-        assert isinstance(self._grid, HttpGrid)
         while self._large:
-            self._grid._runtime_client.ConfirmMessageReceived(self._large.pop())
+            self._client.ConfirmMessageReceived(self._large.pop())
 
 
 app = ServerApp()

@@ -27,7 +27,7 @@ def demo(
     out: Annotated[
         Path, typer.Option(help="Where everything goes; a former demo there is replaced.", metavar="DIR")
     ] = DEFAULT_OUT,
-    rounds: Annotated[int, typer.Option(min=4, max=100, help="Rounds to complete.")] = 10,
+    rounds: Annotated[int, typer.Option(min=4, max=100, help="Rounds to complete.")] = 8,
     keep: Annotated[bool, typer.Option("--keep", help="Leave the fleet running until Ctrl-C.")] = False,
 ) -> None:
     """Bring up a fleet on this machine, train it privately, deliver the result and watch it."""

@@ -110,7 +110,6 @@ class Story:
             self._fleet = create_fleet(self.home / "fleet", name=FLEET, policy=POLICY)
             with self._fleet.open_store() as self._store:
                 self._start_services()
-                self._start_run()
                 self._watch_run()
                 self._deliver()
                 results = self._predict()
@@ -128,33 +127,30 @@ class Story:
     # A fleet
 
     def _start_services(self) -> None:
-        done = self._step("Starting the fleet", DEVICES + 3)
+        done = self._step("Starting the fleet", DEVICES + 2)
         fleet = str(self._fleet.path)
         environment = {**flower_environment(self._fleet), "UMBEL_FLEET": fleet}
         services = {
             name: self.supervisor.start(name, _umbel("serve", name), environment)
-            for name in ("superlink", "gateway", "opener")
+            for name in ("superlink", "gateway")
         }
+        self.supervisor.start("superexec", superexec_command(self._fleet), flower_environment(self._fleet))
         data, base = self.home / "data", self.home / "digits-1.umbel"
-        prepare = [
-            _Command("split", _umbel("model", "split", MODEL, "--devices", DEVICES, "--alpha", ALPHA, "--seed", SEED, "--out", data)),
-            _Command("build", _umbel("model", "build", MODEL, "--key", self._fleet.release_key, "--out", base)),
-        ]  # fmt: skip
-        for command in prepare:
-            command.finish()
+        split = ("split", MODEL, "--devices", DEVICES, "--alpha", ALPHA, "--seed", SEED, "--out", data)
+        _Command("split", _umbel("model", *split)).finish()
+        build = ("build", MODEL, "--key", self._fleet.release_key, "--out", base)
+        _Command("build", _umbel("model", *build, "--calibration", data / "calibration.npz")).finish()
         published = publish(self._fleet, self._store, base.read_bytes())
         self._package = read_package(base.read_bytes(), release_key=self._fleet.release_public())
         self._plan = self._run_plan(published.sha256.hex())
         self._privacy = plan_privacy(self._plan, POLICY, self._package.manifest.dim)
-        for name in ("gateway", "opener", "superlink"):
+        for name in ("gateway", "superlink"):
             self.supervisor.wait(name, lambda name=name: services[name].says(f"ready {name}"), timeout_s=60)  # type: ignore[misc]
             done()
         self._control = Control(self._fleet)
-        # Flower starts the run's server process while the devices start; it waits for them. SuperExec comes
-        # after the run, which it then finds at once.
+        # Flower starts the run's server process while the devices start; it waits for them.
         self._store.runs.create(RUN, MODEL, self._plan.to_json())
         self._flower_run = self._control.start(self._fleet, RUN)
-        self.supervisor.start("superexec", superexec_command(self._fleet), flower_environment(self._fleet))
         for number in range(1, DEVICES + 1):
             if f"dev-{number}" != LATE:
                 self._start_device(f"dev-{number}")
@@ -169,6 +165,9 @@ class Story:
             return len(ready) == len(self.devices)
 
         self.supervisor.wait("the devices", all_ready, timeout_s=60)
+        # Reports come later; until then the processor has better things to do.
+        opener = self.supervisor.start("opener", _umbel("serve", "opener"), environment)
+        self.supervisor.wait("opener", lambda: opener.says("ready opener"), timeout_s=60)
         done()
 
     def _run_plan(self, sha256: str) -> RunPlan:
@@ -203,11 +202,14 @@ class Story:
 
     # Rounds
 
-    def _start_run(self) -> None:
+    def _start_baselines(self) -> None:
+        """Train the same without privacy, and centrally, beside the rounds and behind them in priority."""
+        data = self.home / "data"
+        shards = [data / f"shard-{number}.npz" for number in range(DEVICES)]
         self._baselines = [
-            _Command("fedavg", self._local_training([self.home / "data" / f"shard-{i}.npz" for i in range(DEVICES)]), nice=19),
-            _Command("central", self._local_training([self.home / "data" / "train.npz"]), nice=19),
-        ]  # fmt: skip
+            _Command("fedavg", self._local_training(shards), nice=19),
+            _Command("central", self._local_training([data / "train.npz"]), nice=19),
+        ]
 
     def _local_training(self, data: Sequence[Path]) -> list[str]:
         training = self._plan.training
@@ -257,6 +259,7 @@ class Story:
         """Kill one device in the middle of a round, bring it back after, and let another join late."""
         if LATE not in self.devices and len(self._opened) >= JOIN_AFTER:
             self._start_device(LATE)
+            self._start_baselines()
         victim = self.devices[VICTIM]
         if victim.running and watch.reached(KILL_IN, KILL_PHASE) and len(self._opened) < KILL_IN:
             victim.kill()

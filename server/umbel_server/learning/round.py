@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -93,6 +93,7 @@ class RoundOutcome:
         survivors: Whose updates are in it.
         reason: Why it was aborted; empty if it was not.
         participations: Everyone invited who joined or was lost, and how it went.
+        silent: Devices that were asked something and never answered.
         seconds: How long each phase took, by name.
         bytes_up: Of all answers, as serialized for the wire.
         bytes_down: Of all requests, as serialized for the wire.
@@ -103,6 +104,7 @@ class RoundOutcome:
     survivors: tuple[DeviceId, ...]
     reason: str
     participations: tuple[Participation, ...]
+    silent: frozenset[DeviceId]
     seconds: Mapping[str, float]
     bytes_up: int
     bytes_down: int
@@ -117,6 +119,7 @@ def run_round(
     timing: Timing,
     progress: Progress,
     clock: Clock,
+    silent: Collection[DeviceId] = (),
     pause: Callable[[float], None] = time.sleep,
 ) -> RoundOutcome:
     """Drive one round.
@@ -129,9 +132,12 @@ def run_round(
         timing: How long to wait.
         progress: Is told what happens.
         clock: Unix seconds.
+        silent: Devices that vanished from the round before: they are invited, but nobody waits for them.
         pause: Waits between two looks for answers.
     """
-    return _Round(link, invitation, members, authority, timing, progress, clock, pause).run()
+    return _Round(
+        link, invitation, members, authority, timing, progress, clock, frozenset(silent), pause
+    ).run()
 
 
 class _Round:
@@ -146,17 +152,20 @@ class _Round:
         timing: Timing,
         progress: Progress,
         clock: Clock,
+        silent: frozenset[DeviceId],
         pause: Callable[[float], None],
     ) -> None:
         self._link, self._invitation, self._members = link, invitation, members
         self._nodes = {device: node for node, device in members.items()}
         self._timing, self._progress, self._clock, self._pause = timing, progress, clock, pause
+        self._silent = silent
         self._state: State = open_session(
             invitation.descriptor, authority=authority, invited=members.values(), now_s=clock()
         )
         self._seconds: dict[str, float] = {}
         self._up = self._down = 0
         self._joined: frozenset[DeviceId] = frozenset()
+        self._unanswered: set[DeviceId] = set()
         self._asked_to_mask: frozenset[DeviceId] = frozenset()
 
     def run(self) -> RoundOutcome:
@@ -184,6 +193,7 @@ class _Round:
         group = str(self._invitation.descriptor.round)
         self._down += self._link.send(kind, group, payloads, ttl_s=timeout_s)
         self._collect(begin, begin + timeout_s)
+        self._unanswered |= self._waiting()
         self._state, outgoing = step(self._state, Closed())
         self._seconds[name] = self._clock() - begin
         return outgoing
@@ -196,6 +206,8 @@ class _Round:
             for answer in answers:
                 self._take(answer)
                 answered += answer.payload is not None
+            if answered >= self._enough() and self._waiting() <= self._silent:
+                return
             if late == deadline and answered >= self._enough():
                 now = self._clock()
                 late = min(deadline, now + max(self._timing.grace_s, (now - begin) / 2))
@@ -269,6 +281,7 @@ class _Round:
             survivors=state.survivors if isinstance(state, Opened) else (),
             reason="" if isinstance(state, Opened) else state.reason,
             participations=tuple(parts),
+            silent=frozenset(self._unanswered),
             seconds=self._seconds,
             bytes_up=self._up,
             bytes_down=self._down,

@@ -145,6 +145,7 @@ class _Run:
     ) -> None:
         self._fleet, self._store, self._run, self._plan, self._link = fleet, store, run, run_plan, link
         self._clock, self._pause = clock, pause
+        self._silent: frozenset[DeviceId] = frozenset()
         self._policy = fleet.policy()
         self._package = _read(fleet, run_plan)
         self._dir = fleet.runs / run
@@ -185,8 +186,10 @@ class _Run:
                 timing=self._plan.timing,
                 progress=self._progress(number, attempt),
                 clock=self._clock,
+                silent=self._silent,
                 pause=self._pause,
             )
+            self._silent = outcome.silent
             if outcome.total is not None:
                 return self._accept(before, number, attempt, outcome, begin)
             reason = outcome.reason
