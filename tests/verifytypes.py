@@ -6,8 +6,10 @@ Usage: python tests/verifytypes.py [PACKAGE]
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 
 def main() -> int:
@@ -21,7 +23,12 @@ def main() -> int:
         "--ignoreexternal",
         "--outputjson",
     ]
-    report = json.loads(subprocess.run(command, capture_output=True, text=True, check=False).stdout)
+    # It looks for packages with the first python on the path, whatever runs it.
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    result = subprocess.run(
+        command, capture_output=True, text=True, check=False, env={**os.environ, "PATH": path}
+    )
+    report = json.loads(result.stdout)
     completeness = report["typeCompleteness"]
     score = completeness["completenessScore"]
     if score == 1:

@@ -70,7 +70,7 @@ class Keystream:
 
     def tile(self, size: int) -> NDArray[np.uint8]:
         """Return the next ``size`` <= 256 KiB bytes in a buffer that the next call overwrites."""
-        self._context.update_into(_ZEROS[:size], self._tile[: size + _SLACK])
+        self._context.update_into(_ZEROS[:size].data, self._tile[: size + _SLACK].data)
         return self._tile[:size]
 
     def read(self, size: int) -> NDArray[np.uint8]:
@@ -78,7 +78,7 @@ class Keystream:
         out = np.empty(size + _SLACK, np.uint8)
         for low in range(0, size, TILE_BYTES):
             count = min(TILE_BYTES, size - low)
-            self._context.update_into(_ZEROS[:count], out[low : low + count + _SLACK])
+            self._context.update_into(_ZEROS[:count].data, out[low : low + count + _SLACK].data)
         return out[:size]
 
     def uint64(self, count: int) -> NDArray[np.uint64]:

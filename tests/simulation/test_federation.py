@@ -6,14 +6,15 @@ Only the carrier of messages is in memory (``simulation/federation.py``).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from simulation.federation import TRAINING, Federation, MemoryLink, lenient_policy
+from sqlalchemy import update
 
+from simulation.federation import TRAINING, Federation, MemoryLink, lenient_policy
 from umbel._data import read_examples
 from umbel._ledger import Ledger
 from umbel._participant import CONFIRM, MASK, SHARE, TRAIN, UNMASK
@@ -22,8 +23,10 @@ from umbel.train.local import accuracy_on, federated_averaging
 from umbel.train.onnx import OnnxTrainer
 from umbel_proto.errors import BudgetError, RefusedError, UmbelError
 from umbel_proto.ids import DeviceId
+from umbel_proto.privacy.plan import plan
 from umbel_server.learning.plan import RunPlan
 from umbel_server.learning.run import run_to_end
+from umbel_server.store.tables import runs
 
 
 @pytest.fixture(scope="module")
@@ -32,23 +35,22 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Federation:
     return Federation(tmp_path_factory.mktemp("federation"), 8)
 
 
-@pytest.fixture
-def names() -> Iterator[str]:
-    return iter("abcdefgh")
-
-
 def link_to(federation: Federation) -> MemoryLink:
     return MemoryLink(federation.participants())
 
 
-def test_the_secure_path_without_noise_learns_what_plain_federated_averaging_learns(shared: Federation) -> None:
+def test_the_secure_path_without_noise_learns_what_plain_federated_averaging_learns(
+    shared: Federation,
+) -> None:
     training = replace(TRAINING, epochs=8, learning_rate=0.05)
-    plan = replace(shared.plan(rounds=10), training=training)
-    record, rounds = shared.run(link_to(shared), plan, "plain")
+    wanted = replace(shared.plan(rounds=10, clip=20.0), training=training)
+    record, rounds = shared.run(link_to(shared), wanted, "plain")
     assert record.state == "finished"
     secure = [r.figures["accuracy"] for r in rounds]
 
-    settings = TrainPlan(training.epochs, training.batch_size, training.learning_rate, training.momentum, training.seed)
+    settings = TrainPlan(
+        training.epochs, training.batch_size, training.learning_rate, training.momentum, training.seed
+    )
     shards = {DeviceId(f"dev-{i}"): read_examples(path) for i, path in enumerate(shared.data)}
     judge = accuracy_on(shared.package, read_examples(shared.heldout))
     trainer = OnnxTrainer(shared.package)
@@ -56,12 +58,19 @@ def test_the_secure_path_without_noise_learns_what_plain_federated_averaging_lea
     plain = [judge(parameters) for parameters in steps]
 
     assert secure[-1] >= 0.93
-    assert abs(secure[-1] - plain[-1]) <= 0.005
+    # One of the 359 held-out digits is 0.3 points: the last three rounds tell more than the last.
+    assert np.mean(secure[-3:]) == pytest.approx(np.mean(plain[-3:]), abs=0.005)
 
 
 @pytest.mark.parametrize(
     ("kind", "outcome", "summed"),
-    [(TRAIN, "dropped", 7), (SHARE, "dropped", 7), (MASK, "charged", 7), (CONFIRM, "summed", 8), (UNMASK, "summed", 8)],
+    [
+        (TRAIN, "dropped", 7),
+        (SHARE, "dropped", 7),
+        (MASK, "charged", 7),
+        (CONFIRM, "summed", 8),
+        (UNMASK, "summed", 8),
+    ],
 )
 def test_a_device_lost_in_any_phase_costs_at_most_its_own_share(
     shared: Federation, kind: str, outcome: str, summed: int
@@ -112,11 +121,9 @@ def test_a_run_whose_server_died_goes_on_after_the_last_recorded_round(shared: F
     with pytest.raises(PowerCut):
         run_to_end(shared.fleet, run, Dying(shared.participants()))
     with shared.fleet.open_store() as store, store.database.write() as connection:
-        from sqlalchemy import update
-
-        from umbel_server.store.tables import runs
-
-        connection.execute(update(runs).where(runs.c.id == "cut").values(state="running", reason="", finished_s=None))
+        connection.execute(
+            update(runs).where(runs.c.id == "cut").values(state="running", reason="", finished_s=None)
+        )
     run_to_end(shared.fleet, run, link_to(shared))
     record, rounds = shared.record("cut")
     assert record.state == "finished"
@@ -142,32 +149,30 @@ def test_the_ledger_is_charged_once_a_round_before_anything_leaves(tmp_path: Pat
     ]  # fmt: skip
 
 
-def test_a_device_whose_budget_is_spent_drops_out_and_says_so(tmp_path: Path) -> None:
-    policy = replace(lenient_policy(), budget_epsilon=1000.0)
+def test_devices_whose_budget_is_spent_refuse_and_the_record_says_why(tmp_path: Path) -> None:
+    """Each run alone is within the budget; only the devices' own ledgers know that three are not."""
+
+    def cost(rounds: int) -> float:
+        settings = {
+            "dim": 13706,
+            "clip": 2.0,
+            "devices": 5,
+            "honest": 2,
+            "delta": 1e-5,
+            "noise_multiplier": 0.5,
+        }
+        return plan(participations=rounds, **settings).epsilon_server
+
+    policy = replace(lenient_policy(), budget_epsilon=(cost(2) + cost(3)) / 2)
     federation = Federation(tmp_path, 5, policy=policy)
-    plan = federation.plan(rounds=2, clip=2.0, noise_multiplier=0.1)
-    # One device has taken part elsewhere: its ledger, not the server's, knows.
-    other = replace(plan, rounds=1)
-    alone = federation.participants()
-    for run in range(4):
-        federation.run(MemoryLink(alone), other, f"other-{run}")
-    link = MemoryLink(federation.participants())
-    with pytest.raises(UmbelError):
-        federation.run(link, replace(other, attempts=1, rounds=1), "last") if False else [
-            federation.run(MemoryLink(alone), other, f"more-{i}") for i in range(40)
-        ]
-    runs = [federation.record(f"more-{i}")[0] for i in range(40) if _exists(federation, f"more-{i}")]
-    assert runs[-1].state == "failed"
-    with federation.fleet.open_store() as store:
-        reasons = [p.reason for r in store.runs.rounds(runs[-1].id) for p in r.participations]
-    assert any("budget_epsilon" in reason for reason in reasons)
-
-
-def _exists(federation: Federation, run: str) -> bool:
-    from umbel_proto.ids import RunId
-
-    with federation.fleet.open_store() as store:
-        return store.runs.get(RunId(run)) is not None
+    single = replace(federation.plan(rounds=1, clip=2.0, noise_multiplier=0.5), attempts=1)
+    for run in ("first", "second"):
+        assert federation.run(link_to(federation), single, run)[0].state == "finished"
+    with pytest.raises(RefusedError):
+        federation.run(link_to(federation), single, "third")
+    record, (only,) = federation.record("third")
+    assert record.state == "failed"
+    assert all("budget_epsilon" in part.reason for part in only.participations)
 
 
 def test_a_run_that_would_exceed_the_budget_is_refused_before_it_starts(tmp_path: Path) -> None:
@@ -189,8 +194,6 @@ def test_a_plan_below_the_policys_noise_floor_is_refused_before_it_starts(tmp_pa
 
 def test_a_device_without_the_plans_package_stays_out(tmp_path: Path) -> None:
     federation = Federation(tmp_path, 4)
-    import shutil
-
     shutil.rmtree(federation.homes[2].shelf)
     federation.homes[2].make()
     record, (only,) = federation.run(link_to(federation), federation.plan(rounds=1))
@@ -213,7 +216,7 @@ def test_noise_reaches_the_sum_at_the_planned_size(shared: Federation) -> None:
 
 
 def test_a_plan_survives_its_json_and_refuses_what_it_does_not_know(shared: Federation) -> None:
-    plan = shared.plan(rounds=3, noise_multiplier=0.5)
-    assert RunPlan.from_json(plan.to_json()) == plan
+    made = shared.plan(rounds=3, noise_multiplier=0.5)
+    assert RunPlan.from_json(made.to_json()) == made
     with pytest.raises(UmbelError, match="unknown field 'colour'"):
-        RunPlan.from_json(plan.to_json().replace('"rounds"', '"colour": 1, "rounds"'))
+        RunPlan.from_json(made.to_json().replace('"rounds"', '"colour": 1, "rounds"'))

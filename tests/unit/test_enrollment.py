@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from umbel_proto.enrollment import Token, check_address, check_identity, prove_identity
 from umbel_proto.errors import TokenError, UsageError, VerificationError
 from umbel_proto.keys import SigningKey

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from umbel_proto.errors import UsageError
 from umbel_proto.histogram import CONFIDENCE, INPUT, LATENCY_US, Histogram, log_edges
 from umbel_proto.wire import telemetry_pb2 as pb

@@ -11,6 +11,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from umbel_proto.encoding import enc
 from umbel_proto.errors import UsageError, VerificationError
 from umbel_proto.seal import (
