@@ -64,6 +64,7 @@ from flwr.superlink.grid import HttpGrid
 from umbel_proto.errors import UnavailableError, UsageError
 from umbel_proto.ids import RunId
 from umbel_server.learning.link import Answer, NodeId, Payload
+from umbel_server.signals import end_with_parent
 
 if TYPE_CHECKING:
     from umbel_server.fleet.layout import FleetDir
@@ -407,6 +408,10 @@ class Control:
         status = reply.run_dict[flower_run].status
         return str(status.status), ": ".join(part for part in (status.sub_status, status.details) if part)
 
+    def close(self) -> None:
+        """Close the connection."""
+        self._client.close()
+
     def _nodes(self) -> Sequence[Any]:
         return list(self._client.ListNodes(ListNodesRequest()).nodes_info)
 
@@ -606,5 +611,7 @@ def _main(grid: Grid, context: Context) -> None:
     from umbel_server.fleet.layout import FleetDir
     from umbel_server.learning.run import run_to_end
 
+    # SuperExec means to take its processes along; a killed one cannot.
+    end_with_parent(signal.SIGKILL)
     config = context.run_config
     run_to_end(FleetDir.open(Path(str(config["fleet"]))), RunId(str(config["run"])), GridLink(grid))

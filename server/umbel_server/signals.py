@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
+import ctypes
 import signal
+import sys
 from types import TracebackType
 
 _STOP = frozenset({signal.SIGTERM, signal.SIGINT})
+_PR_SET_PDEATHSIG = 1
+_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
+
+
+def end_with_parent(number: signal.Signals) -> None:
+    """Let the kernel send this process a signal when the one that started it ends, however it ends.
+
+    On Linux; elsewhere nothing happens.
+    """
+    if _LIBC is not None:
+        _LIBC.prctl(_PR_SET_PDEATHSIG, int(number))
 
 
 class StopSignals:

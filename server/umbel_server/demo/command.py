@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
-import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -45,8 +45,6 @@ def demo(
     from umbel_server.demo.supervisor import Supervisor
 
     console = Console()
-    # SIGTERM ends the demo as Ctrl-C does: every process first.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     make_room(out)
     home = out.resolve()
     (home / "log").mkdir()
@@ -58,7 +56,8 @@ def demo(
         console.print(f"Figures: {out}/summary.json   picture: {out}/rounds.png   logs: {out}/log")
         _say_next(console, out, running=keep)
         if keep:
-            story.stay()
+            with contextlib.suppress(KeyboardInterrupt):
+                story.stay()
 
 
 def make_room(out: Path) -> None:

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from umbel_proto.errors import UnavailableError
+from umbel_server.signals import end_with_parent
 
 GRACE_S = 5.0
 """How long a process may take to end after SIGTERM; then it is killed."""
-_PR_SET_PDEATHSIG = 1
-_LIBC = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
+_STOP = (signal.SIGINT, signal.SIGTERM)
 
 
 @dataclass(eq=False)
@@ -69,38 +68,61 @@ class Supervisor:
     def __init__(self, logs: Path) -> None:
         self._logs = logs
         self._processes: list[Process] = []
+        self._interrupted = False
+        self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Supervisor:
+        """From here on SIGTERM is heard like Ctrl-C, and neither can get lost."""
+        self._before = {number: signal.signal(number, self._interrupt) for number in _STOP}
         return self
+
+    def _interrupt(self, *_: object) -> None:
+        # Python drops an exception that a signal raises inside some callbacks, such as those around a fork.
+        # The flag remembers.
+        self._interrupted = True
+        raise KeyboardInterrupt
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.stop()
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
     def start(self, name: str, command: Sequence[str], env: Mapping[str, str] | None = None) -> Process:
         """Start a process; its output is appended to its log."""
         path = self._logs / f"{name}.log"
+        signal.pthread_sigmask(signal.SIG_BLOCK, _STOP)
+        try:
+            process = Process(name, path, self._popen(path, command, env))
+            self._processes.append(process)
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOP)
+        return process
+
+    def _popen(
+        self, path: Path, command: Sequence[str], env: Mapping[str, str] | None
+    ) -> subprocess.Popen[bytes]:
         with path.open("ab") as log:
-            popen = subprocess.Popen(
+            return subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env=dict(env) if env is not None else None,
                 start_new_session=True,
-                preexec_fn=_die_with_parent if _LIBC is not None else None,
+                preexec_fn=_begin,
             )
-        process = Process(name, path, popen)
-        self._processes.append(process)
-        return process
 
     def check(self) -> None:
         """Raise if a process that should be running has ended.
 
         Raises:
             UnavailableError: One has; the message holds its last words.
+            KeyboardInterrupt: The user wants an end.
         """
+        if self._interrupted:
+            raise KeyboardInterrupt
         for process in self._processes:
             code = process.popen.poll()
             if code is not None and code != -signal.SIGKILL:
@@ -126,7 +148,9 @@ class Supervisor:
         self._processes.remove(process)
 
     def stop(self) -> None:
-        """End every process, the newest first, and wait for it."""
+        """End every process, the newest first, and wait for it. A second Ctrl-C does not cut this short."""
+        for number in _STOP:
+            signal.signal(number, signal.SIG_IGN)
         for process in reversed(self._processes):
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.popen.pid, signal.SIGTERM)
@@ -142,6 +166,7 @@ class Supervisor:
         self._processes.clear()
 
 
-def _die_with_parent() -> None:
-    assert _LIBC is not None
-    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+def _begin() -> None:
+    """In the new process: hear signals again, and end with the parent."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOP)
+    end_with_parent(signal.SIGTERM)

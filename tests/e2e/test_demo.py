@@ -1,0 +1,236 @@
+"""Law: the demo does what its table says, with real processes and TLS, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import tomllib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.e2e
+
+UMBEL = [sys.executable, "-m", "umbel"]
+
+
+def start(out: Path, *more: str) -> subprocess.Popen[bytes]:
+    with out.with_suffix(".txt").open("wb") as said:
+        return subprocess.Popen(
+            [*UMBEL, "demo", "--out", str(out), *more],
+            stdout=said,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+
+def wait(demo: subprocess.Popen[bytes], out: Path, done: Callable[[], bool], *, timeout_s: float) -> None:
+    until = time.monotonic() + timeout_s
+    while not done():
+        if demo.poll() is not None:
+            pytest.fail(f"the demo ended with {demo.returncode}: {out.with_suffix('.txt').read_text()}")
+        assert time.monotonic() < until, "the demo took too long"
+        time.sleep(0.05)
+
+
+def processes_of(out: Path) -> list[int]:
+    """Processes whose command line or environment names the demo's directory."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and int(entry.name) != os.getpid():
+            try:
+                seen = (entry / "cmdline").read_bytes() + (entry / "environ").read_bytes()
+            except OSError:
+                continue
+            if str(out).encode() in seen:
+                found.append(int(entry.name))
+    return found
+
+
+def ports_of(out: Path) -> list[int]:
+    path = out / "fleet" / "fleet.toml"
+    return list(tomllib.loads(path.read_text())["ports"].values()) if path.exists() else []
+
+
+def is_bound(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def nothing_is_left(out: Path) -> bool:
+    return not processes_of(out) and not any(map(is_bound, ports_of(out)))
+
+
+def umbel(*words: object) -> Any:
+    result = subprocess.run(
+        [*UMBEL, *map(str, words), "--json"], capture_output=True, text=True, check=True, timeout=60
+    )
+    return json.loads(result.stdout)
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, subprocess.Popen[bytes]]]:
+    """A demo that has told its story and keeps its fleet running."""
+    out = tmp_path_factory.mktemp("demo") / "out"
+    demo = start(out, "--keep")
+    try:
+        wait(demo, out, lambda: (out / "rounds.png").exists(), timeout_s=280)
+        yield out, demo
+    finally:
+        if demo.poll() is None:
+            os.killpg(demo.pid, signal.SIGINT)
+            demo.wait(20)
+
+
+def test_the_demo_learns_privately_loses_a_device_and_gains_one(kept: tuple[Path, Any]) -> None:
+    summary = json.loads((kept[0] / "summary.json").read_text())
+    assert summary["accuracy"]["before"] < 0.3
+    assert summary["accuracy"]["after"] >= 0.88
+    assert abs(summary["accuracy"]["int8"] - summary["accuracy"]["fp32"]) <= 0.02
+    assert summary["dropped"] == ["dev-3"]
+    assert summary["joined_late"] == ["dev-8"]
+    assert summary["rounds"] == 8
+
+
+def test_the_summary_has_every_figure_under_its_promised_name(kept: tuple[Path, Any]) -> None:
+    summary = json.loads((kept[0] / "summary.json").read_text())
+    assert summary["accuracy"].keys() == {"before", "after", "plain_fedavg", "central", "int8", "fp32"}
+    assert summary["latency_us"].keys() == {"int8", "fp32"}
+    assert summary["bytes"].keys() == {
+        "model_int8", "model_fp32", "up_per_device_round", "down_per_device_round",
+        "flower_fedavg_up_per_device_round",
+    }  # fmt: skip
+    assert summary["epsilon"].keys() == {"server", "release", "delta"}
+    assert summary["seconds"].keys() == {"first_round", "total", "by_phase"}
+    assert summary["seconds"]["by_phase"].keys() == {"train", "share", "mask", "confirm", "unmask"}
+    assert summary["cohort_for_epsilon_4"] > 8
+    assert set(summary["reports"]) == {f"dev-{number}" for number in range(1, 9)}
+    assert all(count >= 1 for count in summary["reports"].values())
+
+
+def test_half_of_what_plain_averaging_sends_goes_up(kept: tuple[Path, Any]) -> None:
+    size = json.loads((kept[0] / "summary.json").read_text())["bytes"]
+    assert size["up_per_device_round"] < 0.55 * size["flower_fedavg_up_per_device_round"]
+
+
+def test_the_operator_reads_devices_and_telemetry_from_the_running_fleet(kept: tuple[Path, Any]) -> None:
+    fleet = kept[0] / "fleet"
+    devices = umbel("fleet", "devices", "--fleet", fleet)
+    assert [device["id"] for device in devices] == [f"dev-{number}" for number in range(1, 9)]
+    assert {device["status"] for device in devices} == {"online"}
+    assert all(device["models"] == {"digits": 2} for device in devices)
+    assert [device["rounds"] for device in devices if device["id"] == "dev-1"] == [8]
+    telemetry = umbel("fleet", "telemetry", "--fleet", fleet)
+    assert all(line["predictions"] >= 359 for line in telemetry)
+    assert all(line["batches"]["rejected"] == 0 for line in telemetry)
+
+
+def test_a_device_shows_its_identity_model_spool_and_privacy(kept: tuple[Path, Any]) -> None:
+    home = kept[0] / "devices" / "dev-1"
+    status = umbel("status", "--home", home)
+    assert status["device"] == "dev-1"
+    assert status["models"][0]["version"] == 2
+    assert status["rounds"] == 8
+    privacy = umbel("privacy", "--home", home)
+    assert len(privacy["charges"]) == 8
+    summary = json.loads((kept[0] / "summary.json").read_text())
+    # The server's figure and the device's own ledger were reached on different ways.
+    assert privacy["epsilon"] == pytest.approx(summary["epsilon"]["server"], rel=1e-6)
+
+
+def test_a_device_at_rest_takes_less_than_150_mb_and_has_no_torch(kept: tuple[Path, Any]) -> None:
+    devices = [
+        pid
+        for pid in processes_of(kept[0])
+        if b"\0run\0" in Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"umbel\0run", b"\0run")
+    ]
+    assert len(devices) == 8
+    for pid in devices:
+        status = Path(f"/proc/{pid}/status").read_text()
+        peak_kb = int(status.split("VmHWM:")[1].split()[0])
+        assert peak_kb < 150 * 1024
+        assert "libtorch" not in Path(f"/proc/{pid}/maps").read_text()
+
+
+def test_nothing_private_lies_in_the_services_directory_or_any_log(kept: tuple[Path, Any]) -> None:
+    """Secrets of devices and of the fleet, planted nowhere but in their own files, are found nowhere else."""
+    out = kept[0]
+    secrets = {}
+    for path in [
+        *out.glob("devices/*/*.key"),
+        *out.glob("fleet/*/*.key"),
+        *out.glob("fleet/superlink/*.secret"),
+    ]:
+        raw = path.read_bytes()
+        # The body of a PEM file; a raw key as it is.
+        secrets[path] = raw.split(b"\n")[1] if raw.startswith(b"-----") else raw.strip()
+    assert len(secrets) >= 8 * 3 + 5
+    readable = [
+        *out.glob("log/*"),
+        *out.glob("fleet/runs/*/*"),
+        out / "summary.json",
+        out / "fleet" / "store.db",
+    ]
+    for path in readable:
+        content = path.read_bytes()
+        for secret_of, secret in secrets.items():
+            assert secret not in content, f"{path} holds the secret of {secret_of}"
+
+
+def test_ctrl_c_ends_the_kept_fleet_and_frees_its_ports(kept: tuple[Path, subprocess.Popen[bytes]]) -> None:
+    out, demo = kept
+    assert any(map(is_bound, ports_of(out)))
+    os.killpg(demo.pid, signal.SIGINT)
+    assert demo.wait(20) == 0
+    assert nothing_is_left(out)
+
+
+def has_begun(out: Path, phase: str) -> bool:
+    path = out / "fleet" / "runs" / "demo-run" / "progress.jsonl"
+    return path.exists() and f'"{phase}"' in path.read_text()
+
+
+MOMENTS: dict[str, Callable[[Path], bool]] = {
+    "before any device": lambda out: (out / "log" / "superlink.log").exists(),
+    "while devices enroll": lambda out: (out / "log" / "dev-4.log").exists(),
+    "in the middle of a round": lambda out: has_begun(out, "mask"),
+}
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_ctrl_c_at_any_moment_ends_every_process_and_frees_every_port(tmp_path: Path, moment: str) -> None:
+    out = tmp_path / "out"
+    demo = start(out)
+    wait(demo, out, lambda: MOMENTS[moment](out), timeout_s=60)
+    os.killpg(demo.pid, signal.SIGINT)
+    assert demo.wait(20) == 130
+    assert nothing_is_left(out)
+
+
+def test_a_killed_demo_takes_its_processes_along(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    demo = start(out)
+    wait(demo, out, lambda: has_begun(out, "train"), timeout_s=60)
+    demo.kill()
+    demo.wait()
+    until = time.monotonic() + 20
+    while not nothing_is_left(out) and time.monotonic() < until:
+        time.sleep(0.1)
+    assert nothing_is_left(out)
+
+
+def test_the_demo_replaces_a_former_demo_and_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("work")
+    result = subprocess.run(
+        [*UMBEL, "demo", "--out", str(tmp_path)], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert result.returncode == 2
+    assert "not empty and no demo" in result.stderr
+    assert (tmp_path / "thesis.txt").read_text() == "work"

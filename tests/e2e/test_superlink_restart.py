@@ -1,0 +1,54 @@
+"""Power cuts in the middle of a run: a device's, and then the SuperLink's. The run goes on, and its record is whole."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from live_fleet import live_fleet
+from simulation.federation import Federation
+from umbel_proto.ids import DeviceId
+from umbel_server.learning.plan import Timing
+
+DEVICES = 4
+ROUNDS = 4
+VICTIM = 2
+TIMING = Timing(train_timeout_s=60, phase_timeout_s=30, grace_s=1)
+
+
+@pytest.mark.e2e
+def test_a_run_outlives_a_killed_device_and_a_killed_superlink(tmp_path: Path) -> None:
+    federation = Federation(tmp_path, DEVICES)
+    with live_fleet(federation) as fleet:
+        devices = [fleet.start_device(number) for number in range(DEVICES)]
+        fleet.start_run(replace(federation.plan(rounds=ROUNDS), timing=TIMING))
+        fleet.wait_for_phase(2, "mask", timeout_s=90)
+        devices[VICTIM].kill()
+        fleet.wait_for_phase(3, "train", timeout_s=60)
+        recorded = federation.record()[1]
+        fleet.superlink.kill()
+        fleet.start_superlink()
+        fleet.wait_for_run(timeout_s=90)
+
+    run, rounds = federation.record()
+    assert (run.state, run.reason) == ("finished", "")
+    assert rounds[: len(recorded)] == recorded
+    assert [r.round for r in rounds if r.state == "opened"] == [1, 2, 3, 4]
+    second = {p.device: p.outcome for p in rounds[1].participations}
+    victim = DeviceId(f"dev-{VICTIM}")
+    assert second.pop(victim) == "charged"
+    assert set(second.values()) == {"summed"}
+    for number in range(DEVICES):
+        owed = sum(
+            part.outcome != "dropped"
+            for record in rounds
+            for part in record.participations
+            if part.device == f"dev-{number}"
+        )
+        sessions = [charge.sid for charge in fleet.charges(number)]
+        assert len(set(sessions)) == len(sessions)
+        print(number, owed, len(sessions))
+    print(json.dumps(fleet.events()))
