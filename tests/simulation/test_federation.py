@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from sqlalchemy import update
 
-from simulation.federation import TRAINING, Federation, MemoryLink, lenient_policy
+from simulation.federation import QUICK, TRAINING, Federation, MemoryLink, lenient_policy
 from umbel._data import read_examples
 from umbel._ledger import Ledger
 from umbel._participant import CONFIRM, MASK, SHARE, TRAIN, UNMASK
@@ -27,6 +27,10 @@ from umbel_proto.privacy.plan import plan
 from umbel_server.learning.plan import RunPlan
 from umbel_server.learning.run import run_to_end
 from umbel_server.store.tables import runs
+
+
+IMPATIENT = replace(QUICK, phase_timeout_s=0.5)
+"""For rounds in which too few answer: nothing but the deadline ends such a phase."""
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +94,7 @@ def test_a_round_with_too_few_survivors_is_given_up_with_the_reason(shared: Fede
     for number in range(3):
         link.vanish.add((shared.node(number), MASK))
     with pytest.raises(UmbelError):
-        shared.run(link, replace(shared.plan(rounds=1), attempts=1), "few")
+        shared.run(link, replace(shared.plan(rounds=1), attempts=1, timing=IMPATIENT), "few")
     record, (only,) = shared.record("few")
     assert (record.state, only.state) == ("failed", "aborted")
     assert "5 devices sent an update, and 6 are needed" in record.reason
@@ -100,7 +104,7 @@ def test_an_aborted_round_is_tried_again_with_those_who_are_left(shared: Federat
     link = link_to(shared)
     for number in range(3):
         link.vanish.add((shared.node(number), MASK))
-    record, rounds = shared.run(link, shared.plan(rounds=1), "again")
+    record, rounds = shared.run(link, replace(shared.plan(rounds=1), timing=IMPATIENT), "again")
     assert record.state == "finished"
     assert [(r.attempt, r.state) for r in rounds] == [(1, "aborted"), (2, "opened")]
 

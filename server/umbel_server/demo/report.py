@@ -22,7 +22,7 @@ class RoundFigures:
         accuracy: On held-out data, after the round.
         epsilon_server: Spent so far by a device that took part in every round.
         summed: Devices in the sum.
-        dropped: Devices that began the round and are not in the sum.
+        dropped: Devices that were lost after they had shared their secrets: in the middle of it.
     """
 
     round: int

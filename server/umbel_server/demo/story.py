@@ -402,7 +402,7 @@ class Story:
                     record.figures["accuracy"],
                     record.figures["epsilon_server"],
                     len(members),
-                    len(record.participations) - len(members),
+                    sum(p.outcome == "charged" for p in record.participations),
                 )
                 for record, members in zip(rounds, summed, strict=True)
             ],
