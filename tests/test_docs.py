@@ -70,7 +70,7 @@ def test_every_option_of_a_command_is_in_its_section(name: str, command: click.C
     if name.startswith(FLEET):
         text += REFERENCE[REFERENCE.index("# `umbel fleet` and `umbel serve`") :].split("\n## ")[0]
     options = {each for option in command.params if isinstance(option, click.Option) for each in option.opts}
-    missing = [each for each in options - EVERYWHERE if not re.search(rf"{each}(?![a-z-])", text)]
+    missing = [each for each in options - EVERYWHERE if not re.search(rf"`{each}(?![a-z-])", text)]
     assert missing == []
 
 
