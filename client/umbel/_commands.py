@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+from typing import Any
 
 import click
 import typer
@@ -45,6 +46,20 @@ class UmbelGroup(TyperGroup):
             command = _load(point)
         return name, command, rest
 
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; what it imports only then may be missing as well.
+
+        Raises:
+            MissingExtraError: What it needs is not installed.
+        """
+        try:
+            return super().invoke(ctx)
+        except ModuleNotFoundError as exc:
+            name = ctx.invoked_subcommand or ""
+            if name not in _KNOWN:
+                raise
+            raise _missing(name, exc) from exc
+
 
 def _entry_points() -> dict[str, importlib.metadata.EntryPoint]:
     return {point.name: point for point in importlib.metadata.entry_points(group=GROUP)}
@@ -59,8 +74,17 @@ def _load(point: importlib.metadata.EntryPoint) -> click.Command:
     try:
         found = point.load()
     except ImportError as exc:
-        if (exc.name or "").partition(".")[0].startswith("umbel"):
-            raise  # A module of ours is missing: that is no extra, but a bug.
-        extra, _ = _KNOWN.get(point.name, (point.name, ""))
-        raise MissingExtraError(extra, f"umbel {point.name}") from exc
+        raise _missing(point.name, exc) from exc
     return typer.main.get_command(found) if isinstance(found, typer.Typer) else found
+
+
+def _missing(command: str, exc: ImportError) -> MissingExtraError:
+    """Return the error that says which extra a command needs.
+
+    Raises:
+        ImportError: A module of ours is missing: that is no extra, but a bug.
+    """
+    if (exc.name or "").partition(".")[0].startswith("umbel"):
+        raise exc
+    extra, _ = _KNOWN.get(command, (command, ""))
+    return MissingExtraError(extra, f"umbel {command}")

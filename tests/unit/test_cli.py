@@ -260,3 +260,26 @@ def test_the_reference_names_every_exit_code() -> None:
     codes = {int(code) for code in re.findall(r"^\| (\d+) \|", rows[1], re.M)}
     kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, Exception)]
     assert codes == {kind.exit_code for kind in kinds} | {0, 130}
+
+
+@pytest.mark.parametrize(
+    ("words", "missing", "extra"),
+    [
+        (["fleet", "devices", "--fleet", "."], "sqlalchemy", "server"),
+        (["serve", "superlink", "--fleet", "."], "flwr", "server"),
+        (["model", "build", "digits", "--out", "x", "--key", "y"], "onnx", "models"),
+        (["demo"], "matplotlib", "demo"),
+    ],
+)
+def test_a_library_that_is_missing_only_when_a_command_runs_is_a_sentence_too(
+    words: list[str], missing: str, extra: str, tmp_path: Path
+) -> None:
+    code = f"import sys\nsys.modules[{missing!r}] = None\nsys.argv = ['umbel', *{words!r}]\n"
+    code += "from umbel.cli import main\nmain()"
+    (tmp_path / "y").write_bytes(SigningKey.generate().to_pem())
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert f"pip install 'umbel[{extra}]'" in done.stderr
