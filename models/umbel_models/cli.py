@@ -19,7 +19,12 @@ from umbel_proto.package import inspect_package, load_tensors, read_package
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-app = typer.Typer(help="Build, pack and show signed model packages.", no_args_is_help=True)
+app = typer.Typer(
+    help="Build, pack and show signed model packages.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
 
 KeyOption = Annotated[Path, typer.Option("--key", help="The fleet's release key, a PEM file.")]
 OutOption = Annotated[Path, typer.Option("--out", help="The package to write.")]

@@ -15,7 +15,7 @@ from umbel_proto.errors import MissingExtraError, UsageError
 if TYPE_CHECKING:
     from rich.console import Console
 
-app = typer.Typer(pretty_exceptions_enable=False)
+app = typer.Typer(pretty_exceptions_enable=False, add_completion=False)
 
 DEFAULT_OUT = Path("umbel-demo")
 MARK = ".umbel-demo"

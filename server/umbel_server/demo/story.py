@@ -232,10 +232,8 @@ class Story:
         def finished() -> bool:
             nonlocal checked
             self._register()
-            for record in self._store.runs.rounds(RUN)[len(self._opened) :] if watch.grown() else ():
-                if record.state == "opened":
-                    self._opened.append(record)
-                    done()
+            if watch.grown():
+                self._take_note(done)
             self._disturb(watch)
             record_of_run = self._store.runs.get(RUN)
             assert record_of_run is not None
@@ -251,7 +249,13 @@ class Story:
             return record_of_run.state == "finished"
 
         self.supervisor.wait("the rounds", finished, timeout_s=600)
-        for record in self._store.runs.rounds(RUN)[len(self._opened) :]:
+        self._take_note(done)
+        self._disturb(watch)
+
+    def _take_note(self, done: Callable[[], None]) -> None:
+        """Read the rounds that are new in the store."""
+        opened = [record for record in self._store.runs.rounds(RUN) if record.state == "opened"]
+        for record in opened[len(self._opened) :]:
             self._opened.append(record)
             done()
 
