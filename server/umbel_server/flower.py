@@ -355,10 +355,6 @@ class Control:
             interceptors=[_ControlSecret(_control_secret(fleet))],
         )
 
-    def close(self) -> None:
-        """Close the connection."""
-        self._client.close()
-
     def register(self, device: str, node_key: bytes) -> NodeId:
         """Tell the SuperLink of a device's node key and return its node id.
 
