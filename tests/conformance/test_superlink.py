@@ -16,7 +16,8 @@ import pytest
 from service_fleet import make_fleet
 from umbel_proto.errors import UnavailableError
 from umbel_server.fleet.layout import FleetDir
-from umbel_server.flower import CONTROL_HEADER, Control
+from umbel_server.flower import Control
+from umbel_server.gate import CONTROL_HEADER
 
 pytestmark = pytest.mark.e2e
 
