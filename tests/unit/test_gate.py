@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from umbel_server.flower import CONTROL_HEADER, MAX_BODY_BYTES, Gate, Receive, Scope, Send
+from umbel_server.gate import CONTROL_HEADER, MAX_BODY_BYTES, Gate, Receive, Scope, Send
 
 SECRET = b"0123456789abcdef"
 GOOD = [(CONTROL_HEADER.encode(), SECRET)]
@@ -218,7 +218,7 @@ def test_a_slow_reader_keeps_nobody_waiting() -> None:
             await rest.wait()
 
         scope = {"type": "http", "method": "POST", "path": "/v1/fleet/slow", "headers": []}
-        slow = asyncio.create_task(door(scope, pieces(b"hello"), slowly))  # type: ignore[arg-type]
+        slow = asyncio.create_task(door(scope, pieces(b"hello"), slowly))
         await begun.wait()
         assert await ask(door, "/v1/fleet/quick") == (200, b"hello")
         rest.set()
