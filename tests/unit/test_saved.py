@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 
@@ -76,11 +78,14 @@ def test_sessions_put_away_before_every_phase_still_make_up_for_a_lost_device(lo
 @pytest.mark.parametrize("phase", STATES)
 def test_a_restored_session_answers_a_repeated_request_with_the_same_bytes(phase: str) -> None:
     fleet = Fleet(5)
-    fleet.run_to(PHASES[PHASES.index(phase) - 1])
-    request = fleet.requests[D0]
-    reply = fleet.ask("d0")
-    put_away(fleet, D0)
-    again = fleet.ask("d0", request)
+    fleet.run_to(phase)
+    before = PHASES[PHASES.index(phase) - 1]
+    twin = Fleet(5)
+    twin.run_to(before)
+    request = twin.requests[D0]
+    reply = twin.ask("d0")
+    put_away(twin, D0)
+    again = twin.ask("d0", request)
     assert again.message == reply.message
     if reply.words is None:
         assert again.words is None
@@ -109,20 +114,55 @@ def test_nothing_is_kept_of_a_session_that_has_not_begun_or_is_over() -> None:
     assert save(fleet.devices[D0]) is None
 
 
+def damaged(kept: bytes) -> Iterator[tuple[str, bytes]]:
+    yield "empty", b""
+    yield "cut", kept[: len(kept) // 2]
+    yield "other bytes", b"\xff" * 40
+    for name, value in (
+        ("phase", 9),
+        ("phase", 0),
+        ("descriptor", b"\x01\x02"),
+        ("device_id", "No Such Name!"),
+        ("reply_words", b"\x01\x02\x03"),
+    ):
+        message = pb.SavedSession.FromString(kept)
+        setattr(message, name, value)
+        yield f"{name} {value!r}", message.SerializeToString()
+
+
 @pytest.mark.parametrize("phase", STATES)
 def test_damaged_bytes_are_no_session(phase: str) -> None:
     fleet, kept = kept_before(phase)
-    for damaged in (kept[: len(kept) // 2], b"\xff" * 40):
-        with pytest.raises(LocalProtocolError, match="is damaged"):
-            restore(damaged, fleet.members[D0])
+    for what, data in damaged(kept):
+        try:
+            restored = restore(data, fleet.members[D0])
+        except LocalProtocolError:
+            continue
+        pytest.fail(f"{what}: restored as {type(restored).__name__}")
 
 
-@pytest.mark.parametrize("phase", [phase for phase in STATES if phase != "share"])
-def test_a_session_in_an_unknown_phase_is_no_session(phase: str) -> None:
-    fleet, kept = kept_before(phase)
+@pytest.mark.parametrize("field", ["mask_private", "share_private", "seed"])
+def test_a_secret_of_the_wrong_length_is_no_session(field: str) -> None:
+    fleet, kept = kept_before("share")
     message = pb.SavedSession.FromString(kept)
-    message.phase = 9
-    with pytest.raises(LocalProtocolError, match="in phase 9"):
+    setattr(message, field, b"short")
+    with pytest.raises(LocalProtocolError):
+        restore(message.SerializeToString(), fleet.members[D0])
+
+
+@pytest.mark.parametrize("change", ["position", "ids", "peer", "identity"])
+def test_a_neighborhood_that_does_not_fit_is_no_session(change: str) -> None:
+    fleet, kept = kept_before("mask")
+    message = pb.SavedSession.FromString(kept)
+    if change == "position":
+        message.neighborhood.position = 99
+    elif change == "ids":
+        del message.neighborhood.ids[:]
+    elif change == "peer":
+        message.neighborhood.peers[0].position = 99
+    else:
+        message.neighborhood.peers[0].identity = b"short"
+    with pytest.raises(LocalProtocolError):
         restore(message.SerializeToString(), fleet.members[D0])
 
 

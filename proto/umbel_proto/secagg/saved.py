@@ -11,8 +11,8 @@ import numpy as np
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from google.protobuf.message import DecodeError
 
-from umbel_proto.errors import LocalProtocolError
-from umbel_proto.ids import DeviceId
+from umbel_proto.errors import LocalProtocolError, RemoteProtocolError, UsageError
+from umbel_proto.ids import DeviceId, check_name
 from umbel_proto.keys import VerifyKey
 from umbel_proto.secagg.boxes import Held
 from umbel_proto.secagg.device import (
@@ -33,6 +33,7 @@ from umbel_proto.secagg.device import (
 from umbel_proto.secagg.entries import Peer, Secrets
 from umbel_proto.secagg.messages import from_bitmap
 from umbel_proto.secagg.session import Descriptor, session_id
+from umbel_proto.secagg.shamir import SHARE_BYTES
 from umbel_proto.wire import saved_pb2 as pb
 
 _JOINED, _SHARED, _MASKED, _CONFIRMED = 1, 2, 3, 4
@@ -75,15 +76,18 @@ def restore(data: bytes, member: Member) -> State:
         LocalProtocolError: They are something else.
     """
     try:
-        message = pb.SavedSession.FromString(data)
-    except DecodeError as exc:
+        return _restored(pb.SavedSession.FromString(data), member)
+    except (DecodeError, RemoteProtocolError, UsageError, ValueError, IndexError) as exc:
         raise LocalProtocolError(
             "The kept session is damaged: the round goes on without this device."
         ) from exc
+
+
+def _restored(message: pb.SavedSession, member: Member) -> State:
     session = Session(
         session_id(message.descriptor),
         Descriptor.from_bytes(message.descriptor),
-        DeviceId(message.device_id),
+        DeviceId(check_name(message.device_id, "device")),
         message.model_hash,
     )
     words = np.frombuffer(message.reply_words, "<u8").astype(np.uint64) if message.reply_words else None
@@ -101,7 +105,7 @@ def restore(data: bytes, member: Member) -> State:
     if message.phase == _CONFIRMED:
         survivors = from_bitmap(message.bitmap, len(around.ids), SERVER)
         return Confirmed(session, around, masked_with, held, own_share, survivors, message.bitmap, answer)
-    raise LocalProtocolError(f"The kept session is in phase {message.phase}, which there is not.")
+    raise ValueError(f"phase {message.phase}")
 
 
 def _begin(session: Session, answer: Answer, phase: int) -> pb.SavedSession:
@@ -124,6 +128,8 @@ def _put_secrets(message: pb.SavedSession, secrets: Secrets) -> None:
 
 
 def _secrets(message: pb.SavedSession) -> Secrets:
+    if len(message.seed) != SHARE_BYTES:
+        raise ValueError("a seed of another length")
     return Secrets(
         X25519PrivateKey.from_private_bytes(message.mask_private),
         X25519PrivateKey.from_private_bytes(message.share_private),
@@ -148,6 +154,8 @@ def _put_around(message: pb.SavedSession, around: Neighborhood) -> None:
 
 def _around(kept: pb.SavedNeighborhood, session: Session) -> Neighborhood:
     ids = tuple(DeviceId(device) for device in kept.ids)
+    if kept.position >= len(ids):
+        raise ValueError("a position beyond the roster")
     peers = {
         peer.position: Peer(
             ids[peer.position], VerifyKey(peer.identity), peer.mask_key, peer.share_key, peer.seed_commitment
