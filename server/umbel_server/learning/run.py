@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import safetensors.numpy
@@ -74,17 +74,16 @@ def run_to_end(
         if record.state != "running":
             log.info("run %s is %s already", run, record.state)
             return
-        end: tuple[Literal["finished", "failed"], str] = ("finished", "")
         try:
             _Run(fleet, store, run, RunPlan.from_json(record.plan), link, clock, pause).go()
         except UmbelError as exc:
-            end = ("failed", str(exc))
+            store.runs.finish(run, "failed", str(exc))
             raise
         except Exception as exc:
-            end = ("failed", f"an unexpected {type(exc).__name__}: see the log")
+            store.runs.finish(run, "failed", f"an unexpected {type(exc).__name__}: see the log")
             raise
-        finally:
-            store.runs.finish(run, *end)
+        # Whatever else ends it, such as a signal, leaves it running: started again, it goes on.
+        store.runs.finish(run, "finished", "")
 
 
 def plan_privacy(run_plan: RunPlan, policy: FleetPolicy, dim: int) -> Plan:
