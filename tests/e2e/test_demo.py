@@ -205,12 +205,18 @@ MOMENTS: dict[str, Callable[[Path], bool]] = {
 
 
 @pytest.mark.parametrize("moment", MOMENTS)
-def test_ctrl_c_at_any_moment_ends_every_process_and_frees_every_port(tmp_path: Path, moment: str) -> None:
+@pytest.mark.parametrize("heard", ["by all of the terminal", "by the demo alone"])
+def test_ctrl_c_at_any_moment_ends_every_process_and_frees_every_port(
+    tmp_path: Path, moment: str, heard: str
+) -> None:
     out = tmp_path / "out"
     demo = start(out)
     wait(demo, out, lambda: MOMENTS[moment](out), timeout_s=60)
-    os.killpg(demo.pid, signal.SIGINT)
-    assert demo.wait(20) == 130
+    if heard == "by the demo alone":
+        demo.terminate()
+    else:
+        os.killpg(demo.pid, signal.SIGINT)
+    assert demo.wait(20) == 130, out.with_suffix(".txt").read_text()
     assert nothing_is_left(out)
 
 

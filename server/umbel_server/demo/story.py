@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -25,7 +24,7 @@ from rich.progress import (
 )
 
 from umbel_proto.credentials import FleetPolicy
-from umbel_proto.errors import UmbelError, UnavailableError
+from umbel_proto.errors import UnavailableError
 from umbel_proto.ids import FleetId, ModelName, RunId
 from umbel_proto.package import Package, read_package
 from umbel_proto.privacy.plan import cohort_for_epsilon
@@ -137,9 +136,11 @@ class Story:
         self.supervisor.start("superexec", superexec_command(self._fleet), flower_environment(self._fleet))
         data, base = self.home / "data", self.home / "digits-1.umbel"
         split = ("split", MODEL, "--devices", DEVICES, "--alpha", ALPHA, "--seed", SEED, "--out", data)
-        _Command("split", _umbel("model", *split)).finish()
+        self.supervisor.command("split", _umbel("model", *split)).finish()
         build = ("build", MODEL, "--key", self._fleet.release_key, "--out", base)
-        _Command("build", _umbel("model", *build, "--calibration", data / "calibration.npz")).finish()
+        self.supervisor.command(
+            "build", _umbel("model", *build, "--calibration", data / "calibration.npz")
+        ).finish()
         published = publish(self._fleet, self._store, base.read_bytes())
         self._package = read_package(base.read_bytes(), release_key=self._fleet.release_public())
         self._plan = self._run_plan(published.sha256.hex())
@@ -207,8 +208,8 @@ class Story:
         data = self.home / "data"
         shards = [data / f"shard-{number}.npz" for number in range(DEVICES)]
         self._baselines = [
-            _Command("fedavg", self._local_training(shards), nice=19),
-            _Command("central", self._local_training([data / "train.npz"]), nice=19),
+            self.supervisor.command("fedavg", self._local_training(shards), nice=19),
+            self.supervisor.command("central", self._local_training([data / "train.npz"]), nice=19),
         ]
 
     def _local_training(self, data: Sequence[Path]) -> list[str]:
@@ -281,7 +282,7 @@ class Story:
             "rounds": len(self._opened),
             "epsilon_server": self._opened[-1].figures["epsilon_server"],
         }
-        _Command(
+        self.supervisor.command(
             "pack",
             _umbel(
                 "model", "pack", self.home / "digits-1.umbel", "--params", self._fleet.runs / RUN / TRAINED,
@@ -320,7 +321,10 @@ class Story:
         # The last two one after the other, so that neither disturbs the other's latency.
         while waiting:
             batch = [waiting.pop(0) for _ in range(min(PARALLEL if len(waiting) > 2 else 1, len(waiting)))]
-            running = [(variant, _Command(f"predict on {name}", command)) for name, variant, command in batch]
+            running = [
+                (variant, self.supervisor.command(f"predict on {name}", command))
+                for name, variant, command in batch
+            ]
             for variant, command in running:
                 results[variant] = json.loads(command.finish())
                 done()
@@ -450,33 +454,6 @@ class _Watch:
     def reached(self, round_: int, phase: str) -> bool:
         """Whether a phase of a round has begun."""
         return (round_, phase) in self._reached
-
-
-class _Command:
-    """A command that runs to its end, as a user would run it."""
-
-    def __init__(self, name: str, command: list[str], *, nice: int = 0) -> None:
-        self._name = name
-        prefix = ["nice", "-n", str(nice)] if nice else []
-        self._popen = subprocess.Popen(
-            [*prefix, *command],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-
-    def finish(self) -> str:
-        """Wait for its end and return what it printed.
-
-        Raises:
-            UmbelError: It failed; the message is its own.
-        """
-        out, error = self._popen.communicate(timeout=120)
-        if self._popen.returncode != 0:
-            lines = error.strip().splitlines() or ["it said nothing"]
-            raise UmbelError(f"{self._name} failed: {lines[-1].removeprefix('Error: ')}")
-        return out
 
 
 def _umbel(*words: object) -> list[str]:

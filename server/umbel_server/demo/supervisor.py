@@ -13,9 +13,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from umbel_proto.errors import UnavailableError
+from umbel_proto.errors import UmbelError, UnavailableError
 from umbel_server.signals import end_with_parent
 
+COMMAND_TIMEOUT_S = 120.0
 GRACE_S = 5.0
 """How long a process may take to end after SIGTERM; then it is killed."""
 _STOP = (signal.SIGINT, signal.SIGTERM)
@@ -55,6 +56,37 @@ class Process:
         self.popen.wait()
 
 
+class Command:
+    """A command that runs to its end, as a user would run it.
+
+    Args:
+        name: What it is, for messages.
+        popen: The running process.
+    """
+
+    def __init__(self, name: str, popen: subprocess.Popen[str]) -> None:
+        self._name = name
+        self._popen = popen
+
+    def finish(self) -> str:
+        """Wait for its end and return what it printed.
+
+        Raises:
+            UmbelError: It failed; the message is its own.
+        """
+        out, error = self._popen.communicate(timeout=COMMAND_TIMEOUT_S)
+        if self._popen.returncode != 0:
+            lines = error.strip().splitlines() or ["it said nothing"]
+            raise UmbelError(f"{self._name} failed: {lines[-1].removeprefix('Error: ')}")
+        return out
+
+    def stop(self) -> None:
+        """End it, if it still runs."""
+        if self._popen.poll() is None:
+            self._popen.kill()
+            self._popen.communicate()
+
+
 class Supervisor:
     """Starts processes and ends all of them when left, however it is left.
 
@@ -68,6 +100,7 @@ class Supervisor:
     def __init__(self, logs: Path) -> None:
         self._logs = logs
         self._processes: list[Process] = []
+        self._commands: list[Command] = []
         self._interrupted = False
         self._before: dict[signal.Signals, Any] = {}
 
@@ -88,6 +121,8 @@ class Supervisor:
         self.stop()
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        if self._interrupted and isinstance(error, Exception):
+            raise KeyboardInterrupt from error  # What broke, broke because of it.
 
     def start(self, name: str, command: Sequence[str], env: Mapping[str, str] | None = None) -> Process:
         """Start a process; its output is appended to its log."""
@@ -99,6 +134,28 @@ class Supervisor:
         finally:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOP)
         return process
+
+    def command(self, name: str, words: Sequence[str], *, nice: int = 0) -> Command:
+        """Start a command whose end and output somebody waits for."""
+        prefix = ["nice", "-n", str(nice)] if nice else []
+        signal.pthread_sigmask(signal.SIG_BLOCK, _STOP)
+        try:
+            command = Command(
+                name,
+                subprocess.Popen(
+                    [*prefix, *words],
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.PIPE,
+                    text=True,
+                    start_new_session=True,
+                    preexec_fn=_begin,
+                ),
+            )
+            self._commands.append(command)
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOP)
+        return command
 
     def _popen(
         self, path: Path, command: Sequence[str], env: Mapping[str, str] | None
@@ -151,6 +208,9 @@ class Supervisor:
         """End every process, the newest first, and wait for it. A second Ctrl-C does not cut this short."""
         for number in _STOP:
             signal.signal(number, signal.SIG_IGN)
+        for command in self._commands:
+            command.stop()
+        self._commands.clear()
         for process in reversed(self._processes):
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.popen.pid, signal.SIGTERM)
