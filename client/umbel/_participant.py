@@ -195,7 +195,7 @@ class Participant:
             attempt=descriptor.attempt,
             sid=state.session.sid,
             bound_sq=descriptor.encoding.bound_sq,
-            padded=descriptor.encoding.padded,
+            padded=descriptor.encoding.coordinates,
             variance=policy.honest(descriptor.min_cohort) * descriptor.encoding.noise,
             at_s=self._clock(),
         )

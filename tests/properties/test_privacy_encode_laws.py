@@ -53,16 +53,16 @@ def test_the_integers_never_exceed_their_bound(
     bound_sq = math.ceil(length**2) if tight else math.ceil(rounded_l2_bound_sq(length, padded))
     encoding = Encoding(dim, padded, 32, 0.5, 2 * length, bound_sq, Fraction(0))
     update = updates(dim, seed, shape)
-    norm = module._norm(update, encoding)
-    values = module._integers(update, norm, encoding, SEED, Keystream(seed))
+    norm = module.norm_of(update, encoding)
+    values = module._integers(update, norm, 1.0, encoding, SEED, Keystream(seed))
     assert sum_of_squares(values) <= bound_sq
 
 
 def test_the_usual_bound_is_met_by_rounding_without_falling_back() -> None:
     encoding = Encoding(3000, 3000, 32, 1.0, 40.0, math.floor(rounded_l2_bound_sq(40.0, 3000)), Fraction(0))
     update = updates(3000, SEED, "normal")
-    norm = module._norm(update, encoding)
-    values = module._integers(update, norm, encoding, SEED, Keystream(SEED))
+    norm = module.norm_of(update, encoding)
+    values = module._integers(update, norm, 1.0, encoding, SEED, Keystream(SEED))
     assert sum_of_squares(values) > 40.0**2  # truncation only ever shortens
 
 

@@ -172,14 +172,14 @@ def test_rounding_that_never_passes_falls_back_to_truncation() -> None:
     update = update_of(2.0)
     # 32 steps over 1000 coordinates: rounding adds 167 to their 1024, give or take 26.
     tight = dataclasses.replace(QUIET, scale=16.0, bound_sq=1024)
-    values = module._integers(update, module._norm(update, tight), tight, SEED, Keystream(SEED))
+    values = module._integers(update, module.norm_of(update, tight), 1.0, tight, SEED, Keystream(SEED))
     rotated = rotate(update * np.float32(16 * SHRINK), SEED)
     assert np.abs(values).max() >= 2
     assert np.array_equal(values, np.trunc(rotated))
 
 
 def test_even_a_norm_that_lies_cannot_break_the_bound() -> None:
-    values = module._integers(update_of(300.0), 0.5, QUIET, SEED, Keystream(SEED))
+    values = module._integers(update_of(300.0), 0.5, 1.0, QUIET, SEED, Keystream(SEED))
     assert not values.any()
 
 

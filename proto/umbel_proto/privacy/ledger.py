@@ -27,7 +27,7 @@ class Charge:
         attempt: Which try at that round, >= 0. Each is charged: an abort refunds nothing.
         sid: The session's id, 32 bytes.
         bound_sq: B**2 of the session's encoding, > 0.
-        padded: Coordinates of the encoding.
+        padded: Coordinates of the encoding, those beside the update included.
         variance: Noise that may be counted: honest devices times mu_local, squared integer steps;
             0 if the session adds none.
         at_s: When it was charged, Unix seconds. Not used in accounting.

@@ -17,7 +17,7 @@ from umbel_proto.errors import UsageError
 from umbel_proto.privacy.accounting import epsilon as epsilon_of
 from umbel_proto.privacy.accounting import noise_multiplier as multiplier_for
 from umbel_proto.privacy.accounting import rounded_l2_bound_sq, variance_for
-from umbel_proto.privacy.encode import MAX_DENOMINATOR, MAX_DIM, MAX_LENGTH, Encoding
+from umbel_proto.privacy.encode import MAX_AUXILIARY, MAX_DENOMINATOR, MAX_DIM, MAX_LENGTH, Encoding
 from umbel_proto.privacy.rotate import smooth_length
 from umbel_proto.privacy.skellam import MAX_VARIANCE
 from umbel_proto.privacy.slots import SLOTS
@@ -28,6 +28,9 @@ MIN_HEADROOM = 3.0
 """kappa: half a slot's range over the standard deviation of a sum. The wrap model needs it."""
 
 MAX_DEVICES = 1 << 24
+
+AUXILIARY_SHARE = 0.01
+"""What a quantity summed beside the update takes of the bound: half a percent more noise each."""
 
 _FREE = 1 / 300  # Error below this part of the spread of clipped updates is not worth wider slots.
 _AS_GOOD = 1.0003  # A coarser scale within this of the best draws its noise faster and wraps less.
@@ -54,6 +57,7 @@ class Plan:
         inflation: Variance of the sum over that of an unlimited grid; without noise, over 1 plus
             the rounding's share of independent updates' spread.
         error: Standard deviation of a coordinate of the mean update, model units, clipping aside.
+        auxiliary_share: As it was asked for.
     """
 
     encoding: Encoding
@@ -68,6 +72,7 @@ class Plan:
     wrap_probability: float
     inflation: float
     error: float
+    auxiliary_share: float = AUXILIARY_SHARE
 
 
 def plan(
@@ -81,6 +86,8 @@ def plan(
     epsilon: float | None = None,
     noise_multiplier: float | None = None,
     sampling_rate: float = 1.0,
+    auxiliary: int = 0,
+    auxiliary_share: float = AUXILIARY_SHARE,
 ) -> Plan:
     """Plan the encoding of a run's updates.
 
@@ -94,6 +101,9 @@ def plan(
         epsilon: Keep ``epsilon_server`` to this. Exactly one of this and the next is given.
         noise_multiplier: Or add this much noise, z = sqrt(honest * mu_local) / B; 0 for none.
         sampling_rate: Probability with which a device is drawn into a round, in (0, 1].
+        auxiliary: How many quantities are summed beside the update, 0 to 64.
+        auxiliary_share: Square of each one's amplitude over that of the update's bound, in (0, 1]: a
+            larger share makes it more exact, and the noise on the update larger.
 
     Returns:
         The smallest layout whose inflation is at most 1.03, or else the one with the least.
@@ -111,6 +121,8 @@ def plan(
         epsilon=epsilon,
         noise_multiplier=noise_multiplier,
         sampling_rate=sampling_rate,
+        auxiliary=auxiliary,
+        auxiliary_share=auxiliary_share,
     )
     if planned is None:
         raise UsageError(
@@ -131,9 +143,15 @@ def _planned(
     epsilon: float | None,
     noise_multiplier: float | None,
     sampling_rate: float,
+    auxiliary: int,
+    auxiliary_share: float,
 ) -> Plan | None:
     """Return the plan, or None if no layout carries it."""
     _check(dim, clip, devices, honest, participations, delta, sampling_rate)
+    if not 0 <= auxiliary <= MAX_AUXILIARY:
+        raise UsageError(f"auxiliary is {auxiliary}: choose 0 to {MAX_AUXILIARY} quantities.")
+    if not 0 < auxiliary_share <= 1:
+        raise UsageError(f"auxiliary_share is {auxiliary_share}: choose one in (0, 1].")
     match epsilon, noise_multiplier:
         case float() | int(), None:
             ratio = multiplier_for(epsilon, delta, participations) ** 2
@@ -146,7 +164,7 @@ def _planned(
     padded = smooth_length(dim)
     found: list[tuple[float, Encoding, _Sum]] = []
     for bits in SLOTS:
-        sums = _Sum(padded, clip, devices, bits)
+        sums = _Sum(padded, clip, devices, bits, auxiliary, auxiliary_share)
         scale = _best_scale(sums, ratio / honest)
         if scale is None:
             continue
@@ -154,21 +172,23 @@ def _planned(
         if epsilon is None:
             variance = ratio * bound_sq
         else:
-            variance = variance_for(epsilon, bound_sq, padded, delta, participations)
+            variance = variance_for(epsilon, bound_sq, padded + auxiliary, delta, participations)
         noise = _fraction_above(variance / honest)
         if noise > MAX_VARIANCE or sums.headroom(scale, float(noise)) < MIN_HEADROOM:
             continue
         inflation = sums.inflation(scale, float(noise), ratio / honest)
-        found.append((inflation, Encoding(dim, padded, bits, clip, scale, bound_sq, noise), sums))
+        amplitudes = (sums.amplitude(scale),) * auxiliary
+        encoding = Encoding(dim, padded, bits, clip, scale, bound_sq, noise, amplitudes)
+        found.append((inflation, encoding, sums))
         if inflation <= MAX_INFLATION:
             break
     if not found:
         return None
     inflation, encoding, sums = min(found, key=lambda each: each[0])
     mu, total = float(encoding.noise), float(honest * encoding.noise)
-    server = epsilon_of(encoding.bound_sq, padded, total, delta, participations)
+    server = epsilon_of(encoding.bound_sq, encoding.coordinates, total, delta, participations)
     rounds = math.ceil(participations / sampling_rate)
-    release = epsilon_of(encoding.bound_sq, padded, total, delta, rounds, sampling_rate)
+    release = epsilon_of(encoding.bound_sq, encoding.coordinates, total, delta, rounds, sampling_rate)
     return Plan(
         encoding=encoding,
         devices=devices,
@@ -182,6 +202,7 @@ def _planned(
         wrap_probability=sums.wrap_probability(encoding.scale, mu),
         inflation=inflation,
         error=math.sqrt(sums.variance(encoding.scale, mu)) / devices,
+        auxiliary_share=auxiliary_share,
     )
 
 
@@ -224,6 +245,8 @@ def cohort_for_epsilon(
             epsilon=target_epsilon,
             noise_multiplier=None,
             sampling_rate=1.0,
+            auxiliary=len(plan_.encoding.auxiliary),
+            auxiliary_share=plan_.auxiliary_share,
         )
         return larger is not None and larger.error <= plan_.error
 
@@ -250,15 +273,26 @@ class _Sum:
         clip: C, model units.
         devices: Devices in the sum.
         bits: Bits of a slot.
+        auxiliary: Quantities summed beside the update. Their words wrap at 2**64: never.
+        auxiliary_share: Square of each one's amplitude over that of the update's bound.
     """
 
     padded: int
     clip: float
     devices: int
     bits: int
+    auxiliary: int = 0
+    auxiliary_share: float = AUXILIARY_SHARE
+
+    def amplitude(self, scale: float) -> int:
+        """Return the amplitude of an auxiliary quantity, integer steps, >= 1."""
+        return max(1, math.isqrt(math.floor(self.auxiliary_share * self._vector_bound_sq(scale))))
 
     def bound_sq(self, scale: float) -> int:
         """Return the integer L2 bound squared that goes with ``scale``."""
+        return self._vector_bound_sq(scale) + self.auxiliary * self.amplitude(scale) ** 2
+
+    def _vector_bound_sq(self, scale: float) -> int:
         return math.floor(rounded_l2_bound_sq(scale * self.clip, self.padded))
 
     def headroom(self, scale: float, local: float) -> float:
@@ -282,10 +316,11 @@ class _Sum:
         Args:
             scale: s.
             local: mu_local.
-            ratio: mu_local / B**2 on an unlimited grid.
+            ratio: mu_local / B**2 on an unlimited grid, where B is all of the update's and the quantities'.
         """
         free = _FREE * self.devices * self.clip**2 / self.padded
-        return (self.variance(scale, local) + free) / (self.devices * ratio * self.clip**2 + free)
+        whole = self.clip**2 * (1 + self.auxiliary * self.auxiliary_share)
+        return (self.variance(scale, local) + free) / (self.devices * ratio * whole + free)
 
 
 def _best_scale(sums: _Sum, ratio: float) -> float | None:

@@ -15,7 +15,7 @@ class TrainRequest(_message.Message):
     def __init__(self, descriptor: _Optional[bytes] = ..., plan: _Optional[bytes] = ...) -> None: ...
 
 class TrainPlan(_message.Message):
-    __slots__ = ("epochs", "batch_size", "learning_rate", "momentum", "seed", "package_sha256", "model", "package_version")
+    __slots__ = ("epochs", "batch_size", "learning_rate", "momentum", "seed", "package_sha256", "model", "package_version", "auxiliary", "holdback")
     EPOCHS_FIELD_NUMBER: _ClassVar[int]
     BATCH_SIZE_FIELD_NUMBER: _ClassVar[int]
     LEARNING_RATE_FIELD_NUMBER: _ClassVar[int]
@@ -24,6 +24,8 @@ class TrainPlan(_message.Message):
     PACKAGE_SHA256_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     PACKAGE_VERSION_FIELD_NUMBER: _ClassVar[int]
+    AUXILIARY_FIELD_NUMBER: _ClassVar[int]
+    HOLDBACK_FIELD_NUMBER: _ClassVar[int]
     epochs: int
     batch_size: int
     learning_rate: float
@@ -32,7 +34,19 @@ class TrainPlan(_message.Message):
     package_sha256: bytes
     model: str
     package_version: int
-    def __init__(self, epochs: _Optional[int] = ..., batch_size: _Optional[int] = ..., learning_rate: _Optional[float] = ..., momentum: _Optional[float] = ..., seed: _Optional[int] = ..., package_sha256: _Optional[bytes] = ..., model: _Optional[str] = ..., package_version: _Optional[int] = ...) -> None: ...
+    auxiliary: _containers.RepeatedCompositeFieldContainer[Quantity]
+    holdback: float
+    def __init__(self, epochs: _Optional[int] = ..., batch_size: _Optional[int] = ..., learning_rate: _Optional[float] = ..., momentum: _Optional[float] = ..., seed: _Optional[int] = ..., package_sha256: _Optional[bytes] = ..., model: _Optional[str] = ..., package_version: _Optional[int] = ..., auxiliary: _Optional[_Iterable[_Union[Quantity, _Mapping]]] = ..., holdback: _Optional[float] = ...) -> None: ...
+
+class Quantity(_message.Message):
+    __slots__ = ("name", "low", "high")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    LOW_FIELD_NUMBER: _ClassVar[int]
+    HIGH_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    low: float
+    high: float
+    def __init__(self, name: _Optional[str] = ..., low: _Optional[float] = ..., high: _Optional[float] = ...) -> None: ...
 
 class SessionDescriptor(_message.Message):
     __slots__ = ("protocol", "fleet_id", "run_id", "round", "attempt", "task", "model_hash", "plan_hash", "encoding", "min_cohort", "max_cohort", "corrupt_fraction", "dropout_fraction", "server_malicious", "closes_at_s")
@@ -69,7 +83,7 @@ class SessionDescriptor(_message.Message):
     def __init__(self, protocol: _Optional[int] = ..., fleet_id: _Optional[str] = ..., run_id: _Optional[str] = ..., round: _Optional[int] = ..., attempt: _Optional[int] = ..., task: _Optional[str] = ..., model_hash: _Optional[bytes] = ..., plan_hash: _Optional[bytes] = ..., encoding: _Optional[_Union[SumEncoding, _Mapping]] = ..., min_cohort: _Optional[int] = ..., max_cohort: _Optional[int] = ..., corrupt_fraction: _Optional[float] = ..., dropout_fraction: _Optional[float] = ..., server_malicious: bool = ..., closes_at_s: _Optional[int] = ...) -> None: ...
 
 class SumEncoding(_message.Message):
-    __slots__ = ("dim", "padded", "bits", "clip", "scale", "bound_sq", "noise_numerator", "noise_denominator")
+    __slots__ = ("dim", "padded", "bits", "clip", "scale", "bound_sq", "noise_numerator", "noise_denominator", "auxiliary")
     DIM_FIELD_NUMBER: _ClassVar[int]
     PADDED_FIELD_NUMBER: _ClassVar[int]
     BITS_FIELD_NUMBER: _ClassVar[int]
@@ -78,6 +92,7 @@ class SumEncoding(_message.Message):
     BOUND_SQ_FIELD_NUMBER: _ClassVar[int]
     NOISE_NUMERATOR_FIELD_NUMBER: _ClassVar[int]
     NOISE_DENOMINATOR_FIELD_NUMBER: _ClassVar[int]
+    AUXILIARY_FIELD_NUMBER: _ClassVar[int]
     dim: int
     padded: int
     bits: int
@@ -86,7 +101,8 @@ class SumEncoding(_message.Message):
     bound_sq: int
     noise_numerator: int
     noise_denominator: int
-    def __init__(self, dim: _Optional[int] = ..., padded: _Optional[int] = ..., bits: _Optional[int] = ..., clip: _Optional[float] = ..., scale: _Optional[float] = ..., bound_sq: _Optional[int] = ..., noise_numerator: _Optional[int] = ..., noise_denominator: _Optional[int] = ...) -> None: ...
+    auxiliary: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, dim: _Optional[int] = ..., padded: _Optional[int] = ..., bits: _Optional[int] = ..., clip: _Optional[float] = ..., scale: _Optional[float] = ..., bound_sq: _Optional[int] = ..., noise_numerator: _Optional[int] = ..., noise_denominator: _Optional[int] = ..., auxiliary: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class JoinEntry(_message.Message):
     __slots__ = ("credential", "mask_key", "share_key", "seed_commitment", "signature")

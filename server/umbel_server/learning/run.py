@@ -252,7 +252,7 @@ class _Run:
         encoding = self._privacy.encoding
         cost = epsilon(
             encoding.bound_sq,
-            encoding.padded,
+            encoding.coordinates,
             float(encoding.noise * self._privacy.honest),
             self._plan.privacy.delta,
             charged,
