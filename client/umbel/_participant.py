@@ -8,6 +8,7 @@ Source: docs/spec/secure-aggregation.md, "Phases".
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -22,9 +23,10 @@ from umbel._files import read_file
 from umbel._home import DeviceHome
 from umbel._ledger import Ledger
 from umbel._shelf import Shelf
-from umbel.train.local import training_seed
+from umbel.train import TrainPlan
+from umbel.train.local import train_locally
 from umbel.train.onnx import OnnxTrainer
-from umbel_proto.errors import RefusedError, RemoteProtocolError, UsageError
+from umbel_proto.errors import RefusedError, RemoteProtocolError
 from umbel_proto.package import Package
 from umbel_proto.privacy.encode import encode
 from umbel_proto.privacy.ledger import Charge
@@ -158,23 +160,15 @@ class Participant:
         start = np.frombuffer(vector, "<f4").astype(np.float32)
         if not np.isfinite(start).all():
             raise RemoteProtocolError(SERVER, "the model holds values that are not finite")
-        examples = read_examples(self._data)
-        if examples.y is None:
-            raise UsageError(f"{self._data} holds no labels: training needs an array y.")
-        trainer = OnnxTrainer(package)
-        try:
-            trained = trainer.train(
+        with contextlib.closing(OnnxTrainer(package)) as trainer:
+            trained = train_locally(
+                trainer,
                 start,
-                examples.x,
-                examples.y,
-                epochs=plan.epochs,
-                batch_size=plan.batch_size,
-                learning_rate=plan.learning_rate,
-                momentum=plan.momentum,
-                seed=training_seed(plan.seed, descriptor.round, self._identity.device),
+                read_examples(self._data),
+                TrainPlan(plan.epochs, plan.batch_size, plan.learning_rate, plan.momentum, plan.seed),
+                round_=descriptor.round,
+                device=self._identity.device,
             )
-        finally:
-            trainer.close()
         return trained.parameters - start
 
     def _mask(self, saved: Saved | None, body: bytes) -> tuple[bytes, bytes, Saved | None]:

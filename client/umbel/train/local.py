@@ -1,6 +1,6 @@
-"""Training without a fleet: what a run would reach if nothing had to be kept private.
+"""What one device does in a round, and rounds without a fleet: what a run would reach if nothing were private.
 
-With one file of data it is central training, with several it is federated averaging.
+With one file of data such rounds are central training, with several federated averaging.
 
 Source: McMahan et al., "Communication-Efficient Learning of Deep Networks from Decentralized
 Data", AISTATS 2017 (arXiv 1602.05629), algorithm 1, with every device counting the same, as in a
@@ -15,7 +15,7 @@ import numpy as np
 
 from umbel._data import Examples
 from umbel.engines.onnx import open_session
-from umbel.train import Trainer, TrainPlan
+from umbel.train import Trainer, TrainPlan, TrainResult
 from umbel_proto.encoding import digest
 from umbel_proto.errors import UsageError
 from umbel_proto.ids import DeviceId
@@ -26,6 +26,43 @@ from umbel_proto.package import Package
 def training_seed(seed: int, round_: int, device: DeviceId) -> int:
     """Return the seed for one device's training in one round, in [0, 2**64)."""
     return int.from_bytes(digest("umbel/1/training", seed, round_, device)[:8], "big")
+
+
+def train_locally(
+    trainer: Trainer,
+    start: FloatVector,
+    examples: Examples,
+    plan: TrainPlan,
+    *,
+    round_: int,
+    device: DeviceId,
+) -> TrainResult:
+    """Return what one device makes of the parameters in one round; the only training that a fleet does.
+
+    Args:
+        trainer: Trains the model.
+        start: The global parameters, shape (dim,); they are not changed.
+        examples: The device's examples, with labels.
+        plan: What to do; its seed is mixed with the round and the device.
+        round_: The round.
+        device: Whose examples they are.
+
+    Raises:
+        UsageError: The examples have no labels or break the contract, the settings make no sense, or
+            training diverged.
+    """
+    if examples.y is None:
+        raise UsageError(f"The data of {device} holds no labels: training needs an array y.")
+    return trainer.train(
+        start,
+        examples.x,
+        examples.y,
+        epochs=plan.epochs,
+        batch_size=plan.batch_size,
+        learning_rate=plan.learning_rate,
+        momentum=plan.momentum,
+        seed=training_seed(plan.seed, round_, device),
+    )
 
 
 def federated_averaging(
@@ -49,18 +86,7 @@ def federated_averaging(
     for number in range(1, rounds + 1):
         total = np.zeros_like(current)
         for device, examples in shards.items():
-            if examples.y is None:
-                raise UsageError(f"The data of {device} holds no labels: training needs an array y.")
-            trained = trainer.train(
-                current,
-                examples.x,
-                examples.y,
-                epochs=plan.epochs,
-                batch_size=plan.batch_size,
-                learning_rate=plan.learning_rate,
-                momentum=plan.momentum,
-                seed=training_seed(plan.seed, number, device),
-            )
+            trained = train_locally(trainer, current, examples, plan, round_=number, device=device)
             total += trained.parameters - current
         current = current + total / np.float32(len(shards))
         yield current
