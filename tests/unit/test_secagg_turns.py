@@ -12,6 +12,7 @@ from simulation.freeze import freeze
 from umbel_proto.errors import LocalProtocolError, RemoteProtocolError, UsageError
 from umbel_proto.ids import DeviceId
 from umbel_proto.secagg import device, server
+from umbel_proto.secagg.messages import SealedShares
 
 D0 = DeviceId("d0")
 DEVICE_STATES = ("Idle", "Joined", "Shared", "Masked", "Confirmed", "Done")
@@ -160,6 +161,12 @@ def test_no_repr_shows_a_secret_or_a_vector(tape: Tape) -> None:
     hidden += [secret for held in masked.held.values() for secret in (held.seed, held.key)]
     shown = [*tape.device_states.values(), *tape.device_events.values()]
     shown += [*tape.server_states.values(), *tape.server_events.values()]
+    shared, event = tape.device_states["Shared"], tape.device_events["SharesReceived"]
+    assert isinstance(shared, device.Shared)
+    assert isinstance(event, device.SharesReceived)
+    accepted = device.accept(shared, event.shares)
+    hidden += [*accepted.plus, *accepted.minus]
+    shown.append(accepted)  # type: ignore[arg-type]
     text = "".join(map(repr, shown))
     assert not any(repr(secret)[2:-1] in text or secret.hex() in text for secret in hidden)
     assert "array(" not in text
@@ -181,6 +188,34 @@ def test_an_update_that_is_not_the_session_s_is_the_caller_s_mistake(tape: Tape)
     for words in (event.words[:-1], event.words.astype(np.int64), event.words.reshape(1, -1)):
         with pytest.raises(UsageError, match="An encoded update has shape"):
             device.step(tape.device_states["Shared"], replace(event, words=words))
+
+
+def test_a_request_for_the_update_is_checked_apart_from_being_answered(tape: Tape) -> None:
+    """So that the ledger can be charged in between, and only for a request that is right."""
+    state, event = tape.device_states["Shared"], tape.device_events["SharesReceived"]
+    assert isinstance(state, device.Shared)
+    assert isinstance(event, device.SharesReceived)
+    before = freeze(state)
+    accepted = device.accept(state, event.shares)
+    at_once, later = device.step(state, event), device.step(accepted, event)
+    assert freeze(at_once) == freeze(later)
+    assert freeze(state) == before
+    with pytest.raises(RemoteProtocolError, match="SealedShares is malformed"):
+        device.accept(state, event.shares[:-1])
+
+
+def test_what_was_accepted_stands_for_that_request_only(tape: Tape) -> None:
+    state, event = tape.device_states["Shared"], tape.device_events["SharesReceived"]
+    assert isinstance(state, device.Shared)
+    assert isinstance(event, device.SharesReceived)
+    accepted = device.accept(state, event.shares)
+    fewer = SealedShares.from_bytes(event.shares, "server")
+    other = replace(event, shares=replace(fewer, boxes=fewer.boxes[:2]).to_bytes())
+    with pytest.raises(LocalProtocolError, match="not those that were accepted"):
+        device.step(accepted, other)
+    for name in ("Invited", "RosterReceived", "SurvivorsReceived", "SignaturesReceived"):
+        with pytest.raises(RemoteProtocolError, match="out of turn, the device is Accepted"):
+            device.step(accepted, tape.device_events[name])
 
 
 def test_a_session_needs_as_many_invited_as_its_smallest_cohort() -> None:

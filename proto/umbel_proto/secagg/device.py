@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import hmac
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -19,7 +19,7 @@ import numpy as np
 
 from umbel_proto.credentials import FleetPolicy, open_credential
 from umbel_proto.encoding import digest, enc
-from umbel_proto.errors import RemoteProtocolError, UsageError, VerificationError
+from umbel_proto.errors import LocalProtocolError, RemoteProtocolError, UsageError, VerificationError
 from umbel_proto.keys import SigningKey, VerifyKey
 from umbel_proto.secagg.boxes import Held, open_shares, seal_shares
 from umbel_proto.secagg.entries import Secrets, make_entry
@@ -40,6 +40,7 @@ from umbel_proto.secagg.shamir import deal
 __all__ = [
     "CONFIRM_LABEL",
     "SERVER",
+    "Accepted",
     "Answer",
     "Confirmed",
     "Done",
@@ -58,6 +59,7 @@ __all__ = [
     "SignaturesReceived",
     "State",
     "SurvivorsReceived",
+    "accept",
     "step",
 ]
 
@@ -117,7 +119,7 @@ class RosterReceived:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SharesReceived:
-    """Phase 3: the neighbors' shares. The caller has charged its ledger before.
+    """Phase 3: the neighbors' shares. The caller has charged its ledger before, and after `accept`.
 
     Args:
         shares: Serialized SealedShares.
@@ -269,11 +271,66 @@ class Done:
 State: TypeAlias = Idle | Joined | Shared | Masked | Confirmed | Done
 
 
-def step(state: State, event: Event) -> tuple[State, Reply]:
-    """Answer the server's request.
+@dataclass(frozen=True, slots=True, eq=False)
+class Accepted:
+    """A request for the masked update that is right in everything: what is missing is the update.
+
+    No host keeps it. Between it and ``step`` the caller charges its ledger, so that a request it
+    must refuse costs it nothing.
+
+    Args:
+        state: The state it was accepted in.
+        request: Digest of the request.
+        held: The shares that opened, by position.
+        masked_with: Positions of the neighbors to mask with.
+        plus: Keys of the masks to add.
+        minus: Keys of the masks to subtract.
+    """
+
+    state: Shared
+    request: bytes
+    held: Mapping[int, Held] = field(repr=False)
+    masked_with: frozenset[int]
+    plus: Sequence[bytes] = field(repr=False)
+    minus: Sequence[bytes] = field(repr=False)
+
+
+def accept(state: Shared, shares: bytes) -> Accepted:
+    """Check a request for the masked update, phase 3, steps 3.1 and 3.2.
 
     Args:
         state: The newest state.
+        shares: Serialized SealedShares.
+
+    Raises:
+        RemoteProtocolError: The device refuses; the reason says why. The state still holds.
+    """
+    session, around, secrets = state.session, state.neighborhood, state.secrets
+    message = SealedShares.from_bytes(shares, SERVER)
+    _require_bound(message, session, around)
+    boxes = dict(message.boxes)
+    strangers = boxes.keys() - around.peers.keys()
+    require(not strangers, f"shares from position {min(strangers, default=0)}, which is no neighbor")
+    held = {}
+    for position, box in boxes.items():
+        lane = around.lane_from(position, session.sid)
+        key = around.lane_key(lane, secrets, position)
+        with contextlib.suppress(VerificationError):
+            # A box its sender or the server spoiled: the device just holds no share of that peer.
+            held[position] = open_shares(box, key, lane)
+    threshold = around.parameters.threshold
+    require(
+        around.enough(held), f"shares of {len(held)} neighbors open, too few for the threshold {threshold}"
+    )
+    plus, minus = around.mask_keys(session, secrets, boxes)
+    return Accepted(state, digest(REQUEST_LABEL, shares), held, frozenset(boxes), plus, minus)
+
+
+def step(state: State | Accepted, event: Event) -> tuple[State, Reply]:
+    """Answer the server's request.
+
+    Args:
+        state: The newest state; in phase 3, rather what `accept` made of it.
         event: The request.
 
     Returns:
@@ -283,6 +340,7 @@ def step(state: State, event: Event) -> tuple[State, Reply]:
     Raises:
         RemoteProtocolError: The device refuses; the reason says why. The state still holds.
         CertificateError: The device's own credential has expired or is not its fleet's.
+        LocalProtocolError: The shares are not those that were accepted.
         UsageError: The words are not shaped as the session's encoding says.
     """
     request = _digest(event)
@@ -292,6 +350,8 @@ def step(state: State, event: Event) -> tuple[State, Reply]:
         case Joined(), RosterReceived():
             return _share(state, event, request)
         case Shared(), SharesReceived():
+            return _mask(accept(state, event.shares), event, request)
+        case Accepted(), SharesReceived():
             return _mask(state, event, request)
         case Masked(), SurvivorsReceived():
             return _confirm(state, event, request)
@@ -357,33 +417,22 @@ def _share(state: Joined, event: RosterReceived, request: bytes) -> tuple[State,
     return Shared(state.member, session, around, secrets, own_share, Answer(request, reply)), reply
 
 
-def _mask(state: Shared, event: SharesReceived, request: bytes) -> tuple[State, Reply]:
-    """Phase 3, steps 3.1 to 3.4."""
-    session, around, secrets = state.session, state.neighborhood, state.secrets
-    message = SealedShares.from_bytes(event.shares, SERVER)
-    _require_bound(message, session, around)
-    boxes = dict(message.boxes)
-    strangers = boxes.keys() - around.peers.keys()
-    require(not strangers, f"shares from position {min(strangers, default=0)}, which is no neighbor")
-    held = {}
-    for position, box in boxes.items():
-        lane = around.lane_from(position, session.sid)
-        key = around.lane_key(lane, secrets, position)
-        with contextlib.suppress(VerificationError):
-            # A box its sender or the server spoiled: the device just holds no share of that peer.
-            held[position] = open_shares(box, key, lane)
-    threshold = around.parameters.threshold
-    require(
-        around.enough(held), f"shares of {len(held)} neighbors open, too few for the threshold {threshold}"
-    )
+def _mask(accepted: Accepted, event: SharesReceived, request: bytes) -> tuple[State, Reply]:
+    """Phase 3, steps 3.3 and 3.4."""
+    if not hmac.compare_digest(request, accepted.request):
+        raise LocalProtocolError(
+            "The shares are not those that were accepted: the ledger is charged for others."
+        )
+    state = accepted.state
+    session, around = state.session, state.neighborhood
     words = _own_words(event.words, session.descriptor.encoding.words)
-    plus, minus = around.mask_keys(session, secrets, boxes)
-    add_masks(words, plus=plus, minus=minus)
+    add_masks(words, plus=accepted.plus, minus=accepted.minus)
     reply = Reply(MaskedMessage(session.sid, around.roster_hash).to_bytes(), words)
-    masked_with = frozenset(boxes)
-    return Masked(
-        state.member, session, around, masked_with, held, state.own_share, Answer(request, reply)
-    ), reply
+    answer = Answer(request, reply)
+    masked = Masked(
+        state.member, session, around, accepted.masked_with, accepted.held, state.own_share, answer
+    )
+    return masked, reply
 
 
 def _confirm(state: Masked, event: SurvivorsReceived, request: bytes) -> tuple[State, Reply]:
