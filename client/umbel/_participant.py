@@ -8,7 +8,6 @@ Source: docs/spec/secure-aggregation.md, "Phases".
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -18,14 +17,12 @@ import numpy as np
 from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 
+from umbel._contribution import Contribution, contribute
 from umbel._data import read_examples
 from umbel._files import read_file
 from umbel._home import DeviceHome
 from umbel._ledger import Ledger
 from umbel._shelf import Shelf
-from umbel.train import TrainPlan
-from umbel.train.local import train_locally
-from umbel.train.onnx import OnnxTrainer
 from umbel_proto.errors import RefusedError, RemoteProtocolError
 from umbel_proto.package import Package
 from umbel_proto.privacy.encode import encode
@@ -65,11 +62,11 @@ class Saved:
 
     Args:
         state: The session, of `umbel_proto.secagg.saved`.
-        update: Local minus global parameters, float32, until it is masked; then empty.
+        contribution: What it adds to the sum, of `Contribution`, until it is masked; then empty.
     """
 
     state: bytes = field(repr=False)
-    update: bytes = field(repr=False)
+    contribution: bytes = field(repr=False)
 
 
 class Participant:
@@ -137,8 +134,8 @@ class Participant:
         )
         assert isinstance(state, Joined)
         package = self._package(plan)
-        update = self._update(package, state.session.descriptor, plan, vector)
-        return reply.message, b"", _saved(state, update.astype("<f4", copy=False).tobytes())
+        contribution = self._contribution(package, state.session.descriptor, plan, vector)
+        return reply.message, b"", _saved(state, contribution.to_bytes())
 
     def _package(self, plan: pb.TrainPlan) -> Package:
         shelf = Shelf(self._home.shelf, self._home.release_authority())
@@ -150,7 +147,9 @@ class Participant:
             f"This device has no package {plan.model} {plan.package_version} yet: it trains only what it has verified."
         )
 
-    def _update(self, package: Package, descriptor: Descriptor, plan: pb.TrainPlan, vector: bytes) -> Vector:
+    def _contribution(
+        self, package: Package, descriptor: Descriptor, plan: pb.TrainPlan, vector: bytes
+    ) -> Contribution:
         dim = package.manifest.dim
         if len(vector) != 4 * dim or descriptor.encoding.dim != dim:
             raise RemoteProtocolError(
@@ -160,16 +159,8 @@ class Participant:
         start = np.frombuffer(vector, "<f4").astype(np.float32)
         if not np.isfinite(start).all():
             raise RemoteProtocolError(SERVER, "the model holds values that are not finite")
-        with contextlib.closing(OnnxTrainer(package)) as trainer:
-            trained = train_locally(
-                trainer,
-                start,
-                read_examples(self._data),
-                TrainPlan(plan.epochs, plan.batch_size, plan.learning_rate, plan.momentum, plan.seed),
-                round_=descriptor.round,
-                device=self._identity.device,
-            )
-        return trained.parameters - start
+        examples = read_examples(self._data)
+        return contribute(package, start, examples, plan, descriptor, device=self._identity.device)
 
     def _mask(self, saved: Saved | None, body: bytes) -> tuple[bytes, bytes, Saved | None]:
         """Phase 3: charge the ledger, then encode, add noise and mask."""
@@ -195,27 +186,33 @@ class Participant:
         )
         with Ledger(self._home.ledger) as ledger:
             ledger.charge(charge, budget_epsilon=policy.budget_epsilon, budget_delta=policy.budget_delta)
-        update = np.frombuffer(saved.update, "<f4").astype(np.float32)
-        encoded = encode(update, descriptor.encoding, rotation_seed=rotation_seed(state.session.sid))
+        contribution = Contribution.from_bytes(saved.contribution)
+        encoded = encode(
+            contribution.update,
+            descriptor.encoding,
+            rotation_seed=rotation_seed(state.session.sid),
+            auxiliary=contribution.auxiliary,
+            weight=contribution.weight,
+        )
         return _reply(*step(state, SharesReceived(body, encoded.words)), b"")
 
     def _follow(
         self, saved: Saved | None, event: RosterReceived | SurvivorsReceived | SignaturesReceived
     ) -> tuple[bytes, bytes, Saved | None]:
         state = self._restore(saved)
-        update = saved.update if saved is not None and isinstance(event, RosterReceived) else b""
-        return _reply(*step(state, event), update)
+        keep = saved.contribution if saved is not None and isinstance(event, RosterReceived) else b""
+        return _reply(*step(state, event), keep)
 
     def _restore(self, saved: Saved | None) -> State:
         member = self._member()
         return Idle(member) if saved is None else restore(saved.state, member)
 
 
-def _reply(state: State, reply: Reply, update: bytes) -> tuple[bytes, bytes, Saved | None]:
+def _reply(state: State, reply: Reply, contribution: bytes) -> tuple[bytes, bytes, Saved | None]:
     words = b"" if reply.words is None else reply.words.astype("<u8", copy=False).tobytes()
-    return reply.message, words, _saved(state, update)
+    return reply.message, words, _saved(state, contribution)
 
 
-def _saved(state: State, update: bytes) -> Saved | None:
+def _saved(state: State, contribution: bytes) -> Saved | None:
     kept = save(state)
-    return None if kept is None else Saved(kept, update)
+    return None if kept is None else Saved(kept, contribution)

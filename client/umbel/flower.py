@@ -179,17 +179,17 @@ def _load(context: Context) -> Saved | None:
     record = context.state.config_records.get(_STATE)
     if record is None:
         return None
-    state, update = record["state"], record["update"]
+    state, contribution = record["state"], record["contribution"]
     assert isinstance(state, bytes)
-    assert isinstance(update, bytes)
-    return Saved(state, update)
+    assert isinstance(contribution, bytes)
+    return Saved(state, contribution)
 
 
 def _save(context: Context, saved: Saved | None) -> None:
     if saved is None:
         context.state.pop(_STATE, None)
     else:
-        context.state[_STATE] = ConfigRecord({"state": saved.state, "update": saved.update})
+        context.state[_STATE] = ConfigRecord({"state": saved.state, "contribution": saved.contribution})
 
 
 app.train()(_handle)

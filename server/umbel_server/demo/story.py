@@ -35,9 +35,11 @@ from umbel_server.fleet.create import create_fleet
 from umbel_server.fleet.invite import invite
 from umbel_server.fleet.publish import publish
 from umbel_server.flower import Control, flower_environment, plain_fedavg_size, superexec_command
+from umbel_server.learning.budget import plan_privacy
 from umbel_server.learning.evaluate import HeldOut
+from umbel_server.learning.measure import quantities
 from umbel_server.learning.plan import Privacy, RunPlan, Timing, Training
-from umbel_server.learning.run import PROGRESS, TRAINED, plan_privacy
+from umbel_server.learning.run import PROGRESS, TRAINED
 from umbel_server.monitor.report import telemetry
 from umbel_server.store.runs import RoundRecord
 
@@ -144,7 +146,9 @@ class Story:
         published = publish(self._fleet, self._store, base.read_bytes())
         self._package = read_package(base.read_bytes(), release_key=self._fleet.release_public())
         self._plan = self._run_plan(published.sha256.hex())
-        self._privacy = plan_privacy(self._plan, POLICY, self._package.manifest.dim)
+        manifest = self._package.manifest
+        asked = quantities(self._plan, len(manifest.labels))
+        self._privacy = plan_privacy(self._plan, POLICY, manifest.dim, len(asked))
         for name in ("gateway", "superlink"):
             self.supervisor.wait(name, lambda name=name: services[name].says(f"ready {name}"), timeout_s=60)  # type: ignore[misc]
             done()

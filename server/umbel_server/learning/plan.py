@@ -9,6 +9,11 @@ from typing import Any
 
 from umbel_proto.errors import UsageError
 from umbel_proto.ids import ModelName, check_name
+from umbel_proto.privacy.auxiliary import ACCURACY, LOSS, TRAINING_LOSS
+from umbel_proto.privacy.plan import AUXILIARY_SHARE
+
+METRICS = (LOSS, ACCURACY, TRAINING_LOSS)
+OPTIMIZERS = ("fedavg", "fedavgm", "fedadam", "fedyogi")
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +26,8 @@ class Training:
         learning_rate: Of SGD.
         momentum: Of SGD, in [0, 1).
         seed: Where the order of examples comes from; each device and round mixes it with its own name.
+        holdback: Share of a device's examples that it never trains on and evaluates on, in [0, 1/2]; with 0 it
+            evaluates on those it trains on.
     """
 
     epochs: int = 1
@@ -28,6 +35,7 @@ class Training:
     learning_rate: float = 0.1
     momentum: float = 0.0
     seed: int = 0
+    holdback: float = 0.0
 
     def __post_init__(self) -> None:
         _at_least("epochs", self.epochs, 1)
@@ -35,6 +43,8 @@ class Training:
         _positive("learning_rate", self.learning_rate)
         if not 0 <= self.momentum < 1:
             raise UsageError(f"momentum is {self.momentum}: choose a number in [0, 1).")
+        if not 0 <= self.holdback <= 0.5:
+            raise UsageError(f"holdback is {self.holdback}: choose a number in [0, 0.5].")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,11 +56,17 @@ class Privacy:
         noise_multiplier: Standard deviation of the noise in the sum over the sensitivity, counting only the
             honest devices of the smallest cohort; 0 adds none, and epsilon is infinite.
         delta: The delta of the (epsilon, delta) that is reported.
+        participations: How often one device may take part in the run; it is not invited again after. 0 for no cap:
+            the budget is then planned for every round.
+        sampling_rate: Probability with which a device that could take part is drawn into a round, in (0, 1]. Whom
+            it draws the server keeps to itself: epsilon_release counts on it.
     """
 
     clip: float
     noise_multiplier: float
     delta: float = 1e-5
+    participations: int = 0
+    sampling_rate: float = 1.0
 
     def __post_init__(self) -> None:
         _positive("clip", self.clip)
@@ -58,6 +74,94 @@ class Privacy:
             raise UsageError(f"noise_multiplier is {self.noise_multiplier}: choose a number >= 0.")
         if not 0 < self.delta < 1:
             raise UsageError(f"delta is {self.delta}: choose a number in (0, 1).")
+        _at_least("participations", self.participations, 0)
+        if not 0 < self.sampling_rate <= 1:
+            raise UsageError(f"sampling_rate is {self.sampling_rate}: choose a number in (0, 1].")
+
+
+@dataclass(frozen=True, slots=True)
+class Clipping:
+    """Whether the clip follows the updates' norms from round to round.
+
+    Args:
+        rate: How fast, >= 0; 0 keeps the clip as it is.
+        quantile: The share of updates that it should leave uncut, in (0, 1).
+        low: Least clip, model units, > 0.
+        high: Largest clip.
+
+    Source:
+        Andrew et al., NeurIPS 2021 (arXiv 1905.03871).
+    """
+
+    rate: float = 0.0
+    quantile: float = 0.5
+    low: float = 1e-3
+    high: float = 1e3
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.rate) and self.rate >= 0):
+            raise UsageError(f"rate is {self.rate}: choose a number >= 0, such as 0.2.")
+        if not 0 < self.quantile < 1:
+            raise UsageError(f"quantile is {self.quantile}: choose a number in (0, 1).")
+        _positive("low", self.low)
+        _positive("high", self.high)
+        if self.low > self.high:
+            raise UsageError(f"low is {self.low} and high {self.high}: choose low <= high.")
+
+
+@dataclass(frozen=True, slots=True)
+class Metrics:
+    """What devices report through the secure sum: the server sees the noised mean and no device's own.
+
+    Args:
+        names: Of ``loss`` and ``accuracy``, of the model as received, and ``training_loss``.
+        loss_high: A larger loss counts as this; 0 for twice that of guessing.
+        share: Square of a quantity's amplitude over that of the update's bound, in (0, 1].
+    """
+
+    names: tuple[str, ...] = ("loss", "accuracy")
+    loss_high: float = 0.0
+    share: float = AUXILIARY_SHARE
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "names", tuple(self.names))  # JSON has lists only.
+        for name in self.names:
+            if name not in METRICS:
+                raise UsageError(f"There is no metric {name!r}: choose from {', '.join(METRICS)}.")
+        if len(set(self.names)) != len(self.names):
+            raise UsageError("A metric is named twice: name each once.")
+        if not (math.isfinite(self.loss_high) and self.loss_high >= 0):
+            raise UsageError(f"loss_high is {self.loss_high}: choose a number >= 0.")
+        if not 0 < self.share <= 1:
+            raise UsageError(f"share is {self.share}: choose a number in (0, 1].")
+
+
+@dataclass(frozen=True, slots=True)
+class Optimizer:
+    """What the server makes of a mean update.
+
+    Args:
+        kind: ``fedavg``, ``fedavgm``, ``fedadam`` or ``fedyogi``.
+        learning_rate: What the step is multiplied with.
+        momentum: beta_1, in [0, 1); not for fedavg.
+        second_momentum: beta_2, in [0, 1); for fedadam and fedyogi.
+        adaptivity: tau, > 0; for fedadam and fedyogi.
+    """
+
+    kind: str = "fedavg"
+    learning_rate: float = 1.0
+    momentum: float = 0.9
+    second_momentum: float = 0.99
+    adaptivity: float = 1e-3
+
+    def __post_init__(self) -> None:
+        if self.kind not in OPTIMIZERS:
+            raise UsageError(f"There is no optimizer {self.kind!r}: choose from {', '.join(OPTIMIZERS)}.")
+        _positive("learning_rate", self.learning_rate)
+        for name in ("momentum", "second_momentum"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UsageError(f"{name} is {getattr(self, name)}: choose a number in [0, 1).")
+        _positive("adaptivity", self.adaptivity)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +203,10 @@ class RunPlan:
         privacy: What a round may reveal.
         timing: How long to wait.
         heldout: An ``.npz`` file with ``x`` and ``y`` that the server owns and evaluates on, or "".
-        server_learning_rate: What the mean update is multiplied with (FedAvg: 1).
+        weight_cap: A device counts as many times as it has examples, up to this; 0 for all alike.
+        clipping: Whether the clip follows the updates.
+        metrics: What devices report through the secure sum.
+        optimizer: What the server makes of a mean update.
     """
 
     model: ModelName
@@ -112,7 +219,10 @@ class RunPlan:
     timing: Timing = field(default_factory=Timing)
     attempts: int = 3
     heldout: str = ""
-    server_learning_rate: float = 1.0
+    weight_cap: int = 0
+    clipping: Clipping = field(default_factory=Clipping)
+    metrics: Metrics = field(default_factory=Metrics)
+    optimizer: Optimizer = field(default_factory=Optimizer)
 
     def __post_init__(self) -> None:
         check_name(self.model, "model")
@@ -120,9 +230,20 @@ class RunPlan:
         _at_least("rounds", self.rounds, 1)
         _at_least("devices", self.devices, 3)
         _at_least("attempts", self.attempts, 1)
-        _positive("server_learning_rate", self.server_learning_rate)
+        _at_least("weight_cap", self.weight_cap, 0)
         if len(self.package_sha256) != 64:
             raise UsageError("package_sha256 is not a SHA-256 in hex (64 digits).")
+
+    @property
+    def most_participations(self) -> int:
+        """How often one device may take part, as the budget is planned."""
+        return min(self.privacy.participations or self.rounds, self.rounds)
+
+    @property
+    def most_devices(self) -> int:
+        """The largest cohort: with sampling, six standard deviations above the number expected."""
+        rate = self.privacy.sampling_rate
+        return self.devices + math.ceil(6 * math.sqrt(self.devices * (1 - rate)))
 
     def to_json(self) -> str:
         """Return the plan as JSON."""
@@ -141,7 +262,14 @@ class RunPlan:
             raise UsageError(f"The run plan is not JSON: {exc}.") from exc
         if not isinstance(raw, dict):
             raise UsageError("The run plan is not a JSON object.")
-        nested: dict[str, type[Any]] = {"training": Training, "privacy": Privacy, "timing": Timing}
+        nested: dict[str, type[Any]] = {
+            "training": Training,
+            "privacy": Privacy,
+            "timing": Timing,
+            "clipping": Clipping,
+            "metrics": Metrics,
+            "optimizer": Optimizer,
+        }
         plan: RunPlan = _build(
             cls,
             {key: _build(nested[key], value, key) if key in nested else value for key, value in raw.items()},

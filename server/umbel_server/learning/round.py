@@ -39,9 +39,10 @@ from umbel_proto.secagg.server import (
     open_session,
     step,
 )
-from umbel_proto.secagg.session import Descriptor, session_id
+from umbel_proto.secagg.session import session_id
 from umbel_proto.wire import rounds_pb2 as pb
 from umbel_server.clock import Clock
+from umbel_server.learning.invitation import Invitation
 from umbel_server.learning.link import Answer, Link, NodeId, Payload
 from umbel_server.learning.plan import Timing
 from umbel_server.store.runs import Outcome, Participation
@@ -66,21 +67,6 @@ class Progress(Protocol):
 
     def __call__(self, event: str, **facts: Any) -> None:
         """Note an event: names and numbers only."""
-
-
-@dataclass(frozen=True, slots=True)
-class Invitation:
-    """What a round begins with.
-
-    Args:
-        descriptor: The session.
-        plan: Serialized TrainPlan.
-        model: The global parameters, float32, little-endian.
-    """
-
-    descriptor: Descriptor
-    plan: bytes
-    model: bytes = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -7,37 +7,30 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import safetensors.numpy
-from numpy.typing import NDArray
 
-from umbel_proto.credentials import FleetPolicy
-from umbel_proto.errors import (
-    BudgetError,
-    RefusedError,
-    StorageError,
-    UmbelError,
-    UnavailableError,
-    UsageError,
-)
+from umbel_proto.errors import RefusedError, StorageError, UmbelError, UsageError
 from umbel_proto.ids import DeviceId, RunId
 from umbel_proto.package import Package, read_package
-from umbel_proto.privacy.accounting import epsilon
-from umbel_proto.privacy.encode import decode
-from umbel_proto.privacy.plan import Plan, plan
-from umbel_proto.secagg.session import Descriptor, model_hash, plan_hash, rotation_seed
-from umbel_proto.wire import rounds_pb2 as pb
+from umbel_proto.privacy.auxiliary import WEIGHT, WITHIN_CLIP, next_clip
+from umbel_proto.privacy.encode import Encoding, decode
+from umbel_proto.secagg.session import rotation_seed
 from umbel_server.clock import Clock, system_clock
-from umbel_server.files import read_file, write_atomically
+from umbel_server.files import write_atomically
 from umbel_server.fleet.layout import FleetDir
+from umbel_server.learning import checkpoint, optimize
+from umbel_server.learning.budget import charges, plan_privacy, spent
+from umbel_server.learning.checkpoint import Position
+from umbel_server.learning.cohort import Gathering
 from umbel_server.learning.evaluate import HeldOut
-from umbel_server.learning.link import Link, NodeId
+from umbel_server.learning.invitation import invite
+from umbel_server.learning.link import Link
+from umbel_server.learning.measure import LEAST_WEIGHT, measure, quantities, with_clip
 from umbel_server.learning.plan import RunPlan
-from umbel_server.learning.round import Invitation, Progress, RoundOutcome, run_round
+from umbel_server.learning.round import RoundOutcome, run_round
 from umbel_server.store.runs import Participation, RoundRecord
 from umbel_server.store.store import Store
 
@@ -46,9 +39,6 @@ log = logging.getLogger(__name__)
 TRAINED = "trained.safetensors"
 PROGRESS = "progress.jsonl"
 
-GATHER_POLL_S = 0.2
-
-Vector = NDArray[np.float32]
 Pause = Callable[[float], None]
 
 
@@ -86,49 +76,6 @@ def run_to_end(
         store.runs.finish(run, "finished", "")
 
 
-def plan_privacy(run_plan: RunPlan, policy: FleetPolicy, dim: int) -> Plan:
-    """Return noise and layout for a run's rounds.
-
-    Args:
-        run_plan: The run.
-        policy: What the fleet's devices insist on.
-        dim: Parameters of the model.
-
-    Raises:
-        RefusedError: Devices would refuse it: too little noise.
-        BudgetError: The run would cost a device more than its whole budget.
-    """
-    privacy = run_plan.privacy
-    if privacy.noise_multiplier < policy.noise_floor:
-        raise RefusedError(
-            f"noise_multiplier is {privacy.noise_multiplier:g}, below the fleet's floor of {policy.noise_floor:g}: "
-            "raise it in the run's plan."
-        )
-    planned = plan(
-        dim=dim,
-        clip=privacy.clip,
-        devices=run_plan.devices,
-        honest=policy.honest(policy.min_cohort),
-        participations=run_plan.rounds,
-        delta=privacy.delta,
-        noise_multiplier=privacy.noise_multiplier,
-    )
-    if planned.epsilon_server > policy.budget_epsilon:
-        raise BudgetError(
-            f"{run_plan.rounds} rounds would cost a device epsilon {planned.epsilon_server:.4g}, and its budget is "
-            f"{policy.budget_epsilon:.4g}: plan fewer rounds or more noise."
-        )
-    return planned
-
-
-@dataclass(frozen=True, slots=True)
-class _Position:
-    """Where a run stands: the last completed round and the parameters after it."""
-
-    round: int
-    parameters: Vector
-
-
 class _Run:
     """One run at work."""
 
@@ -142,15 +89,18 @@ class _Run:
         clock: Clock,
         pause: Pause,
     ) -> None:
-        self._fleet, self._store, self._run, self._plan, self._link = fleet, store, run, run_plan, link
+        self._store, self._run, self._plan, self._link = store, run, run_plan, link
         self._clock, self._pause = clock, pause
         self._silent: frozenset[DeviceId] = frozenset()
-        self._policy = fleet.policy()
+        self._policy, self._authority = fleet.policy(), fleet.authority_public()
         self._package = _read(fleet, run_plan)
         self._dir = fleet.runs / run
         self._dir.mkdir(exist_ok=True)
         self._heldout = HeldOut(self._package, Path(run_plan.heldout)) if run_plan.heldout else None
-        self._privacy = plan_privacy(run_plan, self._policy, self._package.manifest.dim)
+        manifest = self._package.manifest
+        self._quantities = quantities(run_plan, len(manifest.labels))
+        self._privacy = plan_privacy(run_plan, self._policy, manifest.dim, len(self._quantities))
+        self._gathering = Gathering(store, link, run_plan, self._policy.min_cohort, clock, pause)
 
     def go(self) -> None:
         position = self._resume()
@@ -160,169 +110,124 @@ class _Run:
             self._dir / TRAINED, safetensors.numpy.save(self._package.split(position.parameters))
         )
 
-    def _resume(self) -> _Position:
+    def _resume(self) -> Position:
         done = [record.round for record in self._store.runs.rounds(self._run) if record.state == "opened"]
         if not done:
-            return _Position(0, self._package.parameters())
-        last = max(done)
-        log.info("run %s goes on after round %d", self._run, last)
-        arrays = safetensors.numpy.load(read_file(self._checkpoint(last), "checkpoint"))
-        return _Position(last, self._package.manifest.join(arrays))
+            return Position(0, self._package.parameters(), self._plan.privacy.clip)
+        log.info("run %s goes on after round %d", self._run, max(done))
+        return checkpoint.load(self._dir, max(done), self._package)
 
-    def _round(self, before: _Position) -> _Position:
+    def _round(self, before: Position) -> Position:
         """Try the next round until it opens or the attempts are used up."""
         number = before.round + 1
         tried = [r.attempt for r in self._store.runs.rounds(self._run) if r.round == number]
+        encoding = with_clip(self._privacy.encoding, before.clip)
         reason = ""
         for attempt in range(max(tried, default=0) + 1, max(tried, default=0) + 1 + self._plan.attempts):
-            members = self._gather()
+            members = self._gathering.gather(self._charges())
             begin = self._clock()
+            invitation = invite(
+                self._run,
+                number,
+                attempt,
+                plan=self._plan,
+                policy=self._policy,
+                encoding=encoding,
+                quantities=self._quantities,
+                parameters=before.parameters,
+                now_s=begin,
+            )
             outcome = run_round(
                 self._link,
-                self._invitation(number, attempt, before.parameters),
+                invitation,
                 members=members,
-                authority=self._fleet.authority_public(),
+                authority=self._authority,
                 timing=self._plan.timing,
-                progress=self._progress(number, attempt),
+                progress=_progress_to(self._dir / PROGRESS, number, attempt, self._clock),
                 clock=self._clock,
                 silent=self._silent,
                 pause=self._pause,
             )
             self._silent = outcome.silent
-            if outcome.total is not None:
-                return self._accept(before, number, attempt, outcome, begin)
-            reason = outcome.reason
+            figures: dict[str, Any] = {}
+            after = self._learn(before, encoding, outcome, figures) if outcome.total is not None else None
+            if isinstance(after, Position):
+                # The checkpoint first: a round that is on record can be resumed from.
+                checkpoint.save(after, self._dir, self._package)
+                self._append(number, attempt, outcome, begin, figures, "")
+                return after
+            reason = after or outcome.reason
             log.warning("round %d, attempt %d was aborted: %s", number, attempt, reason)
-            self._append(number, attempt, outcome, begin, {})
+            self._append(number, attempt, outcome, begin, figures, reason)
         raise RefusedError(
             f"Round {number} was aborted {self._plan.attempts} times, the last time because {reason}"
         )
 
-    def _gather(self) -> dict[NodeId, DeviceId]:
-        """Wait until enough devices are online, and no more are coming or all are there.
-
-        Raises:
-            UnavailableError: Too few came in time.
-        """
-        timing, least = self._plan.timing, self._policy.min_cohort
-        deadline = self._clock() + timing.join_timeout_s
-        found: dict[NodeId, DeviceId] = {}
-        since = self._clock()
-        while True:
-            now = self._clock()
-            online = set(self._link.nodes())
-            devices = self._store.devices.all()
-            members = {d.node_id: d.id for d in devices if d.active and d.node_id in online}
-            if members != found:
-                found, since = {n: d for n, d in members.items() if n is not None}, now
-            complete = len(found) >= self._plan.devices
-            if len(found) >= least and (complete or now - since >= timing.settle_s):
-                return dict(sorted(found.items())[: self._plan.devices])
-            if now >= deadline:
-                raise UnavailableError(
-                    f"{len(found)} devices are online and a round needs {least}: start more of them, and the run again."
-                )
-            self._pause(GATHER_POLL_S)
-
-    def _accept(
-        self, before: _Position, number: int, attempt: int, outcome: RoundOutcome, begin: float
-    ) -> _Position:
+    def _learn(
+        self, before: Position, encoding: Encoding, outcome: RoundOutcome, figures: dict[str, Any]
+    ) -> Position | str:
+        """Return where a sum takes the run, or why it must not be used; note what it says in ``figures``."""
         assert outcome.total is not None
-        mean = decode(
-            outcome.total,
-            self._privacy.encoding,
-            count=len(outcome.survivors),
-            rotation_seed=rotation_seed(outcome.sid),
-        )
-        step = np.float32(self._plan.server_learning_rate)
-        parameters = (before.parameters + step * mean).astype(np.float32, copy=False)
-        figures: dict[str, Any] = {}
+        count = len(outcome.survivors)
+        measured = measure(outcome.total, encoding, self._quantities, count=count)
+        figures["clip"] = before.clip
+        figures["metrics"] = {name: {"mean": m.mean, "error": m.error} for name, m in measured.items()}
+        weight = float(count)
+        if WEIGHT in measured:
+            weight *= measured[WEIGHT].mean / self._plan.weight_cap
+            if weight < LEAST_WEIGHT * count:
+                return f"the weights of {count} devices add up to {weight:.3g}: noise drowns so little"
+        mean = decode(outcome.total, encoding, count=weight, rotation_seed=rotation_seed(outcome.sid))
+        parameters, moments = optimize.apply(self._plan.optimizer, before.parameters, mean, before.moments)
         if self._heldout is not None:
             figures["accuracy"] = self._heldout.accuracy(parameters)
-        # The checkpoint first: a round that is on record can be resumed from.
-        write_atomically(self._checkpoint(number), safetensors.numpy.save(self._package.split(parameters)))
-        self._append(number, attempt, outcome, begin, figures)
-        return _Position(number, parameters)
+        clip, clipping = before.clip, self._plan.clipping
+        if WITHIN_CLIP in measured:
+            clip = next_clip(
+                clip,
+                measured[WITHIN_CLIP].mean,
+                quantile=clipping.quantile,
+                rate=clipping.rate,
+                low=clipping.low,
+                high=clipping.high,
+            )
+        return Position(before.round + 1, parameters, clip, moments)
 
     def _append(
-        self, number: int, attempt: int, outcome: RoundOutcome, begin: float, figures: dict[str, Any]
+        self,
+        number: int,
+        attempt: int,
+        outcome: RoundOutcome,
+        begin: float,
+        figures: dict[str, Any],
+        reason: str,
     ) -> None:
-        charged = self._charged(outcome.participations)
+        charged = max(self._charges(outcome.participations).values(), default=0)
         devices = max(1, len(outcome.participations))
-        encoding = self._privacy.encoding
-        cost = epsilon(
-            encoding.bound_sq,
-            encoding.coordinates,
-            float(encoding.noise * self._privacy.honest),
-            self._plan.privacy.delta,
-            charged,
-        )
         figures |= {
             "seconds": outcome.seconds,
             "bytes_up_per_device": outcome.bytes_up / devices,
             "bytes_down_per_device": outcome.bytes_down / devices,
             "participations": charged,
-            "epsilon_server": cost,
+            "epsilon_server": spent(self._privacy, charged),
         }
         self._store.runs.append_round(
             RoundRecord(
                 self._run,
                 number,
                 attempt,
-                "opened" if outcome.total is not None else "aborted",
+                "aborted" if reason else "opened",
                 begin,
                 self._clock(),
-                outcome.reason,
+                reason,
                 figures,
                 outcome.participations,
             )
         )
 
-    def _charged(self, now: tuple[Participation, ...]) -> int:
-        """How often the device that took part most often has been charged in this run."""
-        counts: Counter[DeviceId] = Counter(p.device for p in now if p.outcome != "dropped")
-        for record in self._store.runs.rounds(self._run):
-            counts.update(p.device for p in record.participations if p.outcome != "dropped")
-        return max(counts.values(), default=0)
-
-    def _invitation(self, number: int, attempt: int, parameters: Vector) -> Invitation:
-        vector = parameters.astype("<f4", copy=False).tobytes()
-        training = self._plan.training
-        train_plan = pb.TrainPlan(
-            epochs=training.epochs,
-            batch_size=training.batch_size,
-            learning_rate=training.learning_rate,
-            momentum=training.momentum,
-            seed=training.seed,
-            package_sha256=bytes.fromhex(self._plan.package_sha256),
-            model=self._plan.model,
-            package_version=self._plan.version,
-        ).SerializeToString(deterministic=True)
-        timing = self._plan.timing
-        life_s = timing.train_timeout_s + 4 * timing.phase_timeout_s
-        descriptor = Descriptor(
-            fleet=self._fleet.name,
-            run=self._run,
-            round=number,
-            attempt=attempt,
-            task=self._plan.model,
-            model_hash=model_hash(vector),
-            plan_hash=plan_hash(train_plan),
-            encoding=self._privacy.encoding,
-            min_cohort=self._policy.min_cohort,
-            max_cohort=max(self._plan.devices, self._policy.min_cohort),
-            corrupt_fraction=self._policy.corrupt_fraction,
-            dropout_fraction=self._policy.dropout_fraction,
-            server_malicious=self._policy.server_malicious,
-            closes_at_s=int(self._clock() + life_s) + 1,
-        )
-        return Invitation(descriptor, train_plan, vector)
-
-    def _checkpoint(self, number: int) -> Path:
-        return self._dir / f"round-{number:05d}.safetensors"
-
-    def _progress(self, number: int, attempt: int) -> Progress:
-        return _progress_to(self._dir / PROGRESS, number, attempt, self._clock)
+    def _charges(self, now: tuple[Participation, ...] = ()) -> Counter[DeviceId]:
+        """How often each device has been charged in this run, and in an attempt not yet on record."""
+        return charges([*(r.participations for r in self._store.runs.rounds(self._run)), now])
 
 
 def _progress_to(path: Path, number: int, attempt: int, clock: Clock) -> Callable[..., None]:

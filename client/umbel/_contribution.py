@@ -1,0 +1,133 @@
+"""What a device adds to a round's sum: trained and measured in phase 1, encoded in phase 3.
+
+Source: docs/spec/privacy.md, "Auxiliary quantities".
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from umbel._data import Examples
+from umbel.train import TrainPlan
+from umbel.train.evaluate import evaluate, hold_back
+from umbel.train.local import train_locally
+from umbel.train.onnx import OnnxTrainer
+from umbel_proto.errors import RemoteProtocolError, UsageError
+from umbel_proto.ids import DeviceId
+from umbel_proto.package import Package
+from umbel_proto.privacy.auxiliary import ACCURACY, LOSS, TRAINING_LOSS, WEIGHT, WITHIN_CLIP, Quantity
+from umbel_proto.privacy.encode import norm_of
+from umbel_proto.secagg.device import SERVER
+from umbel_proto.secagg.session import Descriptor
+from umbel_proto.wire import rounds_pb2, saved_pb2
+
+Vector = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Contribution:
+    """A device's part of a sum, before it is clipped, noised and masked. It never leaves the device as it is.
+
+    Args:
+        update: Local minus global parameters, shape (dim,).
+        auxiliary: What the plan asks for beside it, each in [-1, 1].
+        weight: How much of the update goes into the sum, in [0, 1].
+    """
+
+    update: Vector = field(repr=False)
+    auxiliary: tuple[float, ...] = field(repr=False)
+    weight: float = field(repr=False)
+
+    def to_bytes(self) -> bytes:
+        """Return it as bytes, for the device's memory only."""
+        return saved_pb2.Contribution(
+            update=self.update.astype("<f4", copy=False).tobytes(),
+            auxiliary=self.auxiliary,
+            weight=self.weight,
+        ).SerializeToString()
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Contribution:
+        """Read what ``to_bytes`` gave."""
+        m = saved_pb2.Contribution.FromString(data)
+        return cls(np.frombuffer(m.update, "<f4").astype(np.float32), tuple(m.auxiliary), m.weight)
+
+
+def asked_for(plan: rounds_pb2.TrainPlan, descriptor: Descriptor) -> tuple[Quantity, ...]:
+    """Return what a plan asks for beside the update.
+
+    Raises:
+        RemoteProtocolError: It asks for something unknown, twice, or for more or less than the descriptor.
+    """
+    try:
+        asked = tuple(Quantity(each.name, each.low, each.high) for each in plan.auxiliary)
+    except UsageError as exc:
+        raise RemoteProtocolError(SERVER, f"the plan asks for what no device answers: {exc}") from exc
+    if len({quantity.name for quantity in asked}) != len(asked):
+        raise RemoteProtocolError(SERVER, "the plan asks for a quantity twice")
+    amplitudes = descriptor.encoding.auxiliary
+    if len(asked) != len(amplitudes):
+        raise RemoteProtocolError(
+            SERVER, f"the plan asks for {len(asked)} quantities, and the session sums {len(amplitudes)}"
+        )
+    return asked
+
+
+def contribute(
+    package: Package,
+    start: Vector,
+    examples: Examples,
+    plan: rounds_pb2.TrainPlan,
+    descriptor: Descriptor,
+    *,
+    device: DeviceId,
+) -> Contribution:
+    """Train on a device's examples, and measure what the plan asks for.
+
+    Args:
+        package: The model.
+        start: The global parameters, shape (dim,).
+        examples: The device's, with labels.
+        plan: The training plan.
+        descriptor: The session.
+        device: The device.
+
+    Raises:
+        RemoteProtocolError: The plan asks for what no device answers.
+        UsageError: The examples break the contract, the settings make no sense, or training diverged.
+    """
+    asked = asked_for(plan, descriptor)
+    try:
+        training, evaluation = hold_back(examples, plan.holdback)
+    except UsageError as exc:
+        raise RemoteProtocolError(SERVER, f"the plan does not fit this device's data: {exc}") from exc
+    with contextlib.closing(OnnxTrainer(package)) as trainer:
+        trained = train_locally(
+            trainer,
+            start,
+            training,
+            TrainPlan(plan.epochs, plan.batch_size, plan.learning_rate, plan.momentum, plan.seed),
+            round_=descriptor.round,
+            device=device,
+        )
+    update = trained.parameters - start
+    names = {quantity.name for quantity in asked}
+    values: Mapping[str, float] = {
+        WITHIN_CLIP: float(norm_of(update, descriptor.encoding) <= descriptor.encoding.clip),
+        WEIGHT: float(trained.examples),
+        TRAINING_LOSS: trained.loss,
+    }
+    if names & {LOSS, ACCURACY}:
+        # Of the model as received: the same for all devices, so their mean judges one model.
+        result = evaluate(package, start, evaluation)
+        values = {**values, LOSS: result.loss, ACCURACY: result.accuracy}
+    weight = 1.0
+    for quantity in asked:
+        if quantity.name == WEIGHT:
+            weight = min(values[WEIGHT], quantity.high) / quantity.high
+    return Contribution(update, tuple(q.to_unit(values[q.name]) for q in asked), weight)

@@ -1,0 +1,95 @@
+"""Who is invited to a round: devices that are online, not over their cap, and drawn."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from umbel_proto.errors import BudgetError, UnavailableError
+from umbel_proto.ids import DeviceId
+from umbel_server.clock import Clock
+from umbel_server.learning.link import Link, NodeId
+from umbel_server.learning.plan import RunPlan
+from umbel_server.store.store import Store
+
+GATHER_POLL_S = 0.2
+
+_DRAW_BITS = 53
+
+
+@dataclass(frozen=True, slots=True)
+class Gathering:
+    """Who there is to choose from, and how long to wait for them.
+
+    Args:
+        store: Knows the devices.
+        link: Knows who is online.
+        plan: The run's.
+        least: The smallest cohort.
+        clock: Tells the time.
+        pause: Waits, seconds.
+    """
+
+    store: Store
+    link: Link
+    plan: RunPlan
+    least: int
+    clock: Clock
+    pause: Callable[[float], None]
+
+    def gather(self, charges: Mapping[DeviceId, int]) -> dict[NodeId, DeviceId]:
+        """Wait until enough devices are online, and no more are coming or all are there; choose from them.
+
+        Args:
+            charges: How often each device has been charged in this run.
+
+        Raises:
+            UnavailableError: Too few came in time, or were drawn.
+            BudgetError: Too few have participations left.
+        """
+        found = self._online(charges)
+        rate = self.plan.privacy.sampling_rate
+        if rate < 1:
+            # From the operating system: epsilon_release counts on nobody foreseeing who is drawn.
+            found = {node: device for node, device in found.items() if _drawn(rate)}
+            if len(found) < self.least:
+                raise UnavailableError(
+                    f"{len(found)} devices were drawn at sampling_rate {rate:g} and a round needs {self.least}: "
+                    "raise sampling_rate in the run's plan, or enroll more devices."
+                )
+            return found
+        return dict(sorted(found.items())[: self.plan.devices])
+
+    def _online(self, charges: Mapping[DeviceId, int]) -> dict[NodeId, DeviceId]:
+        timing, cap = self.plan.timing, self.plan.privacy.participations
+        deadline = self.clock() + timing.join_timeout_s
+        wanted = self.plan.devices / self.plan.privacy.sampling_rate
+        found: dict[NodeId, DeviceId] = {}
+        since = self.clock()
+        while True:
+            now = self.clock()
+            online = set(self.link.nodes())
+            present = {d.node_id: d.id for d in self.store.devices.all() if d.active and d.node_id in online}
+            able = {
+                n: d for n, d in present.items() if n is not None and not (cap and charges.get(d, 0) >= cap)
+            }
+            if able != found:
+                found, since = able, now
+            if len(found) >= self.least and (len(found) >= wanted or now - since >= timing.settle_s):
+                return found
+            if now >= deadline:
+                spent = len(present) - len(able)
+                if len(present) >= self.least:
+                    raise BudgetError(
+                        f"{spent} of {len(present)} devices online have taken part {cap} times, as planned, and a "
+                        f"round needs {self.least}: plan the run with more participations, or fewer rounds."
+                    )
+                raise UnavailableError(
+                    f"{len(found)} devices are online and a round needs {self.least}: start more of them, and the run again."
+                )
+            self.pause(GATHER_POLL_S)
+
+
+def _drawn(rate: float) -> bool:
+    return secrets.randbits(_DRAW_BITS) < int(rate * (1 << _DRAW_BITS))
