@@ -166,7 +166,7 @@ def test_no_repr_shows_a_secret_or_a_vector(tape: Tape) -> None:
     assert isinstance(event, device.SharesReceived)
     accepted = device.accept(shared, event.shares)
     hidden += [*accepted.plus, *accepted.minus]
-    shown.append(accepted)  # type: ignore[arg-type]
+    shown.append(accepted)
     text = "".join(map(repr, shown))
     assert not any(repr(secret)[2:-1] in text or secret.hex() in text for secret in hidden)
     assert "array(" not in text

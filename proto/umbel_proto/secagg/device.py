@@ -344,6 +344,10 @@ def step(state: State | Accepted, event: Event) -> tuple[State, Reply]:
         UsageError: The words are not shaped as the session's encoding says.
     """
     request = _digest(event)
+    if isinstance(state, Accepted):
+        if not isinstance(event, SharesReceived):
+            raise _out_of_turn(state, event)
+        return _mask(state, event, request)
     match state, event:
         case Idle(), Invited():
             return _join(state, event, request)
@@ -351,8 +355,6 @@ def step(state: State | Accepted, event: Event) -> tuple[State, Reply]:
             return _share(state, event, request)
         case Shared(), SharesReceived():
             return _mask(accept(state, event.shares), event, request)
-        case Accepted(), SharesReceived():
-            return _mask(state, event, request)
         case Masked(), SurvivorsReceived():
             return _confirm(state, event, request)
         case Confirmed(), SignaturesReceived():
@@ -368,8 +370,12 @@ def step(state: State | Accepted, event: Event) -> tuple[State, Reply]:
             require(same, f"a second, different request in one phase ({type(event).__name__})")
             return state, answer.reply
         case _:
-            what = f"{type(event).__name__} out of turn, the device is {type(state).__name__}"
-            raise RemoteProtocolError(SERVER, what)
+            raise _out_of_turn(state, event)
+
+
+def _out_of_turn(state: State | Accepted, event: Event) -> RemoteProtocolError:
+    what = f"{type(event).__name__} out of turn, the device is {type(state).__name__}"
+    return RemoteProtocolError(SERVER, what)
 
 
 def _join(state: Idle, event: Invited, request: bytes) -> tuple[State, Reply]:
