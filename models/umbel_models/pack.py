@@ -16,6 +16,8 @@ from umbel_proto.errors import UsageError
 from umbel_proto.keys import SigningKey
 from umbel_proto.manifest import (
     BATCH,
+    CLIPPED_GRADIENT,
+    GRADIENT,
     FloatVector,
     Manifest,
     Parameter,
@@ -73,7 +75,7 @@ def build(
         },
         default_variant="fp32",
         decision_threshold=task.decision_threshold,
-        graphs={"gradient": "grad.onnx"},
+        graphs={GRADIENT: "grad.onnx", CLIPPED_GRADIENT: "dpgrad.onnx"},
         lineage={"task": task.model, **(lineage or {})},
     )
     if calibration is None:

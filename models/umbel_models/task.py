@@ -49,7 +49,7 @@ class Task:
         labels: Name of each class.
         contract: What inputs must look like.
         decision_threshold: Confidence from which a prediction needs no review.
-        files: Returns ``infer.onnx``, ``grad.onnx`` and ``params.safetensors`` by name.
+        files: Returns ``infer.onnx``, ``grad.onnx``, ``dpgrad.onnx`` and ``params.safetensors`` by name.
         data: Returns the task's data.
     """
 

@@ -20,6 +20,13 @@ FORMAT = 1
 MAX_MANIFEST_BYTES = 1 << 18
 BATCH = "batch"
 
+GRADIENT = "gradient"
+"""Graph: parameters, x, y, w -> ``grad.NAME`` for each parameter, loss; means over what w weighs."""
+
+CLIPPED_GRADIENT = "clipped_gradient"
+"""Graph: parameters, x, y, w, clip -> ``sum.NAME`` for each parameter, loss, norms; weighted sums, each
+example's gradient clipped first."""
+
 FloatVector = NDArray[np.float32]
 Scalar = str | int | float
 
@@ -105,7 +112,8 @@ class Manifest:
         variants: The forms of the model, by name.
         default_variant: The one to run where nothing was measured.
         decision_threshold: Confidence from which a prediction needs no review, in [0, 1].
-        graphs: Other graphs by purpose: ``gradient`` for training.
+        graphs: Other graphs by purpose: ``gradient`` for training, ``clipped_gradient`` for training that keeps
+            examples private.
         lineage: Where this version comes from, in flat facts.
         files: Every other file of the package by name; filled in by ``write_package``.
         format: Version of this format.

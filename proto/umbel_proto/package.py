@@ -9,6 +9,7 @@
 ``params.safetensors``  the parameters, float32, once for all graphs
 ``golden.safetensors``  inputs ``x`` and, for each variant, ``VARIANT.OUTPUT``
 ``grad.onnx``         parameters, x, y, w -> gradients, loss (models that can be trained)
+``dpgrad.onnx``       parameters, x, y, w, clip -> sums of per-example clipped gradients, loss, norms
 ``int8.onnx``         the quantized graph, complete in itself (where there is one)
 ====================  =======================================================================
 

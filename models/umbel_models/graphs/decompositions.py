@@ -86,26 +86,49 @@ def _kernel_gradient(
     dilation: Sequence[int],
     groups: int,
 ) -> Tensor:
-    # One strided slice of the padded input per tap of the kernel, then one batched matrix product.
-    rank, batch, kernel, positions = x.dim() - 2, x.shape[0], weight.shape[2:], grad.shape[2:]
-    if any(padding):
-        x = aten.constant_pad_nd(x, [edge for size in reversed(padding) for edge in (size, size)], 0.0)
-    taps = []
-    for tap in itertools.product(*map(range, kernel)):
-        window = x
-        for d in range(rank):
-            begin = tap[d] * dilation[d]
-            window = aten.slice.Tensor(
-                window, 2 + d, begin, begin + (positions[d] - 1) * stride[d] + 1, stride[d]
-            )
-        taps.append(window)
+    batch, positions = x.shape[0], grad.shape[2:]
+    columns = windows(x, weight.shape[2:], positions, stride, padding, dilation)
     spots = positions.numel()
-    columns = torch.stack(taps, 2)
     if groups == 1:
         columns = columns.reshape(batch, -1, spots).transpose(-1, -2)
         return (grad.reshape(batch, -1, spots) @ columns).sum(0).reshape(weight.shape)
     columns = columns.reshape(batch, groups, -1, spots).transpose(-1, -2)
     return (grad.reshape(batch, groups, -1, spots) @ columns).sum(0).reshape(weight.shape)
+
+
+def windows(
+    x: Tensor,
+    kernel: Sequence[int],
+    positions: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+) -> Tensor:
+    """Return what each tap of a kernel sees, shape (batch, channels, taps, *positions).
+
+    One strided slice of the padded input per tap: the gradient by the kernel is then one batched matrix
+    product.
+
+    Args:
+        x: The convolution's input, shape (batch, channels, *size).
+        kernel: Size of the kernel per spatial dimension.
+        positions: Size of the convolution's output per spatial dimension.
+        stride: One step per spatial dimension.
+        padding: Zeros on both sides per spatial dimension.
+        dilation: Distance of the kernel's taps per spatial dimension.
+    """
+    if any(padding):
+        x = aten.constant_pad_nd(x, [edge for size in reversed(padding) for edge in (size, size)], 0.0)
+    taps = []
+    for tap in itertools.product(*map(range, kernel)):
+        window = x
+        for d, offset in enumerate(tap):
+            begin = offset * dilation[d]
+            window = aten.slice.Tensor(
+                window, 2 + d, begin, begin + (positions[d] - 1) * stride[d] + 1, stride[d]
+            )
+        taps.append(window)
+    return torch.stack(taps, 2)
 
 
 def max_pool2d_with_indices_backward(

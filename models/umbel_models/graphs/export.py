@@ -1,4 +1,4 @@
-"""Export a torch module as the two graphs a device needs: inference and gradients.
+"""Export a torch module as the graphs a device needs: inference, gradients, and per-example clipped ones.
 
 A device has onnxruntime and numpy, no torch. So the derivative is taken here: ``torch.autograd`` runs
 inside a trace with a symbolic batch, and what it did becomes an ordinary ONNX graph.
@@ -28,7 +28,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from umbel_models.graphs.decompositions import table
 from umbel_models.graphs.model import externalize, finish
-from umbel_models.graphs.verify import verify_gradient, verify_inference
+from umbel_models.graphs.onepass import NoRuleError, clipped_gradients
+from umbel_models.graphs.scan import per_example
+from umbel_models.graphs.verify import verify_clipped, verify_gradient, verify_inference
 from umbel_proto.errors import UsageError
 
 OPSET = 18
@@ -45,10 +47,14 @@ class Graphs:
     Args:
         infer: x -> probabilities, logits; the parameters are external initializers, by name.
         gradient: parameters, x, y, w -> ``grad.NAME`` for each parameter, loss.
+        clipped: parameters, x, y, w, clip -> ``sum.NAME`` for each parameter, the sum over examples of w
+            times the gradient clipped to an L2 norm of clip; the sum of w times the loss; norms before
+            clipping.
     """
 
     infer: bytes
     gradient: bytes
+    clipped: bytes
 
 
 def export(module: nn.Module, loss: Loss, shape: Sequence[int]) -> Graphs:
@@ -89,13 +95,41 @@ def export(module: nn.Module, loss: Loss, shape: Sequence[int]) -> Graphs:
     training = _to_onnx(
         gradient, values, [x, y, w], [*names, "x", "y", "w"], [*(f"grad.{name}" for name in names), "loss"]
     )
-    graphs = Graphs(
-        finish(externalize(inference, names)).SerializeToString(deterministic=True),
-        finish(training).SerializeToString(deterministic=True),
-    )
-    verify_inference(graphs.infer, module, shape)
-    verify_gradient(graphs.gradient, module, loss, shape)
-    return graphs
+    infer_graph = finish(externalize(inference, names)).SerializeToString(deterministic=True)
+    verify_inference(infer_graph, module, shape)
+    training = finish(training)
+    gradient_graph = training.SerializeToString(deterministic=True)
+    verify_gradient(gradient_graph, module, loss, shape)
+    return Graphs(infer_graph, gradient_graph, _clipped(module, loss, shape, values, [x, y, w], training))
+
+
+def _clipped(
+    module: nn.Module,
+    loss: Loss,
+    shape: Sequence[int],
+    values: Sequence[Tensor],
+    inputs: Sequence[Tensor],
+    training: onnx.ModelProto,
+) -> bytes:
+    """Return the graph of clipped sums: in one pass where every layer has a rule, or else by scan."""
+    names = [name for name, _ in module.named_parameters()]
+    count = len(names)
+
+    def clipped(*args: Tensor) -> tuple[Tensor, ...]:
+        parameters = dict(zip(names, args[:count], strict=True))
+        sums, total, norms = clipped_gradients(module, loss, parameters, *args[count:])
+        return *(sums[name] for name in names), total, norms
+
+    outputs = [*(f"sum.{name}" for name in names), "loss", "norms"]
+    try:
+        made = _to_onnx(
+            clipped, values, [*inputs, torch.tensor(1.0)], [*names, "x", "y", "w", "clip"], outputs
+        )
+        graph = finish(made).SerializeToString(deterministic=True)
+    except NoRuleError:
+        graph = finish(per_example(training, names)).SerializeToString(deterministic=True)
+    verify_clipped(graph, module, loss, shape)
+    return graph
 
 
 def check_layers(module: nn.Module) -> None:
@@ -133,7 +167,7 @@ def _to_onnx(
     with _quiet():
         traced = _trace(function, parameters, inputs)
         dimension = torch.export.Dim("batch", min=2, max=MAX_BATCH)
-        shapes = (*(None for _ in parameters), *({0: dimension} for _ in inputs))
+        shapes = (*(None for _ in parameters), *({0: dimension} if value.dim() else None for value in inputs))
         program = torch.export.export(traced, arguments, dynamic_shapes=shapes, strict=False)
         exported = torch.onnx.export(
             program,
@@ -154,7 +188,8 @@ def _trace(
     fake = FakeTensorMode(shape_env=ShapeEnv(assume_static_by_default=True), allow_non_fake_inputs=True)
     inputs = [value.clone() for value in inputs]
     for value in inputs:
-        torch._dynamo.mark_dynamic(value, 0)
+        if value.dim():
+            torch._dynamo.mark_dynamic(value, 0)
     fast_path = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:

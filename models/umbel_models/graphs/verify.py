@@ -67,6 +67,58 @@ def verify_gradient(
         compare(actual, expected, f"grad.onnx at batch {batch}")
 
 
+def verify_clipped(
+    graph: bytes, module: nn.Module, loss: Callable[[Tensor, Tensor], Tensor], shape: Sequence[int]
+) -> None:
+    """Compare a graph of clipped sums with one backward pass for each example, some clipped and some not.
+
+    Raises:
+        PackageError: A sum, a norm or the loss differs by more than ``RELATIVE`` of its greatest magnitude.
+            Privacy rests on the norms.
+    """
+    parameters = _random_parameters(module)
+    opened = Session(graph)
+    with torch.no_grad():
+        classes = functional_call(module, parameters, (torch.zeros(1, *shape),)).shape[-1]
+    for batch in BATCHES:
+        x, y = _examples(batch, shape, classes)
+        w = torch.ones(batch)
+        w[1::3] = 0.0
+        gradients, losses = _each(module, loss, parameters, x, y)
+        norms = torch.stack([(value.reshape(batch, -1) ** 2).sum(1) for value in gradients]).sum(0).sqrt()
+        feed = {name: value.numpy() for name, value in parameters.items()}
+        feed |= {"x": x.numpy(), "y": y.numpy(), "w": w.numpy()}
+        for clip in (float(norms.median()), float(norms.max()) * 2):
+            factors = w * (clip / norms).clamp(max=1.0)
+            expected = {
+                f"sum.{name}": torch.tensordot(factors, value, 1).numpy()
+                for name, value in zip(parameters, gradients, strict=True)
+            }
+            expected["loss"] = (w @ losses).numpy()
+            expected["norms"] = np.ones(batch)
+            feed["clip"] = np.array(clip, np.float32)
+            actual = dict(zip(expected, opened.run(list(expected), feed), strict=True))
+            actual["norms"] = actual["norms"] / norms.numpy()  # a short gradient's norm must be right too
+            compare(actual, expected, f"dpgrad.onnx at batch {batch}")
+
+
+def _each(
+    module: nn.Module,
+    loss: Callable[[Tensor, Tensor], Tensor],
+    parameters: Mapping[str, Tensor],
+    x: Tensor,
+    y: Tensor,
+) -> tuple[list[Tensor], Tensor]:
+    """Return every example's gradient, for each parameter (batch, *shape), and loss, from batches of one."""
+    rows, losses = [], []
+    for row, label in zip(x[:, None], y[:, None], strict=True):
+        leaves = {name: value.clone().requires_grad_() for name, value in parameters.items()}
+        value = loss(functional_call(module, leaves, (row,)), label).sum()
+        rows.append(torch.autograd.grad(value, list(leaves.values())))
+        losses.append(value.detach())
+    return [torch.stack(each) for each in zip(*rows, strict=True)], torch.stack(losses)
+
+
 def compare(actual: Arrays, expected: Arrays, what: str) -> None:
     """Refuse arrays that differ.
 

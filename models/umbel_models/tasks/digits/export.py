@@ -1,6 +1,6 @@
 """Make the committed files of the digits task with torch, or check them.
 
-    python -m umbel_models.tasks.digits.export            write infer.onnx, grad.onnx, params.safetensors
+    python -m umbel_models.tasks.digits.export            write the graphs and params.safetensors
     python -m umbel_models.tasks.digits.export --check    compare them with what this torch makes
 
 Tracing takes about 20 s and 0.9 GB of packages; devices, the demo and the rest of the workbench need
@@ -31,7 +31,8 @@ def make() -> Mapping[str, bytes]:
     module = initial(SEED)
     graphs = export(module, loss, DIGITS.contract.fields[0].shape)
     parameters = {name: value.detach().numpy() for name, value in module.named_parameters()}
-    return dict(zip(FILES, (graphs.infer, graphs.gradient, safetensors.numpy.save(parameters)), strict=True))
+    files = (graphs.infer, graphs.gradient, graphs.clipped, safetensors.numpy.save(parameters))
+    return dict(zip(FILES, files, strict=True))
 
 
 def check(made: Mapping[str, bytes], committed: Mapping[str, bytes]) -> None:

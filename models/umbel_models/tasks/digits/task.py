@@ -11,7 +11,7 @@ from umbel_proto.contract import DataContract, Field
 from umbel_proto.ids import ModelName
 
 LEVELS = 16
-FILES = ("infer.onnx", "grad.onnx", "params.safetensors")
+FILES = ("infer.onnx", "grad.onnx", "dpgrad.onnx", "params.safetensors")
 
 
 def files() -> Mapping[str, bytes]:
