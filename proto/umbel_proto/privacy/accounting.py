@@ -20,7 +20,8 @@ ORDERS: NDArray[np.int64] = np.array([*range(2, 65), 72, 80, 96, 112, 128, 160, 
 ORDERS.setflags(write=False)
 
 _EVERY_ORDER = np.arange(2, int(ORDERS[-1]) + 1)
-_LOG_FACTORIAL = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, int(ORDERS[-1]) + 1)))])
+LOG_FACTORIAL = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, int(ORDERS[-1]) + 1)))])
+"""Logarithms of 0! to 512!."""
 
 
 def rounded_l2_bound_sq(scaled_clip: float, padded: int) -> float:
@@ -111,9 +112,9 @@ def _sampled_rdp(whole: NDArray[np.float64], rate: float) -> NDArray[np.float64]
     for index, order in enumerate(_EVERY_ORDER):
         drawn = _EVERY_ORDER[: index + 1]
         terms = (
-            _LOG_FACTORIAL[order]
-            - _LOG_FACTORIAL[drawn]
-            - _LOG_FACTORIAL[order - drawn]
+            LOG_FACTORIAL[order]
+            - LOG_FACTORIAL[drawn]
+            - LOG_FACTORIAL[order - drawn]
             + (order - drawn) * math.log1p(-rate)
             + drawn * math.log(rate)
             + moments[: index + 1]
