@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from umbel._data import Examples
 from umbel.train import TrainPlan
-from umbel.train.evaluate import evaluate, hold_back
+from umbel.train.evaluate import MAX_HOLDBACK, evaluate, hold_back
 from umbel.train.local import train_locally
 from umbel.train.onnx import OnnxTrainer
 from umbel_proto.errors import RemoteProtocolError, UsageError
@@ -78,6 +78,19 @@ def asked_for(plan: rounds_pb2.TrainPlan, descriptor: Descriptor) -> tuple[Quant
     return asked
 
 
+def _settings(plan: rounds_pb2.TrainPlan) -> TrainPlan:
+    """Return how the server wants training to be done, within what a device does at all."""
+    if not 0 <= plan.holdback <= MAX_HOLDBACK:
+        raise RemoteProtocolError(
+            SERVER,
+            f"the plan wants to hold back {plan.holdback:g} of the examples, more than {MAX_HOLDBACK:g}",
+        )
+    try:
+        return TrainPlan(plan.epochs, plan.batch_size, plan.learning_rate, plan.momentum, plan.seed)
+    except UsageError as exc:
+        raise RemoteProtocolError(SERVER, f"the plan is out of range: {exc}") from exc
+
+
 def contribute(
     package: Package,
     start: Vector,
@@ -101,17 +114,14 @@ def contribute(
         RemoteProtocolError: The plan asks for what no device answers.
         UsageError: The examples break the contract, the settings make no sense, or training diverged.
     """
-    asked = asked_for(plan, descriptor)
-    try:
-        training, evaluation = hold_back(examples, plan.holdback)
-    except UsageError as exc:
-        raise RemoteProtocolError(SERVER, f"the plan does not fit this device's data: {exc}") from exc
+    asked, settings = asked_for(plan, descriptor), _settings(plan)
+    training, evaluation = hold_back(examples, plan.holdback)
     with contextlib.closing(OnnxTrainer(package)) as trainer:
         trained = train_locally(
             trainer,
             start,
             training,
-            TrainPlan(plan.epochs, plan.batch_size, plan.learning_rate, plan.momentum, plan.seed),
+            settings,
             round_=descriptor.round,
             device=device,
         )

@@ -8,13 +8,15 @@ Source: docs/spec/secure-aggregation.md, "Phases".
 
 from __future__ import annotations
 
+import contextlib
+import hmac
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 
 from umbel._contribution import Contribution, contribute
@@ -23,12 +25,23 @@ from umbel._files import read_file
 from umbel._home import DeviceHome
 from umbel._ledger import Ledger
 from umbel._shelf import Shelf
-from umbel_proto.errors import RefusedError, RemoteProtocolError
+from umbel_proto.errors import (
+    LocalProtocolError,
+    RefusedError,
+    RemoteProtocolError,
+    StorageError,
+    UmbelError,
+    UnavailableError,
+    UsageError,
+)
+from umbel_proto.ids import check_name
 from umbel_proto.package import Package
 from umbel_proto.privacy.encode import encode
 from umbel_proto.privacy.ledger import Charge
+from umbel_proto.secagg.canonical import parse
 from umbel_proto.secagg.device import (
     SERVER,
+    Done,
     Idle,
     Invited,
     Joined,
@@ -41,11 +54,16 @@ from umbel_proto.secagg.device import (
     SignaturesReceived,
     State,
     SurvivorsReceived,
+    accept,
     step,
 )
+from umbel_proto.secagg.messages import MAX_SMALL_BYTES
+from umbel_proto.secagg.neighborhood import require
 from umbel_proto.secagg.saved import restore, save
-from umbel_proto.secagg.session import Descriptor, model_hash, plan_hash, rotation_seed
+from umbel_proto.secagg.session import Descriptor, model_hash, plan_hash, rotation_seed, session_id
 from umbel_proto.wire import rounds_pb2 as pb
+
+log: logging.Logger = logging.getLogger(__name__)
 
 TRAIN = "train"
 SHARE = "query.share"
@@ -67,6 +85,17 @@ class Saved:
 
     state: bytes = field(repr=False)
     contribution: bytes = field(repr=False)
+
+
+def for_the_server(exc: UmbelError) -> UmbelError:
+    """Return the error whose sentence may be sent to the server: ``exc``, or one that says less.
+
+    A rule that the server or its message broke is for it to hear. What is wrong with the device's own
+    files and data is not: the sentence names files, or counts among the data.
+    """
+    if isinstance(exc, UsageError | StorageError | UnavailableError):
+        return RefusedError("This device cannot take part: its own log says why.")
+    return exc
 
 
 class Participant:
@@ -99,10 +128,23 @@ class Participant:
             The answer's message, its vector, and what to keep for the next message.
 
         Raises:
-            UmbelError: The device refuses or cannot; nothing has left it.
+            UmbelError: The device refuses or cannot; nothing has left it, and what was saved still holds.
+                The sentence may be sent to the server.
         """
+        try:
+            return self._answer(kind, body, vector, saved)
+        except UmbelError as exc:
+            log.warning("refused %s: %s", kind, exc)
+            told = for_the_server(exc)
+            if told is exc:
+                raise
+            raise told from exc
+
+    def _answer(
+        self, kind: str, body: bytes, vector: bytes, saved: Saved | None
+    ) -> tuple[bytes, bytes, Saved | None]:
         if kind == TRAIN:
-            return self._train(body, vector)
+            return self._train(body, vector, saved)
         if kind == SHARE:
             return self._follow(saved, RosterReceived(body, self._clock()))
         if kind == MASK:
@@ -121,23 +163,35 @@ class Participant:
             self._home.authority(),
         )
 
-    def _train(self, body: bytes, vector: bytes) -> tuple[bytes, bytes, Saved | None]:
+    def _train(self, body: bytes, vector: bytes, saved: Saved | None) -> tuple[bytes, bytes, Saved | None]:
         """Phase 1: check the invitation, train, join. The update stays here."""
-        try:
-            request = pb.TrainRequest.FromString(body)
-            plan = pb.TrainPlan.FromString(request.plan)
-        except DecodeError as exc:
-            raise RemoteProtocolError(SERVER, "the invitation is malformed") from exc
+        request = parse(pb.TrainRequest, body, limit=MAX_SMALL_BYTES, peer=SERVER)
+        plan = parse(pb.TrainPlan, request.plan, limit=MAX_SMALL_BYTES, peer=SERVER)
+        before = self._before(saved, session_id(request.descriptor))
         state, reply = step(
-            Idle(self._member()),
+            before,
             Invited(request.descriptor, model_hash(vector), plan_hash(request.plan), self._clock()),
         )
+        if state is before:
+            return reply.message, b"", saved
         assert isinstance(state, Joined)
         package = self._package(plan)
         contribution = self._contribution(package, state.session.descriptor, plan, vector)
         return reply.message, b"", _saved(state, contribution.to_bytes())
 
+    def _before(self, saved: Saved | None, sid: bytes) -> State:
+        """Return the state that an invitation meets: an invitation to another session ends the one before."""
+        with contextlib.suppress(LocalProtocolError):
+            state = self._restore(saved)
+            if not isinstance(state, Idle | Done) and hmac.compare_digest(state.session.sid, sid):
+                return state
+        return Idle(self._member())
+
     def _package(self, plan: pb.TrainPlan) -> Package:
+        try:
+            check_name(plan.model, "model")
+        except UsageError as exc:
+            raise RemoteProtocolError(SERVER, f"the plan names no model: {exc}") from exc
         shelf = Shelf(self._home.shelf, self._home.release_authority())
         wanted = plan.package_sha256.hex()
         for installed in (shelf.active(plan.model), shelf.previous(plan.model)):
@@ -163,7 +217,7 @@ class Participant:
         return contribute(package, start, examples, plan, descriptor, device=self._identity.device)
 
     def _mask(self, saved: Saved | None, body: bytes) -> tuple[bytes, bytes, Saved | None]:
-        """Phase 3: charge the ledger, then encode, add noise and mask."""
+        """Phase 3: check the request, charge the ledger, then encode, add noise and mask."""
         state = self._restore(saved)
         if isinstance(state, Masked):
             # A repeated request gets the bytes it got: noise drawn anew would be a second release.
@@ -173,6 +227,10 @@ class Participant:
             raise RemoteProtocolError(SERVER, "the shares came out of turn")
         assert saved is not None
         descriptor = state.session.descriptor
+        now_s = self._clock()
+        require(now_s < descriptor.closes_at_s, "the session is already over")
+        # Everything first, so that a request it refuses costs nothing; then the charge; then the data.
+        accepted = accept(state, body)
         policy = state.member.policy
         charge = Charge(
             run=descriptor.run,
@@ -182,7 +240,7 @@ class Participant:
             bound_sq=descriptor.encoding.bound_sq,
             padded=descriptor.encoding.coordinates,
             variance=policy.honest(descriptor.min_cohort) * descriptor.encoding.noise,
-            at_s=self._clock(),
+            at_s=now_s,
         )
         with Ledger(self._home.ledger) as ledger:
             ledger.charge(charge, budget_epsilon=policy.budget_epsilon, budget_delta=policy.budget_delta)
@@ -194,7 +252,7 @@ class Participant:
             auxiliary=contribution.auxiliary,
             weight=contribution.weight,
         )
-        return _reply(*step(state, SharesReceived(body, encoded.words)), b"")
+        return _reply(*step(accepted, SharesReceived(body, encoded.words)), b"")
 
     def _follow(
         self, saved: Saved | None, event: RosterReceived | SurvivorsReceived | SignaturesReceived

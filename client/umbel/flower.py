@@ -21,6 +21,7 @@ import secrets
 import threading
 import time
 import tomllib
+import traceback
 import zipfile
 from base64 import b64encode
 from pathlib import Path
@@ -71,7 +72,7 @@ from flwr.supercore.protobuf.client import ProtobufCall, ProtobufRequestContext
 from flwr.supernode.fleet_http_client import FleetHttpClient
 
 from umbel._home import DeviceHome
-from umbel._participant import CONFIRM, MASK, SHARE, UNMASK, Participant, Saved
+from umbel._participant import CONFIRM, MASK, SHARE, UNMASK, Participant, Saved, for_the_server
 from umbel_proto.errors import RefusedError, UmbelError, UsageError
 
 log: logging.Logger = logging.getLogger(__name__)
@@ -159,8 +160,7 @@ def _handle(message: Message, context: Context) -> Message:
     try:
         answer, out, saved = participant.answer(kind, body, vector, saved)
     except UmbelError as exc:
-        # The reason is for the run's record; it holds names and numbers only (errors.py).
-        log.warning("refused %s: %s", kind, exc)
+        # The reason is for the run's record.
         return Message(Error(code=_ERROR_CODE, reason=str(exc)), reply_to=message)
     _save(context, saved)
     return Message(_pack(answer, out), reply_to=message)
@@ -456,10 +456,12 @@ def _answer(
         reply = app(message, contexts[run_id])
     except UmbelError as exc:
         log.warning("refused %s: %s", message.metadata.message_type, exc)
-        reply = Message(Error(code=_ERROR_CODE, reason=str(exc)), reply_to=message)
+        reply = Message(Error(code=_ERROR_CODE, reason=str(for_the_server(exc))), reply_to=message)
     except Exception as exc:
-        # A bug of ours must not end the node; its name, and nothing of its values, goes to the run's record.
-        log.exception("could not answer %s", message.metadata.message_type)
+        # A bug of ours must not end the node. Where it is goes to the log and its name to the run's record;
+        # its message, which may quote a value, to neither.
+        where = "".join(traceback.format_tb(exc.__traceback__))
+        log.error("could not answer %s: %s\n%s", message.metadata.message_type, type(exc).__name__, where)
         reply = Message(Error(code=_ERROR_CODE, reason=type(exc).__name__), reply_to=message)
     link.send(reply, time.monotonic() - begin)
 

@@ -77,7 +77,7 @@ class MemoryLink:
     def answer(self, node: NodeId, kind: str, payload: Payload) -> Answer:
         try:
             body, vector, self.saved[node] = self.participants[node].answer(
-                kind, payload.body, payload.vector, self.saved.get(node) if kind != "train" else None
+                kind, payload.body, payload.vector, self.saved.get(node)
             )
         except UmbelError as exc:
             return Answer(node, None, str(exc))

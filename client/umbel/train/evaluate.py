@@ -14,6 +14,7 @@ from umbel_proto.manifest import FloatVector
 from umbel_proto.package import Package
 from umbel_proto.prg import Keystream
 
+MAX_HOLDBACK = 0.5
 HOLDBACK_LABEL = "umbel/1/holdback"
 LEAST_PROBABILITY = 1e-12
 """A label given less counts as given this: one impossible example must not make a mean infinite."""
@@ -65,8 +66,10 @@ def hold_back(examples: Examples, share: float) -> tuple[Examples, Examples]:
     Raises:
         UsageError: The share is out of range, or there are too few examples to divide.
     """
-    if not 0 <= share <= 0.5:
-        raise UsageError(f"The share of examples to hold back is {share}: choose a number in [0, 0.5].")
+    if not 0 <= share <= MAX_HOLDBACK:
+        raise UsageError(
+            f"The share of examples to hold back is {share}: choose a number in [0, {MAX_HOLDBACK:g}]."
+        )
     if share == 0:
         return examples, examples
     if len(examples) < 2:

@@ -53,7 +53,8 @@ class Quantity:
         check_name(self.name, "quantity")
         if self.name not in NAMES:
             raise UsageError(f"{self.name!r} is no quantity: choose from {', '.join(sorted(NAMES))}.")
-        if not (math.isfinite(self.low) and math.isfinite(self.high) and self.low < self.high):
+        # An overflow on the way to [-1, 1] would be found when the ledger is charged already.
+        if not (self.low < self.high and math.isfinite(2 * (self.high - self.low))):
             raise UsageError(f"{self.name} is bounded by {self.low} and {self.high}: choose low < high.")
         if self.name == WEIGHT and self.low != 0:
             raise UsageError(f"weight is bounded by {self.low} below: choose 0, or the mean is not a mean.")
