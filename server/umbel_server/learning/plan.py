@@ -165,6 +165,33 @@ class Optimizer:
 
 
 @dataclass(frozen=True, slots=True)
+class Guard:
+    """When a sum is not used: docs/explanation/poisoning.md.
+
+    Args:
+        gate: Whether sums that honest devices cannot have sent are refused.
+        factor: How many times the median of the recent rounds' norms a sum's may be, > 1.
+        max_drop: Largest loss of held-out accuracy against the best of the recent rounds, in [0, 1]; 0 for any. It
+            takes held-out data.
+        groups: Random groups of a diagnostic round, held when two attempts in a row were refused: 3 to 20, or 0
+            for none.
+    """
+
+    gate: bool = True
+    factor: float = 3.0
+    max_drop: float = 0.25
+    groups: int = 10
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.factor) and self.factor > 1):
+            raise UsageError(f"factor is {self.factor}: choose a number > 1, such as 3.")
+        if not 0 <= self.max_drop <= 1:
+            raise UsageError(f"max_drop is {self.max_drop}: choose a number in [0, 1].")
+        if self.groups and not 3 <= self.groups <= 20:
+            raise UsageError(f"groups is {self.groups}: choose 3 to 20, or 0 for none.")
+
+
+@dataclass(frozen=True, slots=True)
 class Timing:
     """How long the server waits.
 
@@ -207,6 +234,7 @@ class RunPlan:
         clipping: Whether the clip follows the updates.
         metrics: What devices report through the secure sum.
         optimizer: What the server makes of a mean update.
+        guard: When a sum is not used.
     """
 
     model: ModelName
@@ -223,6 +251,7 @@ class RunPlan:
     clipping: Clipping = field(default_factory=Clipping)
     metrics: Metrics = field(default_factory=Metrics)
     optimizer: Optimizer = field(default_factory=Optimizer)
+    guard: Guard = field(default_factory=Guard)
 
     def __post_init__(self) -> None:
         check_name(self.model, "model")
@@ -269,6 +298,7 @@ class RunPlan:
             "clipping": Clipping,
             "metrics": Metrics,
             "optimizer": Optimizer,
+            "guard": Guard,
         }
         plan: RunPlan = _build(
             cls,

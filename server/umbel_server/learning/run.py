@@ -6,10 +6,12 @@ import json
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import safetensors.numpy
 
 from umbel_proto.errors import RefusedError, StorageError, UmbelError, UsageError
@@ -21,11 +23,12 @@ from umbel_proto.secagg.session import rotation_seed
 from umbel_server.clock import Clock, system_clock
 from umbel_server.files import write_atomically
 from umbel_server.fleet.layout import FleetDir
-from umbel_server.learning import checkpoint, optimize
+from umbel_server.learning import checkpoint, groups, guard, optimize
 from umbel_server.learning.budget import charges, plan_privacy, spent
 from umbel_server.learning.checkpoint import Position
 from umbel_server.learning.cohort import Gathering
 from umbel_server.learning.evaluate import HeldOut
+from umbel_server.learning.groups import Members
 from umbel_server.learning.invitation import invite
 from umbel_server.learning.link import Link
 from umbel_server.learning.measure import LEAST_WEIGHT, measure, quantities, with_clip
@@ -126,61 +129,128 @@ class _Run:
         for attempt in range(max(tried, default=0) + 1, max(tried, default=0) + 1 + self._plan.attempts):
             members = self._gathering.gather(self._charges())
             begin = self._clock()
-            invitation = invite(
-                self._run,
-                number,
-                attempt,
-                plan=self._plan,
-                policy=self._policy,
-                encoding=encoding,
-                quantities=self._quantities,
-                parameters=before.parameters,
-                now_s=begin,
-            )
-            outcome = run_round(
-                self._link,
-                invitation,
-                members=members,
-                authority=self._authority,
-                timing=self._plan.timing,
-                progress=_progress_to(self._dir / PROGRESS, number, attempt, self._clock),
-                clock=self._clock,
-                silent=self._silent,
-                pause=self._pause,
-            )
+            figures: dict[str, Any] = {"guard": {}}
+            cohorts = self._cohorts(number, members, figures["guard"])
+            outcomes = [
+                self._session(before, encoding, (number, attempt), cohort, place)
+                for place, cohort in enumerate(cohorts)
+            ]
+            outcome = groups.combine(outcomes)
             self._silent = outcome.silent
-            figures: dict[str, Any] = {}
-            after = self._learn(before, encoding, outcome, figures) if outcome.total is not None else None
+            after: Position | str
+            if len(outcomes) > 1:
+                sifted = groups.sift(
+                    outcomes, encoding=encoding, asked=self._quantities, rules=self._plan.guard
+                )
+                outcome, figures["guard"]["groups"] = sifted.outcome, sifted.figures()
+                after = sifted.reason or self._learn(before, encoding, sifted.kept, figures)
+            else:
+                after = outcome.reason or self._learn(before, encoding, outcomes, figures)
             if isinstance(after, Position):
                 # The checkpoint first: a round that is on record can be resumed from.
                 checkpoint.save(after, self._dir, self._package)
                 self._append(number, attempt, outcome, begin, figures, "")
                 return after
-            reason = after or outcome.reason
+            reason = after
             log.warning("round %d, attempt %d was aborted: %s", number, attempt, reason)
             self._append(number, attempt, outcome, begin, figures, reason)
         raise RefusedError(
             f"Round {number} was aborted {self._plan.attempts} times, the last time because {reason}"
         )
 
+    def _cohorts(self, number: int, members: Members, notes: dict[str, Any]) -> Sequence[Members]:
+        """Return who shares a session: all members or, where the guard has refused twice, random groups."""
+        rules = self._plan.guard
+        tried = [record for record in self._store.runs.rounds(self._run) if record.round == number]
+        if not rules.groups or not guard.suspects(tried):
+            return (members,)
+        charged = self._charges()
+        most = max(charged[device] for device in members.values()) + 1
+        obstacle = groups.obstacle(
+            len(members), rules=rules, policy=self._policy, epsilon=spent(self._privacy, most)
+        )
+        if obstacle:
+            notes["no_groups"] = obstacle
+            log.warning("round %d is held without a diagnostic round: %s", number, obstacle)
+            return (members,)
+        log.info("round %d is held as a diagnostic round of %d groups", number, rules.groups)
+        return groups.deal(members, rules.groups)
+
+    def _session(
+        self, before: Position, encoding: Encoding, try_: tuple[int, int], members: Members, place: int
+    ) -> RoundOutcome:
+        """Hold one session of an attempt, the whole of it or the group at ``place``."""
+        number, attempt = try_
+        invitation = invite(
+            self._run,
+            number,
+            attempt,
+            plan=self._plan,
+            policy=self._policy,
+            encoding=encoding,
+            quantities=self._quantities,
+            parameters=before.parameters,
+            # A second apart, as all else of two groups' descriptors may be equal and their ids must not be.
+            now_s=self._clock() + place,
+        )
+        return run_round(
+            self._link,
+            invitation,
+            members=members,
+            authority=self._authority,
+            timing=self._plan.timing,
+            progress=_progress_to(self._dir / PROGRESS, number, attempt, self._clock),
+            clock=self._clock,
+            silent=self._silent,
+            pause=self._pause,
+        )
+
     def _learn(
-        self, before: Position, encoding: Encoding, outcome: RoundOutcome, figures: dict[str, Any]
+        self, before: Position, encoding: Encoding, outcomes: Sequence[RoundOutcome], figures: dict[str, Any]
     ) -> Position | str:
-        """Return where a sum takes the run, or why it must not be used; note what it says in ``figures``."""
-        assert outcome.total is not None
-        count = len(outcome.survivors)
-        measured = measure(outcome.total, encoding, self._quantities, count=count)
+        """Return where sums take the run, or why they must not be used; note what they say in ``figures``."""
+        totals = [outcome.total for outcome in outcomes if outcome.total is not None]
+        count = sum(len(outcome.survivors) for outcome in outcomes)
+        # What groups sum beside their updates adds up word by word; the updates are rotated differently.
+        measured = measure(reduce(np.add, totals), encoding, self._quantities, count=count)
         figures["clip"] = before.clip
         figures["metrics"] = {name: {"mean": m.mean, "error": m.error} for name, m in measured.items()}
+        average = reduce(
+            np.add,
+            [
+                decode(total, encoding, count=count, rotation_seed=rotation_seed(outcome.sid))
+                for total, outcome in zip(totals, outcomes, strict=True)
+            ],
+        )
+        rules, past = self._plan.guard, guard.past(self._store.runs.rounds(self._run))
+        if rules.gate:
+            reading = guard.read(
+                average,
+                measured,
+                encoding=encoding,
+                asked=self._quantities,
+                count=count,
+                # Groups have been held against each other, which tells more than the past.
+                norms=past.norms if len(outcomes) == 1 else (),
+                factor=rules.factor,
+            )
+            figures["guard"] |= {"norm": reading.norm, "limit": reading.limit}
+            if reading.reason:
+                figures["guard"]["refused"] = "gate"
+                return reading.reason
         weight = float(count)
         if WEIGHT in measured:
             weight *= measured[WEIGHT].mean / self._plan.weight_cap
             if weight < LEAST_WEIGHT * count:
                 return f"the weights of {count} devices add up to {weight:.3g}: noise drowns so little"
-        mean = decode(outcome.total, encoding, count=weight, rotation_seed=rotation_seed(outcome.sid))
+        mean = average if weight == count else average * np.float32(count / weight)
         parameters, moments = optimize.apply(self._plan.optimizer, before.parameters, mean, before.moments)
         if self._heldout is not None:
-            figures["accuracy"] = self._heldout.accuracy(parameters)
+            accuracy = figures["accuracy"] = self._heldout.accuracy(parameters)
+            best = max(past.accuracies, default=0.0) or self._heldout.accuracy(before.parameters)
+            if worse := guard.dropped(accuracy, best, rules):
+                figures["guard"]["refused"] = "accuracy"
+                return worse
         clip, clipping = before.clip, self._plan.clipping
         if WITHIN_CLIP in measured:
             clip = next_clip(
