@@ -11,6 +11,7 @@ from umbel_proto.errors import StorageError
 
 SECRET_MODE = 0o600
 PUBLIC_MODE = 0o644
+_PART = ".part"
 
 
 def write_atomically(path: Path, data: bytes, *, mode: int = SECRET_MODE) -> None:
@@ -24,7 +25,7 @@ def write_atomically(path: Path, data: bytes, *, mode: int = SECRET_MODE) -> Non
     Raises:
         StorageError: The disk is full or the directory cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{_PART}")
     try:
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
         try:
@@ -39,6 +40,12 @@ def write_atomically(path: Path, data: bytes, *, mode: int = SECRET_MODE) -> Non
         sync_directory(path.parent)
     except OSError as exc:
         raise storage_error(exc, path) from exc
+
+
+def remove_leftovers(directory: Path) -> None:
+    """Delete what a killed process left of files it was writing; nobody may be writing there now."""
+    for path in directory.glob(f".*{_PART}"):
+        path.unlink(missing_ok=True)
 
 
 def read_file(path: Path, what: str) -> bytes:

@@ -232,7 +232,8 @@ def test_devices_are_listed_for_people_and_for_programs(umbel: Terminal, fleet: 
         for number, outcome in ((1, "summed"), (2, "charged"), (3, "summed")):
             part = Participation(DeviceId("rose"), outcome)  # type: ignore[arg-type]
             record = RoundRecord(RunId("r1"), number, 1, "opened", 0.0, 1.0, participations=(part,))
-            store.runs.append_round(record)
+            store.runs.begin_round(RunId("r1"), number, 1)
+            store.runs.end_round(record)
     (line,) = umbel("fleet", "devices", "--json").json
     assert line == {
         "id": "rose",

@@ -45,14 +45,14 @@ from umbel_server.clock import Clock
 from umbel_server.learning.invitation import Invitation
 from umbel_server.learning.link import Answer, Link, NodeId, Payload
 from umbel_server.learning.plan import Timing
-from umbel_server.store.runs import Outcome, Participation
+from umbel_server.store.runs import Outcome, Participation, Phase
 
 log = logging.getLogger(__name__)
 
 POLL_S = 0.1
 """How often to look for answers."""
 
-PHASES: Mapping[type[Open], tuple[str, str]] = {
+PHASES: Mapping[type[Open], tuple[Phase, str]] = {
     Joining: ("train", "train"),
     Sharing: ("share", "query.share"),
     Masking: ("mask", "query.mask"),
@@ -67,6 +67,18 @@ class Progress(Protocol):
 
     def __call__(self, event: str, **facts: Any) -> None:
         """Note an event: names and numbers only."""
+
+
+class Journal(Protocol):
+    """Keeps, on disk, how far the round is: what is left of it if the server is killed."""
+
+    def __call__(self, phase: Phase, charged: Collection[DeviceId]) -> None:
+        """Note that a phase begins; returns when that is on disk.
+
+        Args:
+            phase: Whose requests are sent next.
+            charged: The devices that these ask for their updates: their ledgers may be charged from now on.
+        """
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -103,6 +115,7 @@ def run_round(
     members: Mapping[NodeId, DeviceId],
     authority: VerifyKey,
     timing: Timing,
+    journal: Journal,
     progress: Progress,
     clock: Clock,
     silent: Collection[DeviceId] = (),
@@ -116,13 +129,14 @@ def run_round(
         members: The devices to invite, by node; at least the smallest cohort.
         authority: Signs the fleet's credentials.
         timing: How long to wait.
+        journal: Keeps how far the round is.
         progress: Is told what happens.
         clock: Unix seconds.
         silent: Devices that vanished from the round before: they are invited, but nobody waits for them.
         pause: Waits between two looks for answers.
     """
     return _Round(
-        link, invitation, members, authority, timing, progress, clock, frozenset(silent), pause
+        link, invitation, members, authority, timing, journal, progress, clock, frozenset(silent), pause
     ).run()
 
 
@@ -136,6 +150,7 @@ class _Round:
         members: Mapping[NodeId, DeviceId],
         authority: VerifyKey,
         timing: Timing,
+        journal: Journal,
         progress: Progress,
         clock: Clock,
         silent: frozenset[DeviceId],
@@ -144,7 +159,7 @@ class _Round:
         self._link, self._invitation, self._members = link, invitation, members
         self._nodes = {device: node for node, device in members.items()}
         self._timing, self._progress, self._clock, self._pause = timing, progress, clock, pause
-        self._silent = silent
+        self._silent, self._journal = silent, journal
         self._state: State = open_session(
             invitation.descriptor, authority=authority, invited=members.values(), now_s=clock()
         )
@@ -167,11 +182,13 @@ class _Round:
     def _phase(self, state: Open, payloads: Mapping[NodeId, Payload]) -> tuple[Outgoing, ...]:
         """Send a phase's requests, collect the answers, and close it."""
         name, kind = PHASES[type(state)]
-        self._progress("phase", phase=name, devices=len(payloads))
         if isinstance(state, Sharing):
             self._joined = frozenset(state.cohort.ids)
         if isinstance(state, Masking):
             self._asked_to_mask = state.waiting
+        # Before the first request is out: whoever is killed from here on leaves behind who was charged.
+        self._journal(name, self._asked_to_mask if isinstance(state, Masking) else frozenset())
+        self._progress("phase", phase=name, devices=len(payloads))
         begin = self._clock()
         timeout_s = (
             self._timing.train_timeout_s if isinstance(state, Joining) else self._timing.phase_timeout_s
@@ -212,9 +229,9 @@ class _Round:
         return least
 
     def _take(self, answer: Answer) -> None:
-        device = self._members[answer.node]
-        if device not in self._waiting():
-            return
+        device = self._members.get(answer.node)
+        if device is None or device not in self._waiting():
+            return  # Nobody asked it, or it has answered: late and repeated answers change nothing.
         if answer.payload is None:
             self._lose(device, answer.reason)
             return

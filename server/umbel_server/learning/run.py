@@ -6,7 +6,7 @@ import json
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import reduce
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from umbel_proto.privacy.auxiliary import WEIGHT, WITHIN_CLIP, next_clip
 from umbel_proto.privacy.encode import Encoding, decode
 from umbel_proto.secagg.session import rotation_seed
 from umbel_server.clock import Clock, system_clock
-from umbel_server.files import write_atomically
+from umbel_server.files import remove_leftovers, write_atomically
 from umbel_server.fleet.layout import FleetDir
 from umbel_server.learning import checkpoint, groups, guard, optimize
 from umbel_server.learning.budget import charges, plan_privacy, spent
@@ -31,10 +31,11 @@ from umbel_server.learning.evaluate import HeldOut
 from umbel_server.learning.groups import Members
 from umbel_server.learning.invitation import invite
 from umbel_server.learning.link import Link
+from umbel_server.learning.lock import driving
 from umbel_server.learning.measure import LEAST_WEIGHT, measure, quantities, with_clip
 from umbel_server.learning.plan import RunPlan
-from umbel_server.learning.round import RoundOutcome, run_round
-from umbel_server.store.runs import Participation, RoundRecord
+from umbel_server.learning.round import Journal, RoundOutcome, run_round
+from umbel_server.store.runs import Participation, Phase, RoundRecord
 from umbel_server.store.store import Store
 
 log = logging.getLogger(__name__)
@@ -50,6 +51,9 @@ def run_to_end(
 ) -> None:
     """Do the rounds of a run that are still to be done, and end it with a reason.
 
+    What a killed server left of a round is not taken up: that attempt is aborted, with the reason, and the
+    round is tried again (docs/adr/0008-interrupted-rounds.md).
+
     Args:
         fleet: The fleet; its store holds the run.
         run: The run.
@@ -58,25 +62,41 @@ def run_to_end(
         pause: Waits, seconds.
 
     Raises:
+        UsageError: There is no such run, or another process drives it.
         UmbelError: The run failed; its record says why.
     """
     with fleet.open_store(clock=clock) as store:
-        record = store.runs.get(run)
-        if record is None:
+        if store.runs.get(run) is None:
             raise UsageError(f"There is no run {run} in fleet {fleet.name}.")
-        if record.state != "running":
-            log.info("run %s is %s already", run, record.state)
-            return
-        try:
-            _Run(fleet, store, run, RunPlan.from_json(record.plan), link, clock, pause).go()
-        except UmbelError as exc:
-            store.runs.finish(run, "failed", str(exc))
-            raise
-        except Exception as exc:
-            store.runs.finish(run, "failed", f"an unexpected {type(exc).__name__}: see the log")
-            raise
-        # Whatever else ends it, such as a signal, leaves it running: started again, it goes on.
-        store.runs.finish(run, "finished", "")
+        directory = fleet.runs / run
+        directory.mkdir(exist_ok=True)
+        with driving(directory):
+            _drive(fleet, store, run, link, clock, pause)
+
+
+def _drive(fleet: FleetDir, store: Store, run: RunId, link: Link, clock: Clock, pause: Pause) -> None:
+    """Drive a run that nobody else drives."""
+    store.runs.abandon(run, "the server was stopped")
+    record = store.runs.get(run)
+    assert record is not None
+    if record.state != "running":
+        log.info("run %s is %s already", run, record.state)
+        return
+    try:
+        _Run(fleet, store, run, RunPlan.from_json(record.plan), link, clock, pause).go()
+    except UmbelError as exc:
+        _fail(store, run, str(exc))
+        raise
+    except Exception as exc:
+        _fail(store, run, f"an unexpected {type(exc).__name__}: see the log")
+        raise
+    # Whatever else ends it, such as a signal, leaves it running: started again, it goes on.
+    store.runs.finish(run, "finished", "")
+
+
+def _fail(store: Store, run: RunId, reason: str) -> None:
+    store.runs.abandon(run, "the run failed")
+    store.runs.finish(run, "failed", reason)
 
 
 class _Run:
@@ -98,7 +118,7 @@ class _Run:
         self._policy, self._authority = fleet.policy(), fleet.authority_public()
         self._package = _read(fleet, run_plan)
         self._dir = fleet.runs / run
-        self._dir.mkdir(exist_ok=True)
+        remove_leftovers(self._dir)
         self._heldout = HeldOut(self._package, Path(run_plan.heldout)) if run_plan.heldout else None
         manifest = self._package.manifest
         self._quantities = quantities(run_plan, len(manifest.labels))
@@ -123,12 +143,14 @@ class _Run:
     def _round(self, before: Position) -> Position:
         """Try the next round until it opens or the attempts are used up."""
         number = before.round + 1
-        tried = [r.attempt for r in self._store.runs.rounds(self._run) if r.round == number]
+        tried = [r for r in self._store.runs.rounds(self._run) if r.round == number]
         encoding = with_clip(self._privacy.encoding, before.clip)
-        reason = ""
-        for attempt in range(max(tried, default=0) + 1, max(tried, default=0) + 1 + self._plan.attempts):
+        reason = tried[-1].reason if tried else ""
+        # Those that a killed server left count too: a round that kills its server must not charge for ever.
+        for attempt in range(len(tried) + 1, self._plan.attempts + 1):
             members = self._gathering.gather(self._charges())
             begin = self._clock()
+            self._store.runs.begin_round(self._run, number, attempt)
             figures: dict[str, Any] = {"guard": {}}
             cohorts = self._cohorts(number, members, figures["guard"])
             outcomes = [
@@ -199,6 +221,7 @@ class _Run:
             members=members,
             authority=self._authority,
             timing=self._plan.timing,
+            journal=self._journal(number, attempt),
             progress=_progress_to(self._dir / PROGRESS, number, attempt, self._clock),
             clock=self._clock,
             silent=self._silent,
@@ -263,6 +286,12 @@ class _Run:
             )
         return Position(before.round + 1, parameters, clip, moments)
 
+    def _journal(self, number: int, attempt: int) -> Journal:
+        def note(phase: Phase, charged: Collection[DeviceId]) -> None:
+            self._store.runs.enter_phase(self._run, number, attempt, phase, charged)
+
+        return note
+
     def _append(
         self,
         number: int,
@@ -281,7 +310,7 @@ class _Run:
             "participations": charged,
             "epsilon_server": spent(self._privacy, charged),
         }
-        self._store.runs.append_round(
+        self._store.runs.end_round(
             RoundRecord(
                 self._run,
                 number,

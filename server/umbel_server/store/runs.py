@@ -1,14 +1,18 @@
-"""Runs: what was trained, round by round, and who took part. The truth that exporters read."""
+"""Runs: what was trained, round by round, and who took part. The truth that exporters read.
+
+An attempt at a round is on record from its beginning, so that a server that is killed in it leaves
+behind that there was one, and who was charged.
+"""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from sqlalchemy import Row, func, insert, select, update
+from sqlalchemy import Connection, Row, delete, func, insert, literal, select, update
 from sqlalchemy.exc import IntegrityError
 
 from umbel_proto.errors import UsageError
@@ -19,7 +23,11 @@ from umbel_server.store.tables import participations, rounds, runs
 
 RunState = Literal["running", "finished", "stopped", "failed"]
 RoundState = Literal["opened", "aborted"]
+Phase = Literal["train", "share", "mask", "confirm", "unmask"]
 Outcome = Literal["summed", "charged", "dropped"]
+
+UNENDED = "the round never ended"
+"""The reason of devices that were asked for their updates, until the round says another."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +98,27 @@ class RoundRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class RunningAttempt:
+    """An attempt at a round that has not ended.
+
+    Args:
+        run: The run.
+        round: The round, from 1.
+        attempt: The attempt at it, from 1.
+        phase: The last phase that began.
+        started_s: When it began, Unix seconds.
+        charged: The devices asked for their updates so far.
+    """
+
+    run: RunId
+    round: int
+    attempt: int
+    phase: Phase
+    started_s: float
+    charged: tuple[DeviceId, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class LedgerLine:
     """How often a device took part in a run: the service's side of the devices' own ledgers.
 
@@ -141,11 +170,51 @@ class Runs:
         with self._database.read() as connection:
             return tuple(map(_run, connection.execute(select(runs).order_by(runs.c.created_s, runs.c.id))))
 
-    def append_round(self, record: RoundRecord) -> None:
-        """Keep a round and who took part: all of it or, if this raises, nothing.
+    def begin_round(self, run: RunId, number: int, attempt: int) -> None:
+        """Put an attempt at a round on record, before anyone hears of it.
 
         Raises:
-            UsageError: The run is unknown, or this attempt is kept already.
+            UsageError: The run is unknown, an attempt of it is running, or this one is on record already.
+        """
+        row = {"run_id": run, "round": number, "attempt": attempt, "state": "running", "phase": "train"}
+        try:
+            with self._database.write() as connection:
+                connection.execute(
+                    insert(rounds).values(started_s=self._clock(), reason="", figures="{}", **row)
+                )
+        except IntegrityError as exc:
+            raise UsageError(
+                f"Attempt {attempt} at round {number} of run {run} cannot begin: the run is unknown, another "
+                "attempt is running, or it is on record already."
+            ) from exc
+
+    def enter_phase(
+        self, run: RunId, number: int, attempt: int, phase: Phase, charged: Iterable[DeviceId] = ()
+    ) -> None:
+        """Note that a phase of a running attempt begins, before its requests are sent.
+
+        Args:
+            run: The run.
+            number: The round.
+            attempt: The attempt.
+            phase: The phase.
+            charged: Devices that are now asked for their updates: from here on they count as charged.
+
+        Raises:
+            UsageError: No such attempt is running.
+        """
+        key = {"run_id": run, "round": number, "attempt": attempt}
+        parts = [{**key, "device_id": name, "outcome": "charged", "reason": UNENDED} for name in charged]
+        with self._database.write() as connection:
+            _change(connection, run, number, attempt, phase=phase)
+            if parts:
+                connection.execute(insert(participations), parts)
+
+    def end_round(self, record: RoundRecord) -> None:
+        """Keep how a running attempt ended and who took part: all of it or, if this raises, nothing.
+
+        Raises:
+            UsageError: No such attempt is running, or a device is named twice.
         """
         key = {"run_id": record.run, "round": record.round, "attempt": record.attempt}
         parts = [
@@ -154,26 +223,59 @@ class Runs:
         ]
         try:
             with self._database.write() as connection:
-                connection.execute(
-                    insert(rounds).values(
-                        **key,
-                        state=record.state,
-                        reason=record.reason,
-                        figures=json.dumps(_json(dict(record.figures)), allow_nan=False),
-                        started_s=record.started_s,
-                        finished_s=record.finished_s,
-                    )
+                _change(
+                    connection,
+                    record.run,
+                    record.round,
+                    record.attempt,
+                    state=record.state,
+                    reason=record.reason,
+                    figures=json.dumps(_json(dict(record.figures)), allow_nan=False),
+                    started_s=record.started_s,
+                    finished_s=record.finished_s,
                 )
+                connection.execute(delete(participations).filter_by(**key))
                 if parts:
                     connection.execute(insert(participations), parts)
         except IntegrityError as exc:
             raise UsageError(
                 f"Attempt {record.attempt} at round {record.round} of run {record.run} cannot be kept: "
-                "the run is unknown, or it is there already."
+                "a device is in it twice."
             ) from exc
 
+    def running_attempt(self, run: RunId) -> RunningAttempt | None:
+        """Return the attempt of a run that has not ended; None if there is none."""
+        with self._database.read() as connection:
+            row = connection.execute(
+                select(rounds).where(rounds.c.run_id == run, rounds.c.state == "running")
+            ).one_or_none()
+            if row is None:
+                return None
+            devices = connection.execute(
+                select(participations.c.device_id)
+                .filter_by(run_id=run, round=row.round, attempt=row.attempt)
+                .order_by(participations.c.device_id)
+            ).scalars()
+            charged = tuple(map(DeviceId, devices))
+        return RunningAttempt(run, row.round, row.attempt, row.phase, row.started_s, charged)
+
+    def abandon(self, run: RunId, why: str) -> None:
+        """End a run's running attempt, if it has one, as aborted; whom it charged stays charged.
+
+        Args:
+            run: The run.
+            why: The beginning of the reason; the phase is its end.
+        """
+        reason = literal(f"{why} in phase ") + rounds.c.phase
+        with self._database.write() as connection:
+            connection.execute(
+                update(rounds)
+                .filter_by(run_id=run, state="running")
+                .values(state="aborted", reason=reason, finished_s=self._clock())
+            )
+
     def rounds(self, run: RunId) -> tuple[RoundRecord, ...]:
-        """Return the rounds of a run, by round and attempt."""
+        """Return the attempts of a run that have ended, by round and attempt."""
         parts: dict[tuple[int, int], list[Participation]] = {}
         with self._database.read() as connection:
             for row in connection.execute(
@@ -184,12 +286,14 @@ class Runs:
                 part = Participation(DeviceId(row.device_id), row.outcome, row.reason)
                 parts.setdefault((row.round, row.attempt), []).append(part)
             rows = connection.execute(
-                select(rounds).where(rounds.c.run_id == run).order_by(rounds.c.round, rounds.c.attempt)
+                select(rounds)
+                .where(rounds.c.run_id == run, rounds.c.state != "running")
+                .order_by(rounds.c.round, rounds.c.attempt)
             ).all()
         return tuple(_round(row, tuple(parts.get((row.round, row.attempt), ()))) for row in rows)
 
     def finish(self, run: RunId, state: Literal["finished", "stopped", "failed"], reason: str) -> None:
-        """End a run, with the reason.
+        """End a run, with the reason. An attempt that is running may still end.
 
         Raises:
             UsageError: It is unknown or has ended.
@@ -204,13 +308,21 @@ class Runs:
                 raise UsageError(f"There is no running run {run}.")
 
     def ledger(self) -> tuple[LedgerLine, ...]:
-        """Return how often each device took part in each run, by device and run."""
+        """Return how often each device took part in each run, by device and run, attempts still running too."""
         outcome = participations.c.outcome
         key = (participations.c.device_id, participations.c.run_id)
         counts = (func.count().filter(outcome == name) for name in ("summed", "charged", "dropped"))
         query = select(*key, *counts).group_by(*key).order_by(*key)
         with self._database.read() as connection:
             return tuple(LedgerLine(*row) for row in connection.execute(query))
+
+
+def _change(connection: Connection, run: RunId, number: int, attempt: int, **values: object) -> None:
+    changed = connection.execute(
+        update(rounds).filter_by(run_id=run, round=number, attempt=attempt, state="running").values(**values)
+    )
+    if changed.rowcount != 1:
+        raise UsageError(f"Attempt {attempt} at round {number} of run {run} is not running.")
 
 
 def _json(value: Any) -> Any:

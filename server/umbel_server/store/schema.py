@@ -8,7 +8,7 @@ from pathlib import Path
 from umbel_proto.errors import StorageError
 from umbel_server.store.database import Database, damaged
 
-HEAD = "0001"
+HEAD = "0002"
 """The newest migration: a store that says so is used as it is, without loading Alembic."""
 
 MIGRATIONS = Path(__file__).parent / "migrations"

@@ -133,13 +133,21 @@ rounds = Table(
     Column("run_id", String(63), ForeignKey("runs.id"), comment="The run."),
     Column("round", Integer, comment="The round, from 1."),
     Column("attempt", Integer, comment="The attempt at the round, from 1."),
-    Column("state", String(16), nullable=False, comment="opened: its sum was used; or aborted."),
-    Column("reason", Text, nullable=False, comment="Why it was aborted; empty if opened."),
+    Column("state", String(16), nullable=False, comment="running; opened: its sum was used; or aborted."),
+    Column(
+        "phase",
+        String(16),
+        comment="The last phase that began; NULL: not known, the record is of schema 0001.",
+    ),
+    Column("reason", Text, nullable=False, comment="Why it was aborted; empty otherwise."),
     Column("figures", Text, nullable=False, comment="JSON: what the round cost and gave; names carry units."),
     Column("started_s", Float, nullable=False, comment="When it began."),
-    Column("finished_s", Float, nullable=False, comment="When it ended."),
-    CheckConstraint("state IN ('opened', 'aborted')", name="rounds_state"),
+    Column("finished_s", Float, comment="When it ended; NULL while running."),
+    CheckConstraint("state IN ('running', 'opened', 'aborted')", name="rounds_state"),
+    CheckConstraint("phase IN ('train', 'share', 'mask', 'confirm', 'unmask')", name="rounds_phase"),
+    CheckConstraint("(state = 'running') = (finished_s IS NULL)", name="rounds_finished"),
     PrimaryKeyConstraint("run_id", "round", "attempt"),
+    Index("rounds_running", "run_id", unique=True, sqlite_where=text("state = 'running'")),
 )
 
 participations = Table(

@@ -1,0 +1,50 @@
+"""One process drives a run: a lock on a file in the run's directory.
+
+The lock is the kernel's: it goes with the process, however that ends, so that a killed server
+keeps nobody from going on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from umbel_proto.errors import UsageError
+from umbel_server.files import SECRET_MODE, storage_error
+
+LOCK = "lock"
+"""The file's name; it holds the id of the process that had the lock last."""
+
+
+@contextlib.contextmanager
+def driving(directory: Path) -> Iterator[None]:
+    """Be the one process that drives a run, for the length of a block.
+
+    Args:
+        directory: The run's; it exists.
+
+    Raises:
+        UsageError: Another process drives it.
+        StorageError: The directory cannot be written.
+    """
+    path = directory / LOCK
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, SECRET_MODE)
+    except OSError as exc:
+        raise storage_error(exc, path) from exc
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as exc:
+            holder = os.pread(descriptor, 20, 0).decode("ascii", "replace").strip() or "unknown"
+            raise UsageError(
+                f"Run {directory.name} is driven by process {holder} already: wait for its end, or stop it first."
+            ) from exc
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"{os.getpid()}\n".encode("ascii"), 0)
+        yield
+    finally:
+        os.close(descriptor)
