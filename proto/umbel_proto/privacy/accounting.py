@@ -1,8 +1,8 @@
 """What a noised sum gives away: Rényi curves of the Skellam mechanism, and epsilon from them.
 
-A curve is the Rényi divergence bound at each of ``ORDERS``, shape (orders,). Curves of releases
-about the same device add up. Orders are integers >= 2 because the Skellam bound is proven there
-only: an epsilon above about 50 is right but up to twice what a finer analysis could show.
+A curve is the Rényi divergence bound at each of ``SKELLAM_ORDERS``, shape (orders,). Curves of
+releases about the same device add up. Orders from 2 on are integers, for which the published bound
+is proven; the others have a bound of our own, and matter to an epsilon above about 10.
 
 Source: docs/spec/privacy.md, "Accounting".
 """
@@ -18,6 +18,16 @@ from umbel_proto.errors import UsageError
 
 ORDERS: NDArray[np.int64] = np.array([*range(2, 65), 72, 80, 96, 112, 128, 160, 192, 256, 384, 512], np.int64)
 ORDERS.setflags(write=False)
+"""The integer orders, for bounds that are proven for integers only."""
+
+_REAL_ORDERS = np.array([*(1 + 2.0 ** (-np.arange(24, 0, -1) / 4)), 2.25, 2.5, 2.75, 3.5])
+
+SKELLAM_ORDERS: NDArray[np.float64] = np.concatenate([_REAL_ORDERS, ORDERS])
+SKELLAM_ORDERS.setflags(write=False)
+"""Those, and 28 others before them: a large epsilon is least at an order near 1."""
+
+LEAST_VARIANCE = 100.0
+"""Of the noise, for the bound at real orders."""
 
 _EVERY_ORDER = np.arange(2, int(ORDERS[-1]) + 1)
 LOG_FACTORIAL = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, int(ORDERS[-1]) + 1)))])
@@ -71,10 +81,38 @@ def skellam_rdp(
     return curve
 
 
+def real_order_rdp(
+    orders: NDArray[np.float64], *, bound_sq: float, padded: int, variance: float
+) -> NDArray[np.float64]:
+    """Return the Rényi divergence bound of one Skellam release at real ``orders``, same shape.
+
+    Infinite where it is not proven: for a variance below ``LEAST_VARIANCE``, and at orders above
+    1 + variance / B.
+
+    Args:
+        orders: Real numbers > 1.
+        bound_sq: L2 sensitivity squared, of integers.
+        padded: Coordinates.
+        variance: Noise per coordinate in the sum, > 0.
+
+    Source:
+        docs/spec/privacy.md, 5.5, with the proof.
+    """
+    if variance < LEAST_VARIANCE:
+        return np.full(orders.shape, math.inf)
+    excess = orders - 1
+    tilt = excess * math.sqrt(bound_sq) / variance
+    slope = 1 + 2 / variance
+    with np.errstate(over="ignore"):
+        grown = 2 * variance * np.sinh(slope * tilt / 2) ** 2 / excess  # cosh(x) - 1, without cancellation
+    curve = grown + slope * bound_sq / (2 * variance) + 7 * l1_bound(bound_sq, padded) / variance**1.5
+    return np.where(tilt <= 1, curve, math.inf)
+
+
 def release_rdp(
     *, bound_sq: float, padded: int, variance: float, sampling_rate: float = 1.0
 ) -> NDArray[np.float64]:
-    """Return the curve of one noised sum, shape (orders,); infinite without noise.
+    """Return the curve of one noised sum, shape of ``SKELLAM_ORDERS``; infinite without noise.
 
     Args:
         bound_sq: B**2, integer L2 bound squared, > 0.
@@ -95,17 +133,26 @@ def release_rdp(
     if not 0 < sampling_rate <= 1:
         raise UsageError(f"sampling_rate is {sampling_rate}: choose one in (0, 1].")
     if variance == 0:
-        return np.full(ORDERS.shape, math.inf)
+        return np.full(SKELLAM_ORDERS.shape, math.inf)
     whole = skellam_rdp(_EVERY_ORDER, bound_sq=bound_sq, padded=padded, variance=variance)
-    return (whole if sampling_rate == 1 else _sampled_rdp(whole, sampling_rate))[ORDERS - 2]
+    real = real_order_rdp(_REAL_ORDERS, bound_sq=bound_sq, padded=padded, variance=variance)
+    if sampling_rate < 1:
+        whole = _sampled_rdp(whole, sampling_rate)
+    # A divergence grows with its order: none exceeds that of the next integer.
+    above = whole[np.maximum(np.ceil(_REAL_ORDERS).astype(np.int64) - 2, 0)]
+    return np.concatenate([np.minimum(real, above), whole[ORDERS - 2]])
 
 
 def _sampled_rdp(whole: NDArray[np.float64], rate: float) -> NDArray[np.float64]:
     """Return the curve at every order 2..512 after Poisson sampling at ``rate``, same shape.
 
+    Noise that is symmetric is as likely one update above zero as below: a reflection exchanges the
+    two outcomes to be told apart. The worse direction is then that of the binomial sum.
+
     Source:
-        Zhu & Wang, "Poisson Subsampled Rényi Differential Privacy", ICML 2019, theorem 5: the
-        bound that holds for any mechanism. Sampling never makes things worse, hence the minimum.
+        Mironov, Talwar, Zhang, "Rényi Differential Privacy of the Sampled Gaussian Mechanism",
+        arXiv 1908.10530, theorem 5 and section 3.3. Sampling never makes things worse, hence the
+        minimum.
     """
     moments = (_EVERY_ORDER - 1) * whole
     sampled = np.empty_like(whole)
@@ -118,19 +165,21 @@ def _sampled_rdp(whole: NDArray[np.float64], rate: float) -> NDArray[np.float64]
             + (order - drawn) * math.log1p(-rate)
             + drawn * math.log(rate)
             + moments[: index + 1]
-            + np.where(drawn > 2, math.log(3), 0.0)
         )
         none = (order - 1) * math.log1p(-rate) + math.log1p((order - 1) * rate)
         sampled[index] = np.logaddexp(none, np.logaddexp.reduce(terms)) / (order - 1)
     return np.minimum(sampled, whole)
 
 
-def rdp_to_epsilon(rdp: NDArray[np.float64], delta: float) -> float:
+def rdp_to_epsilon(
+    rdp: NDArray[np.float64], delta: float, orders: NDArray[np.float64] | NDArray[np.int64] = ORDERS
+) -> float:
     """Return the least epsilon that a curve shows at ``delta``.
 
     Args:
         rdp: Curve, shape (orders,); infinite entries show nothing.
         delta: In (0, 1).
+        orders: The curve's, > 1: ``SKELLAM_ORDERS`` for curves of ``release_rdp``.
 
     Raises:
         UsageError: ``delta`` is out of its range.
@@ -144,7 +193,7 @@ def rdp_to_epsilon(rdp: NDArray[np.float64], delta: float) -> float:
         raise UsageError(f"delta is {delta}: choose one in (0, 1).")
     if np.any(delta**2 + np.expm1(-rdp) > 0):
         return 0.0
-    candidates = rdp + np.log1p(-1 / ORDERS) - np.log(delta * ORDERS) / (ORDERS - 1)
+    candidates = rdp + np.log1p(-1 / orders) - np.log(delta * orders) / (orders - 1)
     return max(0.0, float(candidates.min()))
 
 
@@ -174,7 +223,8 @@ def epsilon(
     curve = release_rdp(
         bound_sq=bound_sq, padded=padded, variance=variance_total, sampling_rate=sampling_rate
     )
-    return rdp_to_epsilon(participations * curve if participations else np.zeros_like(curve), delta)
+    total = participations * curve if participations else np.zeros_like(curve)
+    return rdp_to_epsilon(total, delta, SKELLAM_ORDERS)
 
 
 def noise_multiplier(target_epsilon: float, delta: float, participations: int) -> float:

@@ -14,7 +14,7 @@ import numpy as np
 
 from umbel_proto.errors import BudgetError, UsageError
 from umbel_proto.ids import RunId
-from umbel_proto.privacy.accounting import ORDERS, rdp_to_epsilon, release_rdp
+from umbel_proto.privacy.accounting import SKELLAM_ORDERS, rdp_to_epsilon, release_rdp
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +65,7 @@ def spent(charges: Iterable[Charge], delta: float) -> float:
     Raises:
         UsageError: ``delta`` is not in (0, 1).
     """
-    total = np.zeros(ORDERS.shape)
+    total = np.zeros(SKELLAM_ORDERS.shape)
     # A run's rounds share one curve: add it once, times their number.
     counts: dict[tuple[int, int, Fraction], int] = {}
     for charge in charges:
@@ -73,7 +73,7 @@ def spent(charges: Iterable[Charge], delta: float) -> float:
         counts[key] = counts.get(key, 0) + 1
     for (bound_sq, padded, variance), count in counts.items():
         total += count * release_rdp(bound_sq=bound_sq, padded=padded, variance=float(variance))
-    return rdp_to_epsilon(total, delta)
+    return rdp_to_epsilon(total, delta, SKELLAM_ORDERS)
 
 
 def check(charges: Iterable[Charge], new: Charge, *, budget_epsilon: float, budget_delta: float) -> float:
