@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from model_packages import digits, first, opened, resigned
 from umbel.engines.onnx import open_session
 from umbel.train import TrainResult
-from umbel.train.onnx import SHUFFLE_LABEL, OnnxTrainer
+from umbel.train.descent import SHUFFLE_LABEL
+from umbel.train.onnx import OnnxTrainer
 from umbel_models.tasks.digits.module import DigitsNet, loss
 from umbel_proto.encoding import digest
 from umbel_proto.errors import UsageError

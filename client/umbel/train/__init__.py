@@ -10,6 +10,32 @@ from numpy.typing import NDArray
 
 from umbel_proto.errors import UsageError
 from umbel_proto.manifest import FloatVector
+from umbel_proto.privacy.examples import NoisySteps
+
+MAX_CLIP = 1e6
+MAX_NOISE = 1e4
+
+
+@dataclass(frozen=True, slots=True)
+class ExamplePrivacy:
+    """How training keeps each example private, whoever sees what comes out: DP-SGD.
+
+    Args:
+        clip: Largest L2 norm of an example's gradient, in model units over loss, > 0.
+        noise: Standard deviation of the noise in a sum of gradients, over ``clip``; 0 only clips, which
+            protects nothing.
+
+    Source: docs/spec/privacy.md, "Example-level privacy".
+    """
+
+    clip: float
+    noise: float
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.clip) and 0 < self.clip <= MAX_CLIP):
+            raise UsageError(f"example_clip is {self.clip}: choose a number > 0, up to {MAX_CLIP:g}.")
+        if not 0 <= self.noise <= MAX_NOISE:
+            raise UsageError(f"example_noise is {self.noise}: choose 0 to {MAX_NOISE:g}.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +47,8 @@ class TrainPlan:
         batch_size: Examples in a step, >= 1.
         learning_rate: Length of a step, > 0.
         momentum: How much of the last step goes into the next, in [0, 1).
-        seed: Order of the examples, in [0, 2**64).
+        seed: Order of the examples, in [0, 2**64). Privacy draws its own, from the operating system.
+        privacy: How each example is kept private; None if it is not.
     """
 
     epochs: int
@@ -29,6 +56,7 @@ class TrainPlan:
     learning_rate: float
     momentum: float
     seed: int
+    privacy: ExamplePrivacy | None = None
 
     def __post_init__(self) -> None:
         if not 1 <= self.epochs <= 1000:
@@ -42,6 +70,16 @@ class TrainPlan:
         if not 0 <= self.seed < 1 << 64:
             raise UsageError("seed does not fit 64 bits: choose 0 to 2**64 - 1.")
 
+    def steps(self, count: int) -> int:
+        """Return how many steps training on ``count`` examples takes."""
+        return self.epochs * math.ceil(count / self.batch_size)
+
+    def release(self, count: int) -> NoisySteps | None:
+        """Return what training on ``count`` >= 1 examples gives away about one; None if that is everything."""
+        if self.privacy is None:
+            return None
+        return NoisySteps(min(1.0, self.batch_size / count), self.steps(count), self.privacy.noise)
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TrainResult:
@@ -49,7 +87,9 @@ class TrainResult:
 
     Args:
         parameters: The new parameters, shape (dim,).
-        loss: Mean loss of the examples over the last epoch, each measured before its step.
+        loss: Mean loss of the examples over the last epoch, each measured before its step. Nothing hides an
+            example in it, whatever the plan: it is for the device alone, or for a sum with noise. 0 if a
+            private epoch happened to draw nobody.
         examples: How many examples there were.
         steps: How many steps were taken.
     """
@@ -61,7 +101,7 @@ class TrainResult:
 
 
 class Trainer(Protocol):
-    """Trains one model. The same arguments give the same bits on the same machine."""
+    """Trains one model. Without ``privacy`` the same arguments give the same bits on the same machine."""
 
     def train(
         self,
@@ -74,6 +114,7 @@ class Trainer(Protocol):
         learning_rate: float,
         momentum: float,
         seed: int,
+        privacy: ExamplePrivacy | None = None,
     ) -> TrainResult:
         """Return ``parameters``, shape (dim,), improved on local examples.
 
@@ -86,6 +127,8 @@ class Trainer(Protocol):
             learning_rate: Length of a step.
             momentum: How much of the last step goes into the next.
             seed: Order of the examples.
+            privacy: How each example is kept private. Whoever lets the result leave the device charges
+                ``TrainPlan.release`` first.
 
         Raises:
             UsageError: The data breaks the contract, the settings make no sense, or training diverged.

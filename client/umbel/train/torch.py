@@ -1,0 +1,187 @@
+"""Training with torch, and with Opacus where each example is kept private: for a host that has them anyway.
+
+A package holds graphs and parameters, no module. So whoever embeds umbel brings the module that the graphs
+were exported from, and its loss:
+
+    trainer = TorchTrainer(package.manifest, Net(), lambda logits, y: cross_entropy(logits, y, reduction="none"))
+
+It trains as ``OnnxTrainer`` does, on the same draws and with the same noise; only the gradients are torch's.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from umbel.train import ExamplePrivacy, TrainPlan, TrainResult
+from umbel.train.descent import Weights, checked, descend
+from umbel_proto.errors import MissingExtraError, UsageError
+from umbel_proto.manifest import FloatVector, Manifest
+
+try:
+    import torch
+    from torch import Tensor, nn
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Opacus imports what it says is deprecated.
+        from opacus import GradSampleModule
+        from opacus.optimizers import DPOptimizer
+        from opacus.validators import ModuleValidator
+except ImportError as exc:
+    raise MissingExtraError("torch", "Training with torch") from exc
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+class TorchTrainer:
+    """Stochastic gradient descent with momentum over a torch module.
+
+    Args:
+        manifest: Of the model's package. Its parameters are the module's, by name; their order in vectors
+            is the manifest's.
+        module: The network that the package was exported from; it is copied. Its own values do not matter.
+        loss: Maps what the module gives and labels, int64 (batch,), to one loss per example, (batch,).
+
+    Raises:
+        MissingExtraError: torch or Opacus is not installed; raised when this file is imported.
+        UsageError: The module's parameters are not the manifest's.
+    """
+
+    def __init__(self, manifest: Manifest, module: nn.Module, loss: Loss) -> None:
+        shapes = {name: tuple(value.shape) for name, value in module.named_parameters()}
+        for parameter in manifest.parameters:
+            if shapes.pop(parameter.name, None) != parameter.shape:
+                raise UsageError(
+                    f"The module has no parameter {parameter.name} of shape {parameter.shape}, as model "
+                    f"{manifest.model} has: give the module that its package was exported from."
+                )
+        if shapes:
+            raise UsageError(
+                f"Model {manifest.model} has no parameter {min(shapes)}, as the module has: give the module that "
+                "its package was exported from."
+            )
+        self._manifest, self._module, self._loss = manifest, copy.deepcopy(module).train(), loss
+
+    def train(
+        self,
+        parameters: FloatVector,
+        x: NDArray[Any],
+        y: NDArray[Any],
+        *,
+        epochs: int,
+        batch_size: int,
+        learning_rate: float,
+        momentum: float,
+        seed: int,
+        privacy: ExamplePrivacy | None = None,
+    ) -> TrainResult:
+        """Improve a parameter vector on local examples, as ``umbel.train.descent`` says.
+
+        Args:
+            parameters: Where to start, shape (dim,); it is not changed.
+            x: Examples, shape (n, *example), that keep the data contract.
+            y: Labels, whole numbers, shape (n,).
+            epochs: Passes over the data.
+            batch_size: Examples in a step.
+            learning_rate: Length of a step.
+            momentum: How much of the last step goes into the next, in [0, 1).
+            seed: Order of the examples.
+            privacy: How each example is kept private; see ``Trainer``.
+
+        Raises:
+            UsageError: The data breaks the contract, the settings make no sense, training diverged, or
+                Opacus cannot keep the examples of this module apart.
+        """
+        plan = TrainPlan(epochs, batch_size, learning_rate, momentum, seed, privacy)
+        inputs, labels = checked(self._manifest, x, y)
+        current = np.array(parameters, np.float32)
+        module = copy.deepcopy(self._module)
+        arrays = self._manifest.split(current)
+        for name, value in module.named_parameters():
+            value.data = torch.from_numpy(arrays[name])  # A view: it follows every step.
+        gradients = _Gradients(module, self._loss, self._manifest, private=privacy is not None)
+        return descend(current, gradients, inputs, labels, plan)
+
+    def close(self) -> None:
+        """Do nothing: torch keeps no session."""
+
+
+class _Gradients:
+    """The gradients of one training's parameters, by torch.
+
+    Args:
+        module: The network, at the parameters that training changes.
+        loss: One loss per example.
+        manifest: Tells the order of parameters in vectors, and the shape of an example.
+        private: Whether clipped gradients will be asked for, or else means.
+    """
+
+    def __init__(self, module: nn.Module, loss: Loss, manifest: Manifest, *, private: bool) -> None:
+        self._loss = loss
+        names = [parameter.name for parameter in manifest.parameters]
+        # Any, because Opacus hangs its sums on the parameters.
+        self._ordered: list[Any] = _in_order(module, names)
+        self._module: nn.Module = module
+        if private:
+            _require_apart(copy.deepcopy(module), manifest.contract.fields[0].shape)
+            # By autograd and not by Opacus' own rules: that of a convolution (1.6) is silently wrong where
+            # its input is not row-major in memory, as behind numpy's newaxis.
+            self._module = GradSampleModule(module, loss_reduction="sum", force_functorch=True)
+
+    def mean(self, x: NDArray[Any], y: NDArray[np.int64], w: Weights) -> tuple[FloatVector, float]:
+        weights = torch.from_numpy(w)
+        losses = self._loss(self._module(torch.from_numpy(x)), torch.from_numpy(y))
+        mean = (weights * losses).sum() / weights.sum()
+        return _flat(torch.autograd.grad(mean, self._ordered)), float(mean.detach())
+
+    def clipped(
+        self, x: NDArray[Any], y: NDArray[np.int64], w: Weights, clip: float
+    ) -> tuple[FloatVector, float]:
+        rows = w > 0
+        if not rows.any():
+            return np.zeros(sum(value.numel() for value in self._ordered), np.float32), 0.0
+        optimizer = DPOptimizer(
+            torch.optim.SGD(self._ordered, lr=1.0),
+            noise_multiplier=0.0,  # Noise is ours: the operating system's randomness, rounded to a grid.
+            max_grad_norm=clip,
+            expected_batch_size=None,
+            loss_reduction="sum",
+        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # The first layer's input needs no gradient, torch says.
+            loss = self._loss(self._module(torch.from_numpy(x[rows])), torch.from_numpy(y[rows])).sum()
+            loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.clip_and_accumulate()
+        sums = _flat([value.summed_grad for value in self._ordered])
+        optimizer.zero_grad()
+        return sums, float(loss.detach())
+
+
+def _require_apart(module: nn.Module, shape: tuple[int, ...]) -> None:
+    """Refuse a module in which one example changes what becomes of another.
+
+    Opacus looks for layers that it knows to do so, and not at those without parameters: ask the module too.
+    """
+    errors = [str(error) for error in (*ModuleValidator.validate(module), *GradSampleModule.validate(module))]
+    if not errors:
+        probe = torch.rand(3, *shape, generator=torch.Generator().manual_seed(0), requires_grad=True)
+        (gradient,) = torch.autograd.grad(module(probe)[0].square().sum(), probe)
+        if gradient[1:].any():
+            errors.append("what it makes of an example depends on the others in its batch.")
+    if errors:
+        raise UsageError(f"Opacus cannot keep the examples of this module apart: {errors[0]}")
+
+
+def _in_order(module: nn.Module, names: list[str]) -> list[nn.Parameter]:
+    parameters: Mapping[str, nn.Parameter] = dict(module.named_parameters())
+    return [parameters[name] for name in names]
+
+
+def _flat(pieces: tuple[Tensor, ...] | list[Tensor]) -> FloatVector:
+    vector: FloatVector = torch.cat([piece.detach().reshape(-1) for piece in pieces]).numpy()
+    return vector
