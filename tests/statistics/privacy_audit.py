@@ -17,6 +17,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
+from functools import partial
 from typing import TypeAlias
 
 import dp_accounting
@@ -170,19 +171,31 @@ def audit(release: Release, setting: Setting, *, attack: Attack = matched_filter
         seed: Of what the auditor chooses: other devices' updates and rotations. Noise is the release's.
     """
     chance = np.random.default_rng(seed)
-    others = [_random_update(setting, chance) for _ in range(setting.devices - 1)]
+    encoding = setting.encoding
+    nothing = Contribution(np.zeros(encoding.dim, np.float32), (0.0,) * len(encoding.auxiliary))
+    others = [_random_contribution(encoding, chance) for _ in range(setting.devices - 1)]
+    known = _added_up(others, encoding)
     present, absent, separation = 0, 0, 0.0
     for _ in range(setting.trials):
-        sessions = [Session(setting.encoding, chance.bytes(32)) for _ in range(setting.rounds)]
-        for world in (0, 1):
-            score, separation = _trial(release, setting, sessions, others, attack, world)
-            present += world == 0 and score > 0.5
-            absent += world == 1 and score <= 0.5
-    planned = separation * KEEPS[attack]
-    return Finding(_bounds(present, setting.trials), _bounds(absent, setting.trials), planned)
+        sessions = [Session(encoding, chance.bytes(32)) for _ in range(setting.rounds)]
+        canaries = [setting.canary(session, number) for number, session in enumerate(sessions)]
+        added = [expected(canary, session) for canary, session in zip(canaries, sessions, strict=True)]
+        rest = [turned(known, session) for session in sessions]
+        silence = [nothing] * setting.rounds
+        run = partial(_seen, release, sessions, others, rest)
+        rehearse = partial(run, silence)
+        present += attack(run(silence), added, rehearse) > 0.5
+        absent += attack(run(canaries), added, rehearse) <= 0.5
+        separation = math.sqrt(_inner(added, added))
+    noise = math.sqrt(setting.devices * encoding.noise)
+    return Finding(
+        _bounds(present, setting.trials), _bounds(absent, setting.trials), KEEPS[attack] * separation / noise
+    )
 
 
-def largest_norm_sq(release: Release, encoding: Encoding, canary: Canary, *, trials: int, seed: int = 0) -> int:
+def largest_norm_sq(
+    release: Release, encoding: Encoding, canary: Canary, *, trials: int, seed: int = 0
+) -> int:
     """Return the largest sum of squares that a device reached without noise, to be held against B**2."""
     chance, silent = np.random.default_rng(seed), replace(encoding, noise=Fraction(0))
     largest = 0
@@ -201,13 +214,13 @@ def read(total: Words, encoding: Encoding) -> Integers:
 
 def expected(contribution: Contribution, session: Session) -> Integers:
     """Return what a contribution is to add to a sum, before rounding, by the specification."""
-    encoding, update = session.encoding, contribution.update.astype(np.float64)
-    norm = float(np.linalg.norm(update))
-    factor = encoding.scale * SHRINK * (min(1.0, encoding.clip / norm) if norm else 1.0)
-    padded = np.zeros(encoding.padded, np.float32)
-    padded[: encoding.dim] = factor * update
-    quantities = np.array(contribution.quantities or [0.0] * len(encoding.auxiliary))
-    return np.concatenate([rotate(padded, session.rotation_seed), quantities * encoding.auxiliary])
+    return turned(_added_up([contribution], session.encoding), session)
+
+
+def turned(steps: Integers, session: Session) -> Integers:
+    """Return what the coordinates of ``_added_up`` are in a session: rotated, but for the quantities."""
+    padded = session.encoding.padded
+    return np.concatenate([rotate(steps[:padded].astype(np.float32), session.rotation_seed), steps[padded:]])
 
 
 @dataclass(slots=True)
@@ -235,40 +248,35 @@ class Direction:
         return Contribution(update, tuple(sign * each for each in self.quantities))
 
 
-def _trial(
+def _seen(
     release: Release,
-    setting: Setting,
     sessions: Sequence[Session],
     others: Sequence[Contribution],
-    attack: Attack,
-    world: int,
-) -> tuple[float, float]:
-    """Return a trial's score, and how far apart the worlds were meant to be."""
-    encoding = setting.encoding
-    nothing = Contribution(np.zeros(encoding.dim, np.float32), (0.0,) * len(encoding.auxiliary))
-    canaries = [setting.canary(session, number) for number, session in enumerate(sessions)]
-    added = [expected(canary, session) for canary, session in zip(canaries, sessions, strict=True)]
-
-    def run(target: Sequence[Contribution]) -> list[Integers]:
-        seen = []
-        for session, mine in zip(sessions, target, strict=True):
-            total = np.zeros(encoding.words, np.uint64)
-            known = np.zeros(encoding.coordinates)
-            for device, contribution in enumerate([mine, *others]):
-                total += release(contribution, session, device)
-                if device:
-                    known += expected(contribution, session)
-            seen.append(read(total, encoding) - known)
-        return seen
-
-    silence = [nothing] * len(sessions)
-    score = attack(run(canaries if world else silence), added, lambda: run(silence))
-    noise = math.sqrt(setting.devices * encoding.noise) or math.inf
-    return score, math.sqrt(_inner(added, added)) / noise
+    rest: Sequence[Integers],
+    target: Sequence[Contribution],
+) -> list[Integers]:
+    """Run the sessions and return what the auditor sees of each, less what it knows."""
+    seen = []
+    for session, known, mine in zip(sessions, rest, target, strict=True):
+        total = np.zeros(session.encoding.words, np.uint64)
+        for device, contribution in enumerate([mine, *others]):
+            total += release(contribution, session, device)
+        seen.append(read(total, session.encoding) - known)
+    return seen
 
 
-def _random_update(setting: Setting, chance: np.random.Generator) -> Contribution:
-    encoding = setting.encoding
+def _added_up(contributions: Sequence[Contribution], encoding: Encoding) -> Integers:
+    """Return contributions clipped, in steps and summed, not rotated; then their quantities."""
+    total = np.zeros(encoding.coordinates)
+    for each in contributions:
+        norm = float(np.linalg.norm(each.update.astype(np.float64)))
+        factor = encoding.scale * SHRINK * (min(1.0, encoding.clip / norm) if norm else 1.0)
+        total[: encoding.dim] += factor * each.update
+        total[encoding.padded :] += np.multiply(each.quantities, encoding.auxiliary)
+    return total
+
+
+def _random_contribution(encoding: Encoding, chance: np.random.Generator) -> Contribution:
     update = chance.standard_normal(encoding.dim) * encoding.clip * chance.uniform(0, 2) / encoding.dim**0.5
     quantities = chance.uniform(-1, 1, len(encoding.auxiliary))
     return Contribution(update.astype(np.float32), tuple(quantities.tolist()))
