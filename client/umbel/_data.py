@@ -44,8 +44,9 @@ def read_examples(path: Path) -> Examples:
         raise UsageError(f"There is no file {path}.") from exc
     except OSError as exc:
         raise UsageError(f"{path} cannot be read: {exc.strerror or 'it is no .npz file'}.") from exc
-    except (ValueError, EOFError, zipfile.BadZipFile, TypeError, AttributeError) as exc:
-        raise UsageError(f"{path} is no .npz file of plain arrays: write it with numpy.savez.") from exc
+    except (ValueError, EOFError, zipfile.BadZipFile, TypeError, AttributeError):
+        # Without its cause: numpy quotes what it cannot read, and a traceback would show it.
+        raise UsageError(f"{path} is no .npz file of plain arrays: write it with numpy.savez.") from None
     if "x" not in arrays:
         raise UsageError(f"{path} holds no array called x.")
     x = arrays["x"]

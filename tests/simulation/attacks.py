@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from simulation.liar import DEVICES, Stage
+from simulation.liar import Stage
 from umbel._participant import CONFIRM, MASK, SHARE, TRAIN, UNMASK
 from umbel_proto.ids import DeviceId, FleetId
 from umbel_proto.keys import SigningKey

@@ -5,6 +5,8 @@ Only the carrier of messages is in memory. Devices are enrolled over the real ga
 
 from __future__ import annotations
 
+import copy
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -117,6 +119,16 @@ class Federation:
                 np.savez(data, x=shard.x, y=shard.y)
                 self.homes.append(home)
                 self.data.append(data)
+
+    def copy(self, root: Path) -> Federation:
+        """Return the same fleet in another directory, so that a test may spoil what is its own."""
+        shutil.copytree(self.root, root)
+        other = copy.copy(self)
+        other.root, other.fleet = root, FleetDir.open(root / "fleet")
+        other.homes = [DeviceHome(root / home.path.name) for home in self.homes]
+        other.data = [root / path.name for path in self.data]
+        other.heldout = root / self.heldout.name
+        return other
 
     @staticmethod
     def node(number: int) -> NodeId:
