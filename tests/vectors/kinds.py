@@ -56,6 +56,7 @@ KINDS: Mapping[str, tuple[Classes, tuple[str, ...]]] = {
             r"an update has 1 to",
             r"a slot has",
             r"noise has denominator",
+            r"is not in \[",
             r"bound it by",
             r"0 holds the secret",
             r"cannot be met",

@@ -14,13 +14,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from vectors import make_messages, make_primitives, make_round
+from vectors import make_encoding, make_messages, make_primitives, make_round
 
 HERE = Path(__file__).resolve().parent
 MADE: Mapping[str, Callable[[], dict[str, Any]]] = {
     "primitives.json": make_primitives.vectors,
     "messages.json": make_messages.vectors,
     "round.json": make_round.vectors,
+    "encoding.json": make_encoding.vectors,
 }
 
 
