@@ -18,7 +18,7 @@ from umbel._ledger import Ledger
 from umbel_proto.privacy.ledger import Charge
 from umbel_server.demo.supervisor import Process, Supervisor
 from umbel_server.fleet.ports import free_ports
-from umbel_server.flower import Control, flower_environment, superexec_command
+from umbel_server.flower import Control, flower_environment
 from umbel_server.learning.plan import RunPlan
 from umbel_server.learning.run import PROGRESS
 from umbel_server.store.store import Store
@@ -52,7 +52,7 @@ class LiveFleet:
         self.control = Control(fleet)
         for device in self.store.devices.all():
             self.store.devices.set_node_id(device.id, self.control.register(device.id, device.node_key))
-        self.supervisor.start("superexec", superexec_command(fleet), flower_environment(fleet))
+        self.supervisor.start("superexec", umbel("serve", "superexec", "--fleet", fleet.path))
 
     def start_superlink(self) -> None:
         """Start the SuperLink, and return when it listens; also after it was killed."""

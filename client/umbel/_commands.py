@@ -17,7 +17,8 @@ GROUP = "umbel.commands"
 _KNOWN = {
     "demo": ("demo", "Bring up a whole fleet on this machine, train it, and show the figures."),
     "fleet": ("server", "Create a fleet, let devices in, publish models, read what devices report."),
-    "serve": ("server", "Run one of the fleet's services: gateway, opener or superlink."),
+    "rounds": ("server", "Start federated runs, follow them, and read what happened."),
+    "serve": ("server", "Run one of the fleet's services: gateway, opener, superlink or superexec."),
     "model": ("models", "Build, pack and inspect models."),
 }
 

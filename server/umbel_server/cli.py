@@ -8,6 +8,7 @@ from __future__ import annotations
 import enum
 import json
 import logging
+import os
 import sys
 import time
 from pathlib import Path
@@ -146,7 +147,7 @@ def devices(directory: FleetOption, as_json: JsonOption = False) -> None:
     if as_json:
         _print_json([_device_json(line) for line in lines])
         return
-    _print_table(
+    print_table(
         ("device", "status", "last seen", "certificate", "models", "node", "rounds"),
         [
             (
@@ -182,7 +183,7 @@ def telemetry(directory: FleetOption, as_json: JsonOption = False) -> None:
         for model in line.models or (None,):
             rows.append((line.device, batches, last, *_model_cells(model)))
             batches = last = ""
-    _print_table(
+    print_table(
         ("device", "batches", "last", "model", "predictions", "errors", "p50 us", "p90 us", "confidence"),
         rows,
     )
@@ -268,6 +269,23 @@ def superlink(directory: FleetOption) -> None:
     serve_superlink(opened)
 
 
+@serve.command()
+def superexec(directory: FleetOption) -> None:
+    """Run Flower's SuperExec, which starts the server process of each run that `umbel rounds` asks for."""
+    from umbel_proto.errors import MissingExtraError
+
+    try:
+        from umbel_server.flower import flower_environment, superexec_command
+    except ModuleNotFoundError as exc:
+        if (exc.name or "").startswith("umbel"):
+            raise
+        raise MissingExtraError("server", "The SuperExec") from exc
+    opened = FleetDir.open(directory)
+    command = superexec_command(opened)
+    environment = {**flower_environment(opened), "UMBEL_FLEET": str(opened.path)}
+    os.execve(command[0], command, environment)  # noqa: S606  # This process becomes it: no shell wanted.
+
+
 def _log() -> None:
     logging.basicConfig(
         stream=sys.stderr,
@@ -291,7 +309,8 @@ def _print_json(value: object) -> None:
     print(json.dumps(value, indent=2, allow_nan=False))
 
 
-def _print_table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+def print_table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+    """Print a table: as wide as the terminal, or unbroken where there is none."""
     from rich import box
     from rich.console import Console
     from rich.table import Table

@@ -108,7 +108,8 @@ def test_the_demo_learns_privately_loses_a_device_and_gains_one(kept: tuple[Path
 
 def test_the_summary_has_every_figure_under_its_promised_name(kept: tuple[Path, Any]) -> None:
     summary = json.loads((kept[0] / "summary.json").read_text())
-    assert summary["accuracy"].keys() == {"before", "after", "plain_fedavg", "central", "int8", "fp32"}
+    names = {"before", "after", "devices", "devices_error", "plain_fedavg", "central", "int8", "fp32"}
+    assert summary["accuracy"].keys() == names
     assert summary["latency_us"].keys() == {"int8", "fp32"}
     assert summary["bytes"].keys() == {
         "model_int8", "model_fp32", "up_per_device_round", "down_per_device_round",

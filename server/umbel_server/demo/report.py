@@ -128,6 +128,10 @@ def show(summary: Summary, console: Console) -> None:
         f"FedAvg {accuracy['plain_fedavg']:.3f}, centrally {accuracy['central']:.3f}",
     )
     table.add_row(
+        "  on the devices' own digits",
+        f"{accuracy['devices']:.2f} +- {accuracy['devices_error']:.2f} in the last round: a secure sum, no device's own",
+    )
+    table.add_row(
         "int8 | fp32 on a device",
         f"accuracy {accuracy['int8']:.3f} | {accuracy['fp32']:.3f},  "
         f"size {_kb(size['model_int8'])} | {_kb(size['model_fp32'])},  "

@@ -374,6 +374,8 @@ class Story:
             accuracy={
                 "before": before,
                 "after": last["accuracy"],
+                "devices": last["metrics"]["accuracy"]["mean"],
+                "devices_error": last["metrics"]["accuracy"]["error"],
                 "plain_fedavg": fedavg[-1],
                 "central": central[-1],
                 "int8": results["int8"]["accuracy"],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any
 
 from umbel_proto.errors import UsageError
@@ -226,8 +226,8 @@ class RunPlan:
         rounds: How many rounds to complete.
         devices: How many devices are expected to take part; noise and layout are planned for them.
         attempts: How often a round may be tried before the run gives up.
-        training: What a device does.
         privacy: What a round may reveal.
+        training: What a device does.
         timing: How long to wait.
         heldout: An ``.npz`` file with ``x`` and ``y`` that the server owns and evaluates on, or "".
         weight_cap: A device counts as many times as it has examples, up to this; 0 for all alike.
@@ -242,8 +242,8 @@ class RunPlan:
     package_sha256: str
     rounds: int
     devices: int
-    training: Training
     privacy: Privacy
+    training: Training = field(default_factory=Training)
     timing: Timing = field(default_factory=Timing)
     attempts: int = 3
     heldout: str = ""
@@ -289,8 +289,17 @@ class RunPlan:
             raw = json.loads(text)
         except json.JSONDecodeError as exc:
             raise UsageError(f"The run plan is not JSON: {exc}.") from exc
+        return cls.from_mapping(raw)
+
+    @classmethod
+    def from_mapping(cls, raw: object) -> RunPlan:
+        """Read a plan from plain values, as JSON or TOML gives them.
+
+        Raises:
+            UsageError: It lacks a field, has an unknown one, or a value is out of range.
+        """
         if not isinstance(raw, dict):
-            raise UsageError("The run plan is not a JSON object.")
+            raise UsageError("The run plan is not an object with fields.")
         nested: dict[str, type[Any]] = {
             "training": Training,
             "privacy": Privacy,
@@ -309,14 +318,19 @@ class RunPlan:
 
 def _build(kind: type[Any], raw: object, where: str = "the run plan") -> Any:
     if not isinstance(raw, dict):
-        raise UsageError(f"{where} is not a JSON object.")
+        raise UsageError(f"{where} is not an object with fields.")
     unknown = raw.keys() - {each.name for each in fields(kind)}
     if unknown:
         raise UsageError(f"{where} has an unknown field {sorted(unknown)[0]!r}.")
+    needed = [
+        each.name for each in fields(kind) if each.default is MISSING and each.default_factory is MISSING
+    ]
+    if lacking := [name for name in needed if name not in raw]:
+        raise UsageError(f"{where} lacks {' and '.join(map(repr, lacking))}: add it.")
     try:
         return kind(**raw)
     except TypeError as exc:
-        raise UsageError(f"{where} is incomplete or has a value of the wrong type: {exc}.") from exc
+        raise UsageError(f"{where} has a value of the wrong type: {exc}.") from exc
 
 
 def _at_least(name: str, value: int, least: int) -> None:
