@@ -17,18 +17,16 @@ def enc(*fields: bytes | str | int) -> bytes:
     Raises:
         OverflowError: An integer is negative or needs more than 64 bits.
     """
-    out = bytearray()
+    out = []
     for field in fields:
-        match field:
-            case str():
-                raw = field.encode()
-            case int():
-                raw = field.to_bytes(8, "big")
-            case _:
-                raw = bytes(field)
-        out += len(raw).to_bytes(8, "big")
-        out += raw
-    return bytes(out)
+        if isinstance(field, bytes):
+            raw = field
+        elif isinstance(field, str):
+            raw = field.encode()
+        else:
+            raw = field.to_bytes(8, "big")
+        out += (len(raw).to_bytes(8, "big"), raw)
+    return b"".join(out)
 
 
 def digest(label: str, *fields: bytes | str | int) -> bytes:

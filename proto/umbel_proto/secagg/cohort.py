@@ -26,6 +26,7 @@ class Cohort:
         peers: Verified devices, ascending by id.
         entries: Their entries as received.
         rows: The roster's rows.
+        head: The Roster message without entries, serialized: what all devices' rosters begin with.
         roster_hash: The roster.
         graph: Who masks with whom.
         places: Position by id.
@@ -36,6 +37,7 @@ class Cohort:
     peers: tuple[Peer, ...]
     entries: tuple[bytes, ...]
     rows: tuple[tuple[DeviceId, bytes], ...]
+    head: bytes
     roster_hash: bytes
     graph: Graph
     places: Mapping[DeviceId, int]
@@ -53,7 +55,9 @@ class Cohort:
         hash_ = roster_hash(sid, rows)
         graph = Graph.of(ids, descriptor.graph_parameters(len(ids)), sid=sid, roster_hash=hash_)
         peers = tuple(joined[device][0] for device in ids)
-        return cls(descriptor, sid, peers, entries, rows, hash_, graph, {d: i for i, d in enumerate(ids)})
+        places = {device: position for position, device in enumerate(ids)}
+        head = Roster(sid, rows, ()).to_bytes()
+        return cls(descriptor, sid, peers, entries, rows, head, hash_, graph, places)
 
     @property
     def ids(self) -> tuple[DeviceId, ...]:
@@ -65,9 +69,13 @@ class Cohort:
         return frozenset(self.rows[position][0] for position in positions)
 
     def roster_for(self, position: int) -> bytes:
-        """Return the serialized Roster for one device, with its neighbors' entries."""
+        """Return the serialized Roster for one device, with its neighbors' entries.
+
+        The entries come last in a Roster, so their bytes follow the others': writing all the rows
+        anew for each device would take time that grows with the square of the cohort.
+        """
         entries = tuple(self.entries[i] for i in self.graph.neighbors(position))
-        return Roster(self.sid, self.rows, entries).to_bytes()
+        return self.head + Roster(b"", (), entries).to_bytes()
 
     def enough(self, position: int, present: Set[int]) -> bool:
         """Say whether a device has the threshold of holders among those present."""

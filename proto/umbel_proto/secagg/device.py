@@ -23,7 +23,7 @@ from umbel_proto.errors import LocalProtocolError, RemoteProtocolError, UsageErr
 from umbel_proto.keys import SigningKey, VerifyKey
 from umbel_proto.secagg.boxes import Held, open_shares, seal_shares
 from umbel_proto.secagg.entries import Secrets, make_entry
-from umbel_proto.secagg.masks import Words, add_masks
+from umbel_proto.secagg.masks import Words, add_masks, zeros
 from umbel_proto.secagg.messages import (
     Confirmation,
     Confirmations,
@@ -521,4 +521,6 @@ def _own_words(words: Words, count: int) -> Words:
         raise UsageError(
             f"An encoded update has shape ({count},) and type uint64, not {words.shape} and {words.dtype}."
         )
-    return words.copy()
+    own = zeros(count)
+    np.copyto(own, words)
+    return own

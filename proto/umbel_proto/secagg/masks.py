@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from umbel_proto.encoding import digest, enc
 from umbel_proto.errors import VerificationError
 from umbel_proto.ids import DeviceId
-from umbel_proto.prg import KEY_BYTES, TILE_BYTES, Keystream
+from umbel_proto.prg import KEY_BYTES, TILE_BYTES, Keystream, Tile, aligned
 
 Words = NDArray[np.uint64]
 """Elements of Z / 2**64, shape (words,)."""
@@ -27,23 +27,32 @@ WORD_BYTES = 8
 _LITTLE_ENDIAN = np.dtype("<u8")
 
 
+def zeros(count: int) -> Words:
+    """Return ``count`` zero words where masks are added fastest, shape (count,)."""
+    return aligned(WORD_BYTES * count).view(np.uint64)
+
+
 def add_masks(words: Words, *, plus: Iterable[bytes] = (), minus: Iterable[bytes] = ()) -> None:
     """Add to ``words``, in place and modulo 2**64, the keystreams of some keys; subtract others'.
 
-    Tiles of keystream go straight into the sum, so a mask never exists as a whole.
+    A tile of each keystream goes straight into one slice of the sum, then the next tile of each
+    into the next slice: a mask never exists as a whole, and the slice stays in the cache.
 
     Args:
-        words: Contiguous, shape (words,).
+        words: Contiguous, shape (words,); best from ``zeros``.
         plus: Keys whose keystream is added, 32 bytes each.
         minus: Keys whose keystream is subtracted.
     """
-    for keys, accumulate in ((plus, np.add), (minus, np.subtract)):
-        for key in keys:
-            stream = Keystream(key)
-            for low in range(0, words.size, TILE_BYTES // WORD_BYTES):
-                part = words[low : low + TILE_BYTES // WORD_BYTES]
-                tile = stream.tile(WORD_BYTES * part.size).view(_LITTLE_ENDIAN)
-                accumulate(part, tile, out=part)
+    up, down = [Keystream(key) for key in plus], [Keystream(key) for key in minus]
+    whole = Tile.of(min(TILE_BYTES, WORD_BYTES * words.size))
+    for low in range(0, words.size, TILE_BYTES // WORD_BYTES):
+        part = words[low : low + TILE_BYTES // WORD_BYTES]
+        tile = whole.first(WORD_BYTES * part.size)
+        content = tile.content.view(_LITTLE_ENDIAN)
+        for streams, accumulate in ((up, np.add), (down, np.subtract)):
+            for stream in streams:
+                stream.fill(tile)
+                accumulate(part, content, part)
 
 
 def agree(private: X25519PrivateKey, public: bytes, info: bytes) -> bytes:

@@ -4,6 +4,10 @@ A phase ends when the caller says Closed: at its deadline, or as soon as ``state
 empty. Bad input raises RemoteProtocolError naming the device and changes nothing; the caller
 then reports the device Lost, and the round goes on without it.
 
+A state is a value, but for one thing: the running sum of Masking is added to in place, for a copy
+of a large model at each update would cost more than the addition. An update that was taken is in
+the sum of every state before it too, so only the newest state may be stepped, as ``step`` says.
+
 Source: docs/spec/secure-aggregation.md, "Phases" and "Server rules".
 """
 
@@ -23,7 +27,7 @@ from umbel_proto.keys import VerifyKey
 from umbel_proto.secagg.cohort import Cohort
 from umbel_proto.secagg.device import CONFIRM_LABEL
 from umbel_proto.secagg.entries import Peer, check_agreement_keys, verify_entry
-from umbel_proto.secagg.masks import Words
+from umbel_proto.secagg.masks import Words, zeros
 from umbel_proto.secagg.messages import (
     Confirmation,
     Confirmations,
@@ -170,7 +174,7 @@ class Masking:
         sharers: Positions whose shares were handed on: the devices whose masks are in use.
         waiting: Sharers that have not sent their update.
         masked: Positions whose words are in the total.
-        total: Sum of the masked words so far, shape (encoding.words,).
+        total: Sum of the masked words so far, shape (encoding.words,); this session's own, added to in place.
         lost: Who is out.
     """
 
@@ -390,7 +394,7 @@ def _close_sharing(state: Sharing) -> Step:
         boxes = tuple((sender, state.boxes[sender][receiver]) for sender in senders)
         message = SealedShares(cohort.sid, cohort.roster_hash, boxes)
         outgoing.append(Outgoing(cohort.ids[receiver], message.to_bytes()))
-    total = np.zeros(cohort.descriptor.encoding.words, np.uint64)
+    total = zeros(cohort.descriptor.encoding.words)
     return Masking(cohort, sharers, cohort.names(sharers), frozenset(), total, lost), tuple(outgoing)
 
 
@@ -400,12 +404,9 @@ def _add_words(state: Masking, event: MaskedSent) -> Masking:
     words = event.words
     fits = words.dtype == np.uint64 and words.shape == state.total.shape
     _require(fits, device, f"its update is not {state.total.size} words of 64 bits")
-    return replace(
-        state,
-        waiting=state.waiting - {device},
-        masked=state.masked | {position},
-        total=state.total + words,  # One running sum: the update itself is dropped here.
-    )
+    # Nothing is refused from here on. The update itself is dropped.
+    np.add(state.total, words, out=state.total)
+    return replace(state, waiting=state.waiting - {device}, masked=state.masked | {position})
 
 
 def _close_masking(state: Masking) -> Step:
@@ -438,8 +439,10 @@ def _close_confirming(state: Confirming) -> Step:
     if stuck := cohort.cannot_open(sharers=state.sharers, survivors=state.survivors, revealing=asked):
         return _abort(stuck, lost)
     outgoing = []
+    # The threshold's worth and no more: each costs its receiver a verification.
+    most = cohort.graph.parameters.threshold - cohort.graph.parameters.complete
     for receiver in sorted(asked):
-        near = sorted(signatures.keys() & set(cohort.graph.neighbors(receiver)))
+        near = [i for i in cohort.graph.neighbors(receiver) if i in signatures][:most]
         message = Confirmations(cohort.sid, cohort.roster_hash, tuple((i, signatures[i]) for i in near))
         outgoing.append(Outgoing(cohort.ids[receiver], message.to_bytes()))
     unmasking = Unmasking(cohort, state.sharers, state.survivors, cohort.names(asked), {}, state.total, lost)

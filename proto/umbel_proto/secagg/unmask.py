@@ -8,12 +8,13 @@ from __future__ import annotations
 import hmac
 from collections.abc import Callable, Iterator, Mapping, Set
 
+import numpy as np
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from umbel_proto.errors import VerificationError
 from umbel_proto.secagg.cohort import Cohort
 from umbel_proto.secagg.entries import commit_to_seed
-from umbel_proto.secagg.masks import Words, add_masks, pair_key, self_key
+from umbel_proto.secagg.masks import Words, add_masks, pair_key, self_key, zeros
 from umbel_proto.secagg.messages import RevealedShares
 from umbel_proto.secagg.shamir import recover
 
@@ -49,10 +50,10 @@ def unmask(
         for owner, share in message.keys:
             keys.setdefault(owner, {})[holder + 1] = share
     liars: set[int] = set()
-    out = total.copy()
-    for owner in sorted(survivors):
-        seed = _recover_seed(cohort, owner, seeds.get(owner, {}), liars)
-        add_masks(out, minus=[self_key(seed, sid=cohort.sid, roster_hash=cohort.roster_hash)])
+    out = zeros(total.size)
+    np.copyto(out, total)
+    own = [_recover_seed(cohort, owner, seeds.get(owner, {}), liars) for owner in sorted(survivors)]
+    add_masks(out, minus=[self_key(seed, sid=cohort.sid, roster_hash=cohort.roster_hash) for seed in own])
     for owner in cohort.dead(sharers, survivors):
         private = _recover_key(cohort, owner, keys.get(owner, {}), liars)
         near = [i for i in cohort.graph.neighbors(owner) if i in survivors]
