@@ -23,17 +23,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from simulation.attacks import SHARES, TABLE, Attack, boxes, signed_anew, values
 from simulation.federation import Federation, MemoryLink
-from simulation.liar import DEVICES, ORDER, STRICT, Crowd, Liar, Session, Stage
+from simulation.liar import DEVICES, ORDER, STRICT, Alone, Crowd, Liar, Session, Stage
 from umbel._participant import CONFIRM, MASK, SHARE, TRAIN, UNMASK, Participant
 from umbel_proto.errors import BudgetError, RefusedError, RemoteProtocolError, UmbelError
 from umbel_proto.ids import DeviceId
 from umbel_proto.privacy.ledger import spent
-from umbel_proto.secagg.boxes import Held, Lane, seal_shares
-from umbel_proto.secagg.messages import Confirmation, JoinEntry, RevealedShares, SealedShares
+from umbel_proto.secagg.messages import Confirmation, RevealedShares
 from umbel_proto.secagg.session import entry_hash, session_id
 from umbel_proto.wire import rounds_pb2 as pb
 from umbel_server.learning.link import Answer, NodeId, Payload
@@ -196,8 +194,7 @@ class TestOneUpdateASession:
         assert fits > 10
         for before, answered in ((fits - 1, True), (fits, False)):
             device = stage.device()
-            for number in range(before):
-                device.spend(replace(charge, sid=number.to_bytes(32, "big")))
+            device.spend(charge, before)
             if answered:
                 device.go_on(MASK)
             else:
@@ -218,27 +215,13 @@ class TestOneUpdateASession:
 
     def test_a_mask_key_that_everyone_knows_costs_nothing(self, liar: Liar) -> None:
         """A corrupt device joins with a key of small order, which comes into use only where masks are made."""
-        stage = liar.stage(SHARE)
+        stage = liar.stage(TRAIN)
         device = stage.device()
-        theirs = {i: X25519PrivateKey.generate() for i in range(1, DEVICES)}
-        public = {i: key.public_key().public_bytes_raw() for i, key in theirs.items()}
-        entries = tuple(
-            stage.entry(f"dev-{i}", *liar.member(i), keys=[bytes(32) if i == 1 else public[i], public[i]])
-            for i in theirs
-        )
-        rows = (stage.roster.rows[0], *((DeviceId(f"dev-{i}"), entry_hash(entries[i - 1])) for i in theirs))
-        answer = device.ask(SHARE, Payload(replace(stage.roster, rows=rows, entries=entries).to_bytes()))
-        sent = SealedShares.from_bytes(answer.body, "dev-0")
-        mine = JoinEntry.from_bytes(stage.moments[TRAIN].answer.body, "dev-0").share_key
-        lanes = {i: Lane(stage.sid, sent.roster_hash, DeviceId(f"dev-{i}"), stage.name) for i in theirs}
-        sealed = tuple(
-            (i, seal_shares(Held(bytes(32), bytes(32)), lane.key(theirs[i], mine), lane))
-            for i, lane in lanes.items()
-        )
+        session = Alone(stage, device, stage.request, {1: bytes(32)})
         with pytest.raises(RemoteProtocolError, match="an X25519 key of dev-1 has small order"):
-            device.ask(MASK, Payload(replace(sent, boxes=sealed).to_bytes()))
+            device.ask(MASK, session.shares())
         assert (device.charges(), device.vectors) == ((), [])
-        device.ask(MASK, Payload(replace(sent, boxes=sealed[1:]).to_bytes()))
+        device.ask(MASK, session.shares(1))
         assert len(device.charges()) == len(device.vectors) == 1
 
 

@@ -37,6 +37,7 @@ from umbel_proto.keys import SigningKey
 from umbel_proto.privacy.ledger import Charge
 from umbel_proto.secagg import device as protocol
 from umbel_proto.secagg import server
+from umbel_proto.secagg.boxes import Held, Lane, seal_shares
 from umbel_proto.secagg.entries import JOIN_LABEL
 from umbel_proto.secagg.messages import (
     Confirmations,
@@ -134,9 +135,12 @@ class Device:
         with Ledger(self.home.ledger) as ledger:
             return ledger.charges()
 
-    def spend(self, charge: Charge) -> None:
+    def spend(self, charge: Charge, times: int) -> None:
+        """Charge it for as many other sessions as that."""
         with Ledger(self.home.ledger) as ledger:
-            ledger.charge(charge, budget_epsilon=float("inf"), budget_delta=STRICT.budget_delta)
+            for number in range(times):
+                other = replace(charge, sid=number.to_bytes(32, "big"))
+                ledger.charge(other, budget_epsilon=float("inf"), budget_delta=STRICT.budget_delta)
 
 
 class Liar:
@@ -402,6 +406,45 @@ def _event(name: DeviceId, kind: str, answer: Payload) -> server.Event:
         UNMASK: server.Revealed,
     }
     return kinds[kind](name, answer.body)
+
+
+class Alone:
+    """A session in which every device but the first is the server's own, corrupt or made up.
+
+    Args:
+        stage: Any moment of the device.
+        device: The device.
+        invitation: What it is sent first.
+        mask_keys: Mask keys to show in place of honest ones, by number.
+    """
+
+    def __init__(
+        self, stage: Stage, device: Device, invitation: Payload, mask_keys: Mapping[int, bytes] | None = None
+    ) -> None:
+        self._name = stage.name
+        self._sid = session_id(pb.TrainRequest.FromString(invitation.body).descriptor)
+        self._entry = device.ask(TRAIN, invitation).body
+        self._keys = {DeviceId(f"dev-{i}"): X25519PrivateKey.generate() for i in range(1, DEVICES)}
+        entries = []
+        for i, key in enumerate(self._keys.values(), 1):
+            public = key.public_key().public_bytes_raw()
+            keys = [(mask_keys or {}).get(i, public), public]
+            entries.append(stage.entry(f"dev-{i}", *stage.liar.member(i), sid=self._sid, keys=keys))
+        names = (self._name, *self._keys)
+        rows = tuple(zip(names, map(entry_hash, (self._entry, *entries)), strict=True))
+        roster = Roster(self._sid, rows, tuple(entries))
+        answer = device.ask(SHARE, Payload(roster.to_bytes()))
+        self._sent = SealedShares.from_bytes(answer.body, self._name)
+
+    def shares(self, *without: int) -> Payload:
+        """Return the request for the masked update, with boxes that open, but for those of some devices."""
+        mine = JoinEntry.from_bytes(self._entry, self._name).share_key
+        boxes = []
+        for i, (name, key) in enumerate(self._keys.items(), 1):
+            if i not in without:
+                lane = Lane(self._sid, self._sent.roster_hash, name, self._name)
+                boxes.append((i, seal_shares(Held(bytes(32), bytes(32)), lane.key(key, mine), lane)))
+        return Payload(replace(self._sent, boxes=tuple(boxes)).to_bytes())
 
 
 @dataclass(frozen=True, slots=True)
