@@ -29,6 +29,7 @@ import typer
 
 from umbel._commands import UmbelGroup
 from umbel._home import HOME_VARIABLE, DeviceHome
+from umbel._planning import plan_privacy
 from umbel._uplink import POLL_S
 from umbel_proto.errors import (
     MissingExtraError,
@@ -60,6 +61,10 @@ app: typer.Typer = typer.Typer(
     pretty_exceptions_enable=False,
     help="Run models on devices you do not control, and let them learn together without their data leaving.",
 )
+
+privacy_app: typer.Typer = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+privacy_app.command("plan")(plan_privacy)
+app.add_typer(privacy_app, name="privacy")
 
 HomeOption = Annotated[
     Path | None,
@@ -271,9 +276,11 @@ def status(home: HomeOption = None, as_json: JsonOption = False) -> None:
     _print(table)
 
 
-@app.command()
-def privacy(home: HomeOption = None, as_json: JsonOption = False) -> None:
-    """Show every charge to the device's privacy budget."""
+@privacy_app.callback(invoke_without_command=True)
+def privacy(ctx: typer.Context, home: HomeOption = None, as_json: JsonOption = False) -> None:
+    """Show every charge to the device's privacy budget; or, with ``plan``, what a run would cost."""
+    if ctx.invoked_subcommand is not None:
+        return
     from umbel._ledger import Ledger
     from umbel_proto.privacy.ledger import spent
 

@@ -74,6 +74,12 @@ class Plan:
     error: float
     auxiliary_share: float = AUXILIARY_SHARE
 
+    def error_of(self, count: int) -> float:
+        """Return ``error`` where ``count`` devices are in the sum, at most ``devices``."""
+        encoding = self.encoding
+        wraps = self.wrap_probability * (1 << 2 * encoding.bits)
+        return math.sqrt(count * (float(encoding.noise) + 0.25) + wraps) / (encoding.scale * count)
+
 
 def plan(
     *,
@@ -86,6 +92,7 @@ def plan(
     epsilon: float | None = None,
     noise_multiplier: float | None = None,
     sampling_rate: float = 1.0,
+    rounds: int | None = None,
     auxiliary: int = 0,
     auxiliary_share: float = AUXILIARY_SHARE,
 ) -> Plan:
@@ -101,6 +108,8 @@ def plan(
         epsilon: Keep ``epsilon_server`` to this. Exactly one of this and the next is given.
         noise_multiplier: Or add this much noise, z = sqrt(honest * mu_local) / B; 0 for none.
         sampling_rate: Probability with which a device is drawn into a round, in (0, 1].
+        rounds: Models that are released, for ``epsilon_release``; by default as many rounds as it takes
+            for a device to be drawn so often.
         auxiliary: How many quantities are summed beside the update, 0 to 64.
         auxiliary_share: Square of each one's amplitude over that of the update's bound, in (0, 1]: a
             larger share makes it more exact, and the noise on the update larger.
@@ -121,6 +130,7 @@ def plan(
         epsilon=epsilon,
         noise_multiplier=noise_multiplier,
         sampling_rate=sampling_rate,
+        rounds=rounds,
         auxiliary=auxiliary,
         auxiliary_share=auxiliary_share,
     )
@@ -143,11 +153,14 @@ def _planned(
     epsilon: float | None,
     noise_multiplier: float | None,
     sampling_rate: float,
+    rounds: int | None,
     auxiliary: int,
     auxiliary_share: float,
 ) -> Plan | None:
     """Return the plan, or None if no layout carries it."""
     _check(dim, clip, devices, honest, participations, delta, sampling_rate)
+    if rounds is not None and rounds < 1:
+        raise UsageError(f"rounds is {rounds}: choose a number >= 1.")
     if not 0 <= auxiliary <= MAX_AUXILIARY:
         raise UsageError(f"auxiliary is {auxiliary}: choose 0 to {MAX_AUXILIARY} quantities.")
     if not 0 < auxiliary_share <= 1:
@@ -187,7 +200,8 @@ def _planned(
     inflation, encoding, sums = min(found, key=lambda each: each[0])
     mu, total = float(encoding.noise), float(honest * encoding.noise)
     server = epsilon_of(encoding.bound_sq, encoding.coordinates, total, delta, participations)
-    rounds = math.ceil(participations / sampling_rate)
+    if rounds is None:
+        rounds = math.ceil(participations / sampling_rate)
     release = epsilon_of(encoding.bound_sq, encoding.coordinates, total, delta, rounds, sampling_rate)
     return Plan(
         encoding=encoding,
@@ -245,6 +259,7 @@ def cohort_for_epsilon(
             epsilon=target_epsilon,
             noise_multiplier=None,
             sampling_rate=1.0,
+            rounds=None,
             auxiliary=len(plan_.encoding.auxiliary),
             auxiliary_share=plan_.auxiliary_share,
         )
