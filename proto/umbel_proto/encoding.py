@@ -17,7 +17,7 @@ def enc(*fields: bytes | str | int) -> bytes:
     Raises:
         OverflowError: An integer is negative or needs more than 64 bits.
     """
-    out = []
+    out: list[bytes] = []
     for field in fields:
         if isinstance(field, bytes):
             raw = field
