@@ -213,6 +213,7 @@ def test_two_refusals_in_a_row_make_suspects_and_a_diagnostic_round_ends_the_row
     assert not guard.suspects([failed])
     assert guard.suspects([failed, again])
     assert not guard.suspects([failed, record(2, "aborted", guard={})])
+    assert guard.suspects([failed, record(2, "aborted"), record(3, "aborted", **refused)])
     grouped = record(3, "aborted", guard={"refused": "accuracy", "groups": []})
     assert not guard.suspects([failed, again, grouped])
     assert not guard.suspects([grouped, record(4, "aborted", **refused)])

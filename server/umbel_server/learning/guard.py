@@ -147,8 +147,8 @@ def read(
     reason = ""
     if not norm <= most:
         reason = (
-            f"the average of {count} updates has norm {norm:.4g} without its noise, and {most:.4g} is the most "
-            "that passes: a device may run modified code"
+            f"the average of {count} updates has norm {norm:.4g} without its noise, and {most:.4g} passes "
+            f"at clip {encoding.clip:.4g} and factor {factor:g}: a device may run modified code"
         )
     return Reading(norm, most, reason or _outside(measured, asked))
 
@@ -183,10 +183,13 @@ def dropped(accuracy: float, best: float, rules: Guard) -> str:
 
 
 def suspects(records: Sequence[RoundRecord]) -> bool:
-    """Say whether the last two attempts at a round were refused here, and neither in groups.
+    """Say whether the last two sums of a round were refused here, and neither came from groups.
+
+    Attempts that gave no sum, such as one that a server died in, do not count.
 
     Args:
         records: Of one round, by attempt.
     """
-    last = [record.figures.get("guard", {}) for record in records[-2:]]
-    return len(last) == 2 and all(each.get("refused") and "groups" not in each for each in last)
+    notes = [record.figures.get("guard", {}) for record in records]
+    last = [each for each in notes if "refused" in each or "groups" in each][-2:]
+    return len(last) == 2 and all("groups" not in each for each in last)
