@@ -99,7 +99,7 @@ def sound(finding: Finding, epsilon: float) -> None:
 
 @pytest.mark.parametrize("canary", [FAINT, LOUD], ids=["at the clip", "beyond the clip"])
 def test_the_server_learns_what_the_accountant_says_and_no_more(canary: Direction) -> None:
-    sound(audit(real, Setting(planned(8.0), DEVICES, canary)), 8.0)
+    sound(audit(real, Setting(planned(8.0), DEVICES, canary, trials=3000)), 8.0)
 
 
 def test_a_small_epsilon_is_kept_as_well() -> None:
