@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from umbel_proto.invitation import MAX_PLAN_BYTES, MAX_REQUEST_BYTES
 from umbel_proto.secagg import messages as m
 from umbel_proto.secagg.session import MAX_DESCRIPTOR_BYTES
 from vectors.fixed import FLEET, NOW_S, PRIME, credential_of, fixed
@@ -20,8 +19,8 @@ Field = tuple[int, int | float | bytes]
 SID, ROSTER = fixed("sid"), fixed("roster")
 BOUND: list[Field] = [(1, SID), (2, ROSTER)]
 SIZES = {
-    "TrainRequest": MAX_REQUEST_BYTES,
-    "TrainPlan": MAX_PLAN_BYTES,
+    "TrainRequest": m.MAX_SMALL_BYTES,
+    "TrainPlan": m.MAX_SMALL_BYTES,
     "SessionDescriptor": MAX_DESCRIPTOR_BYTES,
     "JoinEntry": m.MAX_ENTRY_BYTES,
     "Roster": m.MAX_ROSTER_BYTES,

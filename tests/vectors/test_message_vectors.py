@@ -11,9 +11,8 @@ import pytest
 
 from umbel._contribution import asked_for
 from umbel_proto.errors import UmbelError
-from umbel_proto.invitation import TrainRequest, read_plan
 from umbel_proto.secagg import messages
-from umbel_proto.secagg.canonical import serialize
+from umbel_proto.secagg.canonical import parse, serialize
 from umbel_proto.secagg.session import Descriptor
 from umbel_proto.wire import rounds_pb2 as pb
 from vectors.fixed import descriptor, encoding
@@ -30,12 +29,12 @@ def pairs(values: tuple[tuple[int, bytes], ...]) -> list[list[Any]]:
 
 
 def read_train_request(data: bytes, case: Case) -> tuple[Case, bytes]:
-    m = TrainRequest.from_bytes(data, "server")
-    return {"descriptor": m.descriptor.hex(), "plan": m.plan.hex()}, m.to_bytes()
+    m = parse(pb.TrainRequest, data, limit=messages.MAX_SMALL_BYTES, peer="server")
+    return {"descriptor": m.descriptor.hex(), "plan": m.plan.hex()}, serialize(m)
 
 
 def read_train_plan(data: bytes, case: Case) -> tuple[Case, bytes]:
-    m = read_plan(data, "server")
+    m = parse(pb.TrainPlan, data, limit=messages.MAX_SMALL_BYTES, peer="server")
     summed = encoding(auxiliary=(3,) * case.get("summed", 0))
     quantities = asked_for(m, descriptor(encoding=summed))
     names = (

@@ -15,9 +15,10 @@ import pytest
 from umbel_proto.prg import Keystream
 from umbel_proto.privacy.accounting import epsilon, noise_multiplier, rounded_l2_bound_sq
 from umbel_proto.privacy.encode import Encoding, decode, encode
-from umbel_proto.privacy.rotate import _quarters, rotate, smooth_length, unrotate
+from umbel_proto.privacy.rotate import rotate, smooth_length, unrotate
 from umbel_proto.privacy.skellam import PRECISION, SkellamSampler, skellam_pmf
 from umbel_proto.privacy.slots import pack, unpack
+from vectors.independent import quarters
 
 VECTORS: dict[str, Any] = json.loads(Path(__file__).with_name("privacy.json").read_text())
 
@@ -34,7 +35,7 @@ def test_padding_is_frozen(dim: int, padded: int) -> None:
 @pytest.mark.parametrize("case", VECTORS["rotation"])
 def test_the_rotation_is_frozen(case: dict[str, Any]) -> None:
     seed, vector = bytes.fromhex(case["seed"]), np.array(case["vector"], np.float32)
-    assert _quarters(vector.size // 2, seed).tolist() == case["quarter_turns"]
+    assert quarters(seed, vector.size // 2) == case["quarter_turns"]
     rotated = rotate(vector, seed)
     assert np.abs(rotated - case["rotated"]).max() < case["tolerance"]
     back = unrotate(np.array(case["rotated"], np.float32), seed)

@@ -296,7 +296,7 @@ class Accepted:
 
 
 def accept(state: Shared, shares: bytes) -> Accepted:
-    """Check a request for the masked update, phase 3, steps 3.1 and 3.2.
+    """Check a request for the masked update, phase 3, step 5.3.2.
 
     Args:
         state: The newest state.
@@ -379,7 +379,7 @@ def _out_of_turn(state: State | Accepted, event: Event) -> RemoteProtocolError:
 
 
 def _join(state: Idle, event: Invited, request: bytes) -> tuple[State, Reply]:
-    """Phase 1, steps 1.1 to 1.4."""
+    """Phase 1, steps 5.1.1 to 5.1.4."""
     member = state.member
     descriptor = Descriptor.from_bytes(event.descriptor, SERVER)
     against = objection(descriptor, member.policy)
@@ -400,7 +400,7 @@ def _join(state: Idle, event: Invited, request: bytes) -> tuple[State, Reply]:
 
 
 def _share(state: Joined, event: RosterReceived, request: bytes) -> tuple[State, Reply]:
-    """Phase 2, steps 2.1 to 2.4."""
+    """Phase 2, steps 5.2.2 to 5.2.4."""
     session, secrets = state.session, state.secrets
     around = read_roster(
         session,
@@ -424,7 +424,7 @@ def _share(state: Joined, event: RosterReceived, request: bytes) -> tuple[State,
 
 
 def _mask(accepted: Accepted, event: SharesReceived, request: bytes) -> tuple[State, Reply]:
-    """Phase 3, steps 3.3 and 3.4."""
+    """Phase 3, steps 5.3.3 and 5.3.4."""
     if not hmac.compare_digest(request, accepted.request):
         raise LocalProtocolError(
             "The shares are not those that were accepted: the ledger is charged for others."
@@ -442,7 +442,7 @@ def _mask(accepted: Accepted, event: SharesReceived, request: bytes) -> tuple[St
 
 
 def _confirm(state: Masked, event: SurvivorsReceived, request: bytes) -> tuple[State, Reply]:
-    """Phase 4, steps 4.1 to 4.3."""
+    """Phase 4, steps 5.4.2 and 5.4.3."""
     session, around = state.session, state.neighborhood
     message = Survivors.from_bytes(event.survivors, SERVER)
     _require_bound(message, session, around)
@@ -472,7 +472,7 @@ def _confirm(state: Masked, event: SurvivorsReceived, request: bytes) -> tuple[S
 
 
 def _reveal(state: Confirmed, event: SignaturesReceived, request: bytes) -> tuple[State, Reply]:
-    """Phase 5, steps 5.1 to 5.3: of each peer one share, chosen by the confirmed survivors."""
+    """Phase 5, steps 5.5.2 and 5.5.3: of each peer one share, chosen by the confirmed survivors."""
     session, around, survivors = state.session, state.neighborhood, state.survivors
     message = Confirmations.from_bytes(event.signatures, SERVER)
     _require_bound(message, session, around)

@@ -336,6 +336,7 @@ def _close(state: Open) -> Step:
 
 
 def _add_entry(state: Joining, event: Joined) -> Joining:
+    """Step 5.1.5."""
     device, descriptor = event.device, state.descriptor
     _require(device in state.waiting, device, "it was not invited, or has answered")
     full = f"the cohort is full with {descriptor.max_cohort} devices"
@@ -355,6 +356,7 @@ def _add_entry(state: Joining, event: Joined) -> Joining:
 
 
 def _close_joining(state: Joining) -> Step:
+    """Step 5.2.1."""
     lost = _silent(state)
     n, least = len(state.joined), state.descriptor.min_cohort
     if n < least:
@@ -368,6 +370,7 @@ def _close_joining(state: Joining) -> Step:
 
 
 def _add_shares(state: Sharing, event: SharesSent) -> Sharing:
+    """Step 5.2.5."""
     device, cohort = event.device, state.cohort
     position = _position(state, device)
     message = SealedShares.from_bytes(event.shares, device)
@@ -379,6 +382,7 @@ def _add_shares(state: Sharing, event: SharesSent) -> Sharing:
 
 
 def _close_sharing(state: Sharing) -> Step:
+    """Step 5.3.1."""
     lost, cohort = _silent(state), state.cohort
     # A device with too few neighbors left would refuse to mask. Leaving it out may cost others
     # their neighbors, so look again until nothing changes.
@@ -399,6 +403,7 @@ def _close_sharing(state: Sharing) -> Step:
 
 
 def _add_words(state: Masking, event: MaskedSent) -> Masking:
+    """Step 5.3.5."""
     device, position = event.device, _position(state, event.device)
     _require_bound(Masked.from_bytes(event.message, device), state.cohort, device)
     words = event.words
@@ -410,6 +415,7 @@ def _add_words(state: Masking, event: MaskedSent) -> Masking:
 
 
 def _close_masking(state: Masking) -> Step:
+    """Step 5.4.1."""
     lost, cohort, survivors = _silent(state), state.cohort, state.masked
     if shortage := _shortage(cohort, survivors, "sent an update"):
         return _abort(shortage, lost)
@@ -422,6 +428,7 @@ def _close_masking(state: Masking) -> Step:
 
 
 def _add_confirmation(state: Confirming, event: ConfirmedSent) -> Confirming:
+    """Step 5.4.4."""
     device, position = event.device, _position(state, event.device)
     message = Confirmation.from_bytes(event.confirmation, device)
     _require_bound(message, state.cohort, device)
@@ -434,6 +441,7 @@ def _add_confirmation(state: Confirming, event: ConfirmedSent) -> Confirming:
 
 
 def _close_confirming(state: Confirming) -> Step:
+    """Step 5.5.1."""
     lost, cohort, signatures = _silent(state), state.cohort, state.signatures
     asked = frozenset(i for i in signatures if cohort.enough(i, signatures.keys()))
     if stuck := cohort.cannot_open(sharers=state.sharers, survivors=state.survivors, revealing=asked):
@@ -450,6 +458,7 @@ def _close_confirming(state: Confirming) -> Step:
 
 
 def _add_revealed(state: Unmasking, event: Revealed) -> Unmasking:
+    """Step 5.5.4."""
     device, position, cohort = event.device, _position(state, event.device), state.cohort
     message = RevealedShares.from_bytes(event.shares, device)
     _require_bound(message, cohort, device)
@@ -461,6 +470,7 @@ def _add_revealed(state: Unmasking, event: Revealed) -> Unmasking:
 
 
 def _close_unmasking(state: Unmasking) -> Step:
+    """Step 10.5."""
     lost, cohort = _silent(state), state.cohort
     try:
         total, liars = unmask(

@@ -1,6 +1,6 @@
 """Taking the masks off a sum: secrets recovered from shares, each checked before it is used.
 
-Source: docs/spec/secure-aggregation.md, "Server rules", step 5.
+Source: docs/spec/secure-aggregation.md, "Server rules", 10.5.
 """
 
 from __future__ import annotations
