@@ -36,7 +36,8 @@ PRECISION = 160
 _TAIL = 120
 _HEAD = 64
 _CELL = 48
-_UNDECIDED = np.int32(-(2**31))
+_FIRST = np.int32(-(2**31))
+_OPEN = np.int32(-(2**30))  # No draw is below -2**17, and no table has 2**30 entries.
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -45,7 +46,8 @@ class _Table:
 
     Args:
         lowest: The least value a draw can take.
-        cells: The draw for each value of U's first 16 bits, or ``_UNDECIDED``; shape (65536,).
+        cells: The draw for each value of U's first 16 bits; if they leave it open, the index of the
+            first of ``ends`` that U may fall short of, minus 2**31; shape (65536,).
         heads: First 64 bits of each entry of ``ends``, shape (values,).
         ends: ``F(lowest + i) * 2**160``; the last is ``2**160``.
     """
@@ -81,13 +83,21 @@ class SkellamSampler:
         table = self._table
         cells = stream.read(2 * count).view(np.dtype("<u2"))
         draws = table.cells[cells]
-        open_ = np.flatnonzero(draws == _UNDECIDED)
+        open_ = np.flatnonzero(draws < _OPEN)
         if open_.size:
             heads = cells[open_].astype(np.uint64) << np.uint64(_CELL)
             heads |= stream.uint64(open_.size) >> np.uint64(_HEAD - _CELL)
-            places = np.searchsorted(table.heads, heads, side="right")
+            places = draws[open_] - _FIRST
+            # Most open cells hold one entry, so one comparison tells; those that hold more are searched.
+            ahead = table.heads[places]
+            ties = ahead == heads
+            places += ahead <= heads
+            ahead = table.heads[np.minimum(places, table.heads.size - 1)]
+            more = np.flatnonzero(ahead <= heads)
+            places[more] = np.searchsorted(table.heads, heads[more], side="right")
+            ties[more] = table.heads[places[more] - 1] == heads[more]
             # A head equal to an entry's leaves open on which side of the entry U falls.
-            for tie in np.flatnonzero(table.heads[np.maximum(places, 1) - 1] == heads):
+            for tie in np.flatnonzero(ties):
                 tail = int.from_bytes(stream.read((PRECISION - _HEAD) // 8).tobytes(), "little")
                 uniform = int(heads[tie]) << (PRECISION - _HEAD) | tail
                 places[tie] = bisect.bisect_right(table.ends, uniform)
@@ -130,7 +140,7 @@ def _table(variance: Fraction) -> _Table:
     begins = np.arange(1 << (_HEAD - _CELL), dtype=np.uint64) << np.uint64(_CELL)
     below = np.searchsorted(heads, begins, side="left")
     within = np.searchsorted(heads, begins | np.uint64((1 << _CELL) - 1), side="right")
-    cells = np.where(below == within, (below + lowest).astype(np.int32), _UNDECIDED)
+    cells = np.where(below == within, below + lowest, below + int(_FIRST)).astype(np.int32)
     for array in (cells, heads):
         array.setflags(write=False)
     return _Table(lowest, cells, heads, ends)

@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 SLOTS = MappingProxyType({16: 4, 21: 3, 32: 2})
 """Bits of a slot -> slots in a word, the densest layout first."""
 
+_TILE = 1 << 14  # Words whose 64-bit temporaries stay in the cache.
+
 
 def pack(values: NDArray[np.int32], bits: int) -> NDArray[np.uint64]:
     """Return ``values`` as words, shape (ceil(count / slots),).
@@ -30,7 +32,10 @@ def pack(values: NDArray[np.int32], bits: int) -> NDArray[np.uint64]:
     words = np.zeros(-(-values.size // SLOTS[bits]), np.uint64)
     for slot in range(SLOTS[bits]):
         run = values[slot * words.size : (slot + 1) * words.size]
-        words[: run.size] += run.astype(np.int64).view(np.uint64) << np.uint64(bits * slot)
+        for low in range(0, run.size, _TILE):
+            wide = run[low : low + _TILE].astype(np.int64).view(np.uint64)
+            wide <<= np.uint64(bits * slot)
+            words[low : low + wide.size] += wide
     return words
 
 
@@ -41,11 +46,14 @@ def unpack(words: NDArray[np.uint64], bits: int, count: int) -> NDArray[np.int32
     ``2**bits`` off and its neighbor in the slot above one off.
     """
     values = np.empty(count, np.int32)
-    rest = words.view(np.int64)
     top = np.int64(64 - bits)
-    for slot in range(SLOTS[bits]):
-        run = values[slot * words.size : (slot + 1) * words.size]
-        low = rest << top >> top
-        run[:] = low[: run.size]
-        rest = (rest - low) >> np.int64(bits)
+    for low in range(0, words.size, _TILE):
+        rest = words[low : low + _TILE].astype(np.int64)
+        for slot in range(SLOTS[bits]):
+            begin = slot * words.size + low
+            run = values[begin : min(begin + rest.size, (slot + 1) * words.size)]
+            value = rest << top >> top
+            run[:] = value[: run.size]
+            rest -= value
+            rest >>= np.int64(bits)
     return values
