@@ -17,6 +17,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 from privacy_audit import (
+    Canary,
     Contribution,
     Direction,
     Finding,
@@ -58,6 +59,7 @@ def planned(
         delta=DELTA,
         epsilon=epsilon,
         auxiliary=auxiliary,
+        auxiliary_share=1.0,
     )
     assert made.epsilon_server <= epsilon
     return made.encoding
@@ -84,6 +86,11 @@ def real(mine: Contribution, session: Session, device: int) -> Words:
 
 LOUD = Direction(DIM, 3 * CLIP)
 FAINT = Direction(DIM, CLIP)
+BOTH = Direction(DIM, CLIP, (1.0,) * 8)
+
+
+def only_quantities(session: Session, number: int) -> Contribution:
+    return replace(BOTH(session, number), update=np.zeros(DIM, np.float32))
 
 
 def sound(finding: Finding, epsilon: float) -> None:
@@ -106,9 +113,9 @@ def test_a_small_epsilon_is_kept_as_well() -> None:
     sound(audit(real, Setting(planned(4.0), DEVICES, LOUD, trials=4000)), 4.0)
 
 
-def test_quantities_beside_the_update_are_within_the_same_epsilon() -> None:
-    canary = Direction(DIM, CLIP, (1.0,) * 8)
-    sound(audit(real, Setting(planned(8.0, auxiliary=8), DEVICES, canary)), 8.0)
+@pytest.mark.parametrize("canary", [BOTH, only_quantities])
+def test_quantities_beside_the_update_are_within_the_same_epsilon(canary: Canary) -> None:
+    sound(audit(real, Setting(planned(8.0, auxiliary=8), DEVICES, canary, trials=3000)), 8.0)
 
 
 def test_a_canary_made_for_the_rounding_gains_nothing() -> None:
@@ -319,11 +326,6 @@ def test_another_rotation_than_the_sessions_is_seen_as_a_lost_update() -> None:
 
 
 def test_quantities_without_noise_are_seen() -> None:
-    canary = Direction(DIM, CLIP, (1.0,) * 8)
-
-    def only_quantities(session: Session, number: int) -> Contribution:
-        return replace(canary(session, number), update=np.zeros(DIM, np.float32))
-
     setting = Setting(planned(2.0, auxiliary=8), DEVICES, only_quantities, trials=500)
     assert audit(quantities_without_noise, setting).epsilon_of_any(DELTA) > 2.0
 
