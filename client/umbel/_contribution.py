@@ -6,14 +6,14 @@ Source: docs/spec/privacy.md, "Auxiliary quantities".
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from umbel._data import Examples
-from umbel.train import TrainPlan
+from umbel.train import ExamplePrivacy, TrainPlan
 from umbel.train.evaluate import MAX_HOLDBACK, evaluate, hold_back
 from umbel.train.local import train_locally
 from umbel.train.onnx import OnnxTrainer
@@ -22,6 +22,7 @@ from umbel_proto.ids import DeviceId
 from umbel_proto.package import Package
 from umbel_proto.privacy.auxiliary import ACCURACY, LOSS, TRAINING_LOSS, WEIGHT, WITHIN_CLIP, Quantity
 from umbel_proto.privacy.encode import norm_of
+from umbel_proto.privacy.examples import NoisySteps
 from umbel_proto.secagg.device import SERVER
 from umbel_proto.secagg.session import Descriptor
 from umbel_proto.wire import rounds_pb2, saved_pb2
@@ -86,7 +87,10 @@ def _settings(plan: rounds_pb2.TrainPlan) -> TrainPlan:
             f"the plan wants to hold back {plan.holdback:g} of the examples, more than {MAX_HOLDBACK:g}",
         )
     try:
-        return TrainPlan(plan.epochs, plan.batch_size, plan.learning_rate, plan.momentum, plan.seed)
+        # Noise without a clip is no protection and no mistake to pass over: ExamplePrivacy refuses it.
+        wanted = plan.example_clip != 0 or plan.example_noise != 0
+        privacy = ExamplePrivacy(plan.example_clip, plan.example_noise) if wanted else None
+        return TrainPlan(plan.epochs, plan.batch_size, plan.learning_rate, plan.momentum, plan.seed, privacy)
     except UsageError as exc:
         raise RemoteProtocolError(SERVER, f"the plan is out of range: {exc}") from exc
 
@@ -99,6 +103,7 @@ def contribute(
     descriptor: Descriptor,
     *,
     device: DeviceId,
+    charge: Callable[[NoisySteps | None], object],
 ) -> Contribution:
     """Train on a device's examples, and measure what the plan asks for.
 
@@ -109,8 +114,10 @@ def contribute(
         plan: The training plan.
         descriptor: The session.
         device: The device.
+        charge: See ``train_locally``.
 
     Raises:
+        BudgetError: ``charge`` says that the examples' budget does not cover it.
         RemoteProtocolError: The plan asks for what no device answers.
         UsageError: The examples break the contract, the settings make no sense, or training diverged.
     """
@@ -124,6 +131,7 @@ def contribute(
             settings,
             round_=descriptor.round,
             device=device,
+            charge=charge,
         )
     update = trained.parameters - start
     names = {quantity.name for quantity in asked}

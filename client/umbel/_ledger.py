@@ -2,11 +2,15 @@
 
 A charge is on disk before anything computed from the device's data leaves it. A power cut
 after that loses a round, never a charge.
+
+Two lines are kept, one for each unit of privacy: what rounds gave away about the device, and what trainings
+gave away about any one of its examples. They are never added to each other.
 """
 
 from __future__ import annotations
 
 import hmac
+import math
 import sqlite3
 import threading
 from fractions import Fraction
@@ -16,6 +20,8 @@ from umbel._files import sync_directory
 from umbel._sqlite import connect, storage_errors, transaction
 from umbel_proto.errors import RefusedError, StorageError, UsageError
 from umbel_proto.ids import RunId
+from umbel_proto.privacy import examples
+from umbel_proto.privacy.examples import ExampleCharge, NoisySteps
 from umbel_proto.privacy.ledger import Charge, check, spent
 
 _ADVICE = (
@@ -34,12 +40,28 @@ CREATE TABLE IF NOT EXISTS charges (
     variance TEXT NOT NULL,          -- of the honest noise per coordinate, a fraction "p/q"
     at_s     REAL NOT NULL           -- device clock, Unix seconds
 ) STRICT;
+CREATE TABLE IF NOT EXISTS trainings (
+    id       INTEGER PRIMARY KEY,
+    sid      BLOB NOT NULL,          -- session id, 32 bytes; a session trained twice is charged twice
+    run      TEXT NOT NULL,
+    round    INTEGER NOT NULL,
+    attempt  INTEGER NOT NULL,
+    rate     REAL NOT NULL,          -- probability with which an example is drawn into a step, in (0, 1]
+    steps    INTEGER NOT NULL,       -- steps taken at most
+    noise    REAL NOT NULL,          -- deviation of a step's noise over the largest norm of a gradient
+    at_s     REAL NOT NULL           -- device clock, Unix seconds
+) STRICT;
 """
 _INSERT = """
 INSERT INTO charges (run, round, attempt, sid, bound_sq, padded, variance, at_s)
 VALUES (?, ?, ?, ?, ?, ?, ?, ?)
 """
 _SELECT = "SELECT run, round, attempt, sid, bound_sq, padded, variance, at_s FROM charges ORDER BY id"
+
+_INSERT_TRAINING = """
+INSERT INTO trainings (run, round, attempt, sid, rate, steps, noise, at_s) VALUES (?, ?, ?, ?, ?, ?, ?, ?)
+"""
+_SELECT_TRAININGS = "SELECT run, round, attempt, sid, rate, steps, noise, at_s FROM trainings ORDER BY id"
 
 
 class Ledger:
@@ -125,6 +147,54 @@ class Ledger:
             )
         return epsilon
 
+    def charge_training(
+        self, charge: ExampleCharge, *, budget_epsilon: float = math.inf, budget_delta: float
+    ) -> float:
+        """Spend part of the budget of the device's examples, each time a training begins.
+
+        When this returns, the charge is on disk.
+
+        Args:
+            charge: What the training gives away.
+            budget_epsilon: What may be spent on one example over the device's life; infinite to keep count.
+            budget_delta: The delta that goes with it.
+
+        Returns:
+            Epsilon spent, with this charge.
+
+        Raises:
+            BudgetError: The budget does not cover it; nothing is charged.
+            StorageError: The disk is full or the file damaged; nothing is charged.
+        """
+        with self._lock, transaction(self._connection, self._path, _ADVICE) as db:
+            epsilon = examples.check(
+                self._read_trainings(db), charge, budget_epsilon=budget_epsilon, budget_delta=budget_delta
+            )
+            release = charge.release
+            db.execute(
+                _INSERT_TRAINING,
+                (
+                    charge.run,
+                    charge.round,
+                    charge.attempt,
+                    charge.sid,
+                    release.rate,
+                    release.steps,
+                    release.noise,
+                    float(charge.at_s),
+                ),
+            )
+        return epsilon
+
+    def trainings(self) -> tuple[ExampleCharge, ...]:
+        """Return every charge for training, oldest first.
+
+        Raises:
+            StorageError: The file is damaged.
+        """
+        with self._lock, storage_errors(self._path, _ADVICE):
+            return self._read_trainings(self._connection)
+
     def charges(self) -> tuple[Charge, ...]:
         """Return every charge, oldest first.
 
@@ -146,4 +216,14 @@ class Ledger:
                 for run, round_, attempt, sid, bound_sq, padded, variance, at_s in rows
             )
         except (ValueError, ZeroDivisionError, UsageError) as exc:
+            raise StorageError(f"{self._path} is damaged: {_ADVICE}") from exc
+
+    def _read_trainings(self, db: sqlite3.Connection) -> tuple[ExampleCharge, ...]:
+        rows = db.execute(_SELECT_TRAININGS).fetchall()
+        try:
+            return tuple(
+                ExampleCharge(RunId(run), round_, attempt, sid, NoisySteps(rate, steps, noise), at_s)
+                for run, round_, attempt, sid, rate, steps, noise, at_s in rows
+            )
+        except UsageError as exc:
             raise StorageError(f"{self._path} is damaged: {_ADVICE}") from exc

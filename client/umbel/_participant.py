@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import hmac
 import logging
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -26,6 +27,7 @@ from umbel._home import DeviceHome
 from umbel._ledger import Ledger
 from umbel._shelf import Shelf
 from umbel_proto.errors import (
+    BudgetError,
     LocalProtocolError,
     RefusedError,
     RemoteProtocolError,
@@ -37,6 +39,7 @@ from umbel_proto.errors import (
 from umbel_proto.ids import check_name
 from umbel_proto.package import Package
 from umbel_proto.privacy.encode import encode
+from umbel_proto.privacy.examples import ExampleCharge, NoisySteps
 from umbel_proto.privacy.ledger import Charge
 from umbel_proto.secagg.canonical import parse
 from umbel_proto.secagg.device import (
@@ -60,7 +63,7 @@ from umbel_proto.secagg.device import (
 from umbel_proto.secagg.messages import MAX_SMALL_BYTES
 from umbel_proto.secagg.neighborhood import require
 from umbel_proto.secagg.saved import restore, save
-from umbel_proto.secagg.session import Descriptor, model_hash, plan_hash, rotation_seed, session_id
+from umbel_proto.secagg.session import model_hash, plan_hash, rotation_seed, session_id
 from umbel_proto.wire import rounds_pb2 as pb
 
 log: logging.Logger = logging.getLogger(__name__)
@@ -176,7 +179,7 @@ class Participant:
             return reply.message, b"", saved
         assert isinstance(state, Joined)
         package = self._package(plan)
-        contribution = self._contribution(package, state.session.descriptor, plan, vector)
+        contribution = self._contribution(package, state, plan, vector)
         return reply.message, b"", _saved(state, contribution.to_bytes())
 
     def _before(self, saved: Saved | None, sid: bytes) -> State:
@@ -202,8 +205,9 @@ class Participant:
         )
 
     def _contribution(
-        self, package: Package, descriptor: Descriptor, plan: pb.TrainPlan, vector: bytes
+        self, package: Package, state: Joined, plan: pb.TrainPlan, vector: bytes
     ) -> Contribution:
+        descriptor = state.session.descriptor
         dim = package.manifest.dim
         if len(vector) != 4 * dim or descriptor.encoding.dim != dim:
             raise RemoteProtocolError(
@@ -214,7 +218,41 @@ class Participant:
         if not np.isfinite(start).all():
             raise RemoteProtocolError(SERVER, "the model holds values that are not finite")
         examples = read_examples(self._data)
-        return contribute(package, start, examples, plan, descriptor, device=self._identity.device)
+
+        def charge(release: NoisySteps | None) -> None:
+            self._charge_training(state, release)
+
+        return contribute(
+            package, start, examples, plan, descriptor, device=self._identity.device, charge=charge
+        )
+
+    def _charge_training(self, state: Joined, release: NoisySteps | None) -> None:
+        """Charge the examples' line of the ledger, before training begins."""
+        descriptor, policy = state.session.descriptor, state.member.policy
+        if release is None:
+            if math.isfinite(policy.example_budget_epsilon):
+                raise BudgetError(
+                    "The fleet bounds what is spent on one example, and the plan protects none: set example_clip and "
+                    "example_noise in its training."
+                )
+            return
+        charge = ExampleCharge(
+            run=descriptor.run,
+            round=descriptor.round,
+            attempt=descriptor.attempt,
+            sid=state.session.sid,
+            release=release,
+            at_s=self._clock(),
+        )
+        try:
+            with Ledger(self._home.ledger) as ledger:
+                ledger.charge_training(
+                    charge, budget_epsilon=policy.example_budget_epsilon, budget_delta=policy.budget_delta
+                )
+        except BudgetError as exc:
+            # What it costs depends on how many examples there are, and the server need not know that.
+            log.warning("%s", exc)
+            raise BudgetError("The budget of this device's examples does not cover the training.") from exc
 
     def _mask(self, saved: Saved | None, body: bytes) -> tuple[bytes, bytes, Saved | None]:
         """Phase 3: check the request, charge the ledger, then encode, add noise and mask."""

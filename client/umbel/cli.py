@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from umbel._data import Examples
     from umbel._device import Device
     from umbel._model import Model
+    from umbel_proto.privacy.examples import ExampleCharge
     from umbel_proto.privacy.ledger import Charge
 
 log: logging.Logger = logging.getLogger("umbel")
@@ -216,17 +217,22 @@ def train(
     learning_rate: Annotated[float, typer.Option(help="Length of a step.")] = 0.1,
     momentum: Annotated[float, typer.Option(help="How much of the last step goes into the next.")] = 0.0,
     seed: Annotated[int, typer.Option(min=0, help="Order of the examples.")] = 0,
+    example_clip: Annotated[
+        float, typer.Option(help="Largest norm of an example's gradient; 0: no example is protected.")
+    ] = 0.0,
+    example_noise: Annotated[float, typer.Option(help="Noise in a step over --example-clip.")] = 0.0,
+    delta: Annotated[float, typer.Option(help="The delta of one example's epsilon.")] = 1e-6,
     as_json: JsonOption = False,
 ) -> None:
-    """Train on this machine, without a fleet and without privacy, to see what a model can reach.
+    """Train on this machine, without a fleet and without noise in sums, to see what a model can reach.
 
     With one --data it trains centrally, with several it averages as a fleet's rounds do.
     """
     from umbel._data import read_examples
     from umbel._files import read_file
     from umbel._package import load_package
-    from umbel.train import TrainPlan
-    from umbel.train.local import accuracy_on, federated_averaging
+    from umbel.train import ExamplePrivacy, TrainPlan
+    from umbel.train.local import accuracy_on, example_epsilon, federated_averaging
     from umbel.train.onnx import OnnxTrainer
     from umbel_proto.ids import DeviceId
     from umbel_proto.keys import VerifyKey
@@ -234,7 +240,9 @@ def train(
     loaded = load_package(package, release_key=VerifyKey(read_file(release_key)))
     judge = accuracy_on(loaded, read_examples(heldout))
     shards = {DeviceId(f"dev-{number}"): read_examples(path) for number, path in enumerate(data, 1)}
-    plan = TrainPlan(epochs, batch_size, learning_rate, momentum, seed)
+    private = ExamplePrivacy(example_clip, example_noise) if example_clip or example_noise else None
+    plan = TrainPlan(epochs, batch_size, learning_rate, momentum, seed, private)
+    spent = example_epsilon(shards, plan, rounds=rounds, delta=delta)
     parameters = loaded.parameters()
     accuracy = [judge(parameters)]
     steps = federated_averaging(OnnxTrainer(loaded), parameters, shards, rounds=rounds, plan=plan)
@@ -243,7 +251,9 @@ def train(
         if not as_json:
             typer.echo(f"round {number:3d}  accuracy {accuracy[-1]:.4f}")
     if as_json:
-        _print_json({"accuracy": accuracy})
+        _print_json({"accuracy": accuracy, "example_epsilon": spent, "delta": delta})
+    elif private is not None:
+        typer.echo(f"one example: epsilon {_number(spent)} at delta {delta:g}")
 
 
 @app.command()
@@ -278,46 +288,36 @@ def status(home: HomeOption = None, as_json: JsonOption = False) -> None:
 
 @privacy_app.callback(invoke_without_command=True)
 def privacy(ctx: typer.Context, home: HomeOption = None, as_json: JsonOption = False) -> None:
-    """Show every charge to the device's privacy budget; or, with ``plan``, what a run would cost."""
+    """Show every charge to the device's budgets; or, with ``plan``, what a run would cost."""
     if ctx.invoked_subcommand is not None:
         return
-    from umbel._ledger import Ledger
-    from umbel_proto.privacy.ledger import spent
+    from umbel._spending import noise_multiplier, spending
 
     where = _home(home)
-    policy = where.open_policy()
-    with Ledger(where.ledger) as ledger:
-        charges = ledger.charges()
-    delta = policy.budget_delta
-    after = [spent(charges[: index + 1], delta) for index in range(len(charges))]
-    total = after[-1] if after else 0.0
+    found = spending(where)
     if as_json:
-        rows = [
-            {
-                "at_s": charge.at_s,
-                "run": charge.run,
-                "round": charge.round,
-                "attempt": charge.attempt,
-                "session": charge.sid.hex(),
-                "noise_multiplier": _noise_multiplier(charge),
-                "epsilon_after": epsilon,
-            }
-            for charge, epsilon in zip(charges, after, strict=True)
-        ]
-        budget = {"epsilon": policy.budget_epsilon, "delta": delta}
-        _print_json({"device": where.identity.device, "epsilon": total, "budget": budget, "charges": rows})
+        _print_json({"device": where.identity.device, **found.to_json()})
         return
-    title = f"epsilon {_number(total)} of {_number(policy.budget_epsilon)} at delta {delta:g}"
+    title = (
+        f"the device: epsilon {_number(found.epsilon)} of {_number(found.budget)} at delta {found.delta:g}"
+    )
     table = _table(title, "when", "run", "round", "attempt", "noise multiplier", "epsilon after")
-    for charge, epsilon in zip(charges, after, strict=True):
-        table.add_row(
-            _when(charge.at_s),
-            charge.run,
-            str(charge.round),
-            str(charge.attempt),
-            _number(_noise_multiplier(charge)),
-            _number(epsilon),
-        )
+    for charge, after in found.charges:
+        noise = noise_multiplier(charge)
+        table.add_row(*_session(charge), _number(noise), _number(after))
+    _print(table)
+    title = (
+        f"one example: epsilon {_number(found.example_epsilon)} of {_number(found.example_budget)} at delta "
+        f"{found.delta:g}"
+    )
+    if found.unprotected:
+        title += f"; rounds that did not protect examples: {found.unprotected} of {len(found.charges)}"
+    columns = ("when", "run", "round", "attempt", "rate", "steps", "noise multiplier", "epsilon after")
+    table = _table(title, *columns)
+    for training, after in found.trainings:
+        release = training.release
+        figures = (_number(release.rate), str(release.steps), _number(release.noise), _number(after))
+        table.add_row(*_session(training), *figures)
     _print(table)
 
 
@@ -399,8 +399,8 @@ def _predict(model: Model, examples: Examples) -> dict[str, Any]:
     return result
 
 
-def _noise_multiplier(charge: Charge) -> float:
-    return math.sqrt(charge.variance / charge.bound_sq)
+def _session(charge: Charge | ExampleCharge) -> tuple[str, str, str, str]:
+    return _when(charge.at_s), charge.run, str(charge.round), str(charge.attempt)
 
 
 def _when(at_s: float | None) -> str:

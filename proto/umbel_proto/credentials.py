@@ -49,6 +49,8 @@ class FleetPolicy:
         budget_epsilon: What one device may spend over its life.
         budget_delta: The delta that goes with it.
         version: Grows with every change; a device never goes back.
+        example_budget_epsilon: What may be spent on one example of a device over the device's life, at
+            ``budget_delta``; infinite to only keep count.
     """
 
     fleet: FleetId
@@ -60,6 +62,7 @@ class FleetPolicy:
     budget_epsilon: float
     budget_delta: float
     version: int = 1
+    example_budget_epsilon: float = math.inf
 
     def __post_init__(self) -> None:
         if not 0 <= self.corrupt_fraction < 0.5:
@@ -74,6 +77,10 @@ class FleetPolicy:
             raise UsageError(f"budget_epsilon is {self.budget_epsilon}: choose a number > 0.")
         if not 0 < self.budget_delta < 1:
             raise UsageError(f"budget_delta is {self.budget_delta}: choose a number in (0, 1).")
+        if not self.example_budget_epsilon > 0:
+            raise UsageError(
+                f"example_budget_epsilon is {self.example_budget_epsilon}: choose a number > 0, or leave it out."
+            )
 
     def honest(self, cohort: int) -> int:
         """How many of ``cohort`` devices' noise may be counted on (n_eff).
@@ -134,6 +141,9 @@ def sign_policy(key: SigningKey, policy: FleetPolicy) -> bytes:
         budget_epsilon=policy.budget_epsilon,
         budget_delta=policy.budget_delta,
         version=policy.version,
+        example_budget_epsilon=0.0
+        if math.isinf(policy.example_budget_epsilon)
+        else policy.example_budget_epsilon,
     ).SerializeToString(deterministic=True)
     return pb.Signed(body=body, signature=key.sign(POLICY_LABEL, body)).SerializeToString()
 
@@ -157,6 +167,7 @@ def open_policy(signed: bytes, *, authority: VerifyKey, fleet: FleetId) -> Fleet
             budget_epsilon=message.budget_epsilon,
             budget_delta=message.budget_delta,
             version=message.version,
+            example_budget_epsilon=message.example_budget_epsilon or math.inf,
         )
     except (DecodeError, UsageError) as exc:
         raise CertificateError("The fleet policy is malformed.") from exc

@@ -8,6 +8,7 @@ from __future__ import annotations
 import enum
 import json
 import logging
+import math
 import os
 import sys
 import time
@@ -70,6 +71,9 @@ def create(
     noise_floor: Annotated[float, typer.Option(help="Least noise multiplier of a round.")] = 0.5,
     budget_epsilon: Annotated[float, typer.Option(help="What a device may spend over its life.")] = 8.0,
     budget_delta: Annotated[float, typer.Option(help="The delta that goes with it.")] = 1e-6,
+    example_budget_epsilon: Annotated[
+        float, typer.Option(help="What may be spent on one example of a device.", show_default="no limit")
+    ] = math.inf,
     as_json: JsonOption = False,
 ) -> None:
     """Make a fleet: its directory, keys, policy and store."""
@@ -85,6 +89,7 @@ def create(
         noise_floor=noise_floor,
         budget_epsilon=budget_epsilon,
         budget_delta=budget_delta,
+        example_budget_epsilon=example_budget_epsilon,
     )
     made = create_fleet(
         directory,

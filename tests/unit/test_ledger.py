@@ -15,6 +15,8 @@ import pytest
 from umbel._ledger import Ledger
 from umbel_proto.errors import BudgetError, RefusedError, StorageError
 from umbel_proto.ids import RunId
+from umbel_proto.privacy import examples
+from umbel_proto.privacy.examples import ExampleCharge, NoisySteps
 from umbel_proto.privacy.ledger import Charge, spent
 
 DELTA = 1e-6
@@ -184,3 +186,75 @@ def test_on_a_full_disk_nothing_is_charged_and_the_sentence_says_so(path: Path) 
 
 def test_the_ledger_is_its_owners_only(path: Path) -> None:
     assert path.stat().st_mode & 0o777 == 0o600
+
+
+def training(number: int, *, rate: float = 0.1 + 1e-17, noise: float = 1.1) -> ExampleCharge:
+    release = NoisySteps(rate, 10 + number, noise)
+    return ExampleCharge(RunId("run1"), number, 1, number.to_bytes(32, "big"), release, 1e9 + number)
+
+
+def test_charges_for_training_are_kept_exactly_in_order_and_apart(path: Path) -> None:
+    with Ledger(path) as ledger:
+        spend(ledger, 1)
+        returned = [ledger.charge_training(training(number), budget_delta=DELTA) for number in (1, 2)]
+    with Ledger(path) as ledger:
+        assert ledger.trainings() == (training(1), training(2))
+        assert ledger.charges() == (charge(1),)
+        assert ledger.spent(DELTA) == spent([charge(1)], DELTA)
+    assert returned == [examples.spent([training(n) for n in range(1, last)], DELTA) for last in (2, 3)]
+
+
+def test_a_session_trained_twice_is_charged_twice(path: Path) -> None:
+    with Ledger(path) as ledger:
+        once = ledger.charge_training(training(1), budget_delta=DELTA)
+        assert ledger.charge_training(training(1), budget_delta=DELTA) > once
+        assert ledger.trainings() == (training(1), training(1))
+
+
+def test_a_training_over_the_examples_budget_is_refused_and_not_kept(path: Path) -> None:
+    with Ledger(path) as ledger:
+        first = ledger.charge_training(training(1), budget_delta=DELTA)
+        with pytest.raises(BudgetError):
+            ledger.charge_training(training(2), budget_epsilon=first * 1.01, budget_delta=DELTA)
+        with pytest.raises(BudgetError):
+            ledger.charge_training(training(2, noise=0.0), budget_epsilon=1e9, budget_delta=DELTA)
+        assert ledger.trainings() == (training(1),)
+
+
+def test_a_charge_for_training_survives_a_kill_at_once(path: Path) -> None:
+    code = (
+        "import os, signal, sys; sys.path.insert(0, sys.argv[3])\n"
+        "from pathlib import Path; from unit_ledger import training, Ledger\n"
+        "Ledger(Path(sys.argv[1])).charge_training(training(int(sys.argv[2])), budget_delta=1e-6)\n"
+        "os.kill(os.getpid(), signal.SIGKILL)"
+    ).replace("unit_ledger", Path(__file__).stem)
+    for number in range(3):
+        command = [sys.executable, "-c", code, path, str(number), str(Path(__file__).parent)]
+        assert subprocess.run(command, check=False).returncode == -9
+        with Ledger(path) as ledger:
+            assert ledger.trainings() == tuple(training(each) for each in range(number + 1))
+
+
+def test_a_ledger_from_before_keeps_its_charges_and_takes_new_ones(path: Path) -> None:
+    with Ledger(path) as ledger:
+        spend(ledger, 1)
+    connection = sqlite3.connect(path)
+    connection.execute("DROP TABLE trainings")  # as the first version made it
+    connection.commit()
+    connection.close()
+    with Ledger(path) as ledger:
+        assert (ledger.charges(), ledger.trainings()) == ((charge(1),), ())
+        ledger.charge_training(training(1), budget_delta=DELTA)
+    with Ledger(path) as ledger:
+        assert (ledger.charges(), ledger.trainings()) == ((charge(1),), (training(1),))
+
+
+def test_a_charge_for_training_that_was_edited_into_nonsense_is_found_out(path: Path) -> None:
+    with Ledger(path) as ledger:
+        ledger.charge_training(training(1), budget_delta=DELTA)
+    connection = sqlite3.connect(path)
+    connection.execute("UPDATE trainings SET rate = 7.0")
+    connection.commit()
+    connection.close()
+    with Ledger(path) as ledger, pytest.raises(StorageError, match="damaged"):
+        ledger.trainings()

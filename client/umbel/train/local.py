@@ -21,6 +21,8 @@ from umbel_proto.errors import UsageError
 from umbel_proto.ids import DeviceId
 from umbel_proto.manifest import FloatVector
 from umbel_proto.package import Package
+from umbel_proto.privacy.accounting import ORDERS, rdp_to_epsilon
+from umbel_proto.privacy.examples import NoisySteps
 
 
 def training_seed(seed: int, round_: int, device: DeviceId) -> int:
@@ -36,6 +38,7 @@ def train_locally(
     *,
     round_: int,
     device: DeviceId,
+    charge: Callable[[NoisySteps | None], object] | None = None,
 ) -> TrainResult:
     """Return what one device makes of the parameters in one round; the only training that a fleet does.
 
@@ -46,13 +49,18 @@ def train_locally(
         plan: What to do; its seed is mixed with the round and the device.
         round_: The round.
         device: Whose examples they are.
+        charge: Told what training will give away about an example, before it begins; None stands for
+            everything. Charges it, or refuses. Left out where nothing leaves this machine.
 
     Raises:
+        BudgetError: ``charge`` says that the examples' budget does not cover it.
         UsageError: The examples have no labels or break the contract, the settings make no sense, or
             training diverged.
     """
     if examples.y is None:
         raise UsageError(f"The data of {device} holds no labels: training needs an array y.")
+    if charge is not None:
+        charge(plan.release(len(examples)))
     return trainer.train(
         start,
         examples.x,
@@ -62,6 +70,7 @@ def train_locally(
         learning_rate=plan.learning_rate,
         momentum=plan.momentum,
         seed=training_seed(plan.seed, round_, device),
+        privacy=plan.privacy,
     )
 
 
@@ -90,6 +99,21 @@ def federated_averaging(
             total += trained.parameters - current
         current = current + total / np.float32(len(shards))
         yield current
+
+
+def example_epsilon(
+    shards: Mapping[DeviceId, Examples], plan: TrainPlan, *, rounds: int, delta: float
+) -> float:
+    """Return what rounds give away about one example, on the device where that is most; infinite if all.
+
+    Raises:
+        UsageError: ``delta`` is not in (0, 1).
+    """
+    releases = [plan.release(len(examples)) for examples in shards.values()]
+    return max(
+        rdp_to_epsilon(np.full(ORDERS.shape, np.inf) if release is None else rounds * release.rdp(), delta)
+        for release in releases
+    )
 
 
 def accuracy_on(package: Package, examples: Examples) -> Callable[[FloatVector], float]:

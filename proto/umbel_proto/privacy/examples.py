@@ -130,6 +130,18 @@ def spent(charges: Iterable[ExampleCharge], delta: float) -> float:
     return rdp_to_epsilon(total, delta)
 
 
+def unprotected(sessions: Iterable[bytes], trainings: Iterable[ExampleCharge]) -> int:
+    """Return in how many sessions an update left that no noisy training is charged for.
+
+    If it is any, what is spent on the device's examples is infinite, whatever ``spent`` says of the others.
+
+    Args:
+        sessions: Ids of the sessions that the device is charged for.
+        trainings: The charges of its trainings.
+    """
+    return len(set(sessions) - {training.sid for training in trainings})
+
+
 def check(
     charges: Iterable[ExampleCharge], new: ExampleCharge, *, budget_epsilon: float, budget_delta: float
 ) -> float:

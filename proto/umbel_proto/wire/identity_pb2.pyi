@@ -25,7 +25,7 @@ class Credential(_message.Message):
     def __init__(self, fleet_id: _Optional[str] = ..., device_id: _Optional[str] = ..., identity_key: _Optional[bytes] = ..., not_after_s: _Optional[int] = ...) -> None: ...
 
 class Policy(_message.Message):
-    __slots__ = ("fleet_id", "corrupt_fraction", "dropout_fraction", "server_malicious", "min_cohort", "noise_floor", "budget_epsilon", "budget_delta", "version")
+    __slots__ = ("fleet_id", "corrupt_fraction", "dropout_fraction", "server_malicious", "min_cohort", "noise_floor", "budget_epsilon", "budget_delta", "version", "example_budget_epsilon")
     FLEET_ID_FIELD_NUMBER: _ClassVar[int]
     CORRUPT_FRACTION_FIELD_NUMBER: _ClassVar[int]
     DROPOUT_FRACTION_FIELD_NUMBER: _ClassVar[int]
@@ -35,6 +35,7 @@ class Policy(_message.Message):
     BUDGET_EPSILON_FIELD_NUMBER: _ClassVar[int]
     BUDGET_DELTA_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
+    EXAMPLE_BUDGET_EPSILON_FIELD_NUMBER: _ClassVar[int]
     fleet_id: str
     corrupt_fraction: float
     dropout_fraction: float
@@ -44,4 +45,5 @@ class Policy(_message.Message):
     budget_epsilon: float
     budget_delta: float
     version: int
-    def __init__(self, fleet_id: _Optional[str] = ..., corrupt_fraction: _Optional[float] = ..., dropout_fraction: _Optional[float] = ..., server_malicious: bool = ..., min_cohort: _Optional[int] = ..., noise_floor: _Optional[float] = ..., budget_epsilon: _Optional[float] = ..., budget_delta: _Optional[float] = ..., version: _Optional[int] = ...) -> None: ...
+    example_budget_epsilon: float
+    def __init__(self, fleet_id: _Optional[str] = ..., corrupt_fraction: _Optional[float] = ..., dropout_fraction: _Optional[float] = ..., server_malicious: bool = ..., min_cohort: _Optional[int] = ..., noise_floor: _Optional[float] = ..., budget_epsilon: _Optional[float] = ..., budget_delta: _Optional[float] = ..., version: _Optional[int] = ..., example_budget_epsilon: _Optional[float] = ...) -> None: ...

@@ -15,7 +15,7 @@ class TrainRequest(_message.Message):
     def __init__(self, descriptor: _Optional[bytes] = ..., plan: _Optional[bytes] = ...) -> None: ...
 
 class TrainPlan(_message.Message):
-    __slots__ = ("epochs", "batch_size", "learning_rate", "momentum", "seed", "package_sha256", "model", "package_version", "auxiliary", "holdback")
+    __slots__ = ("epochs", "batch_size", "learning_rate", "momentum", "seed", "package_sha256", "model", "package_version", "auxiliary", "holdback", "example_clip", "example_noise")
     EPOCHS_FIELD_NUMBER: _ClassVar[int]
     BATCH_SIZE_FIELD_NUMBER: _ClassVar[int]
     LEARNING_RATE_FIELD_NUMBER: _ClassVar[int]
@@ -26,6 +26,8 @@ class TrainPlan(_message.Message):
     PACKAGE_VERSION_FIELD_NUMBER: _ClassVar[int]
     AUXILIARY_FIELD_NUMBER: _ClassVar[int]
     HOLDBACK_FIELD_NUMBER: _ClassVar[int]
+    EXAMPLE_CLIP_FIELD_NUMBER: _ClassVar[int]
+    EXAMPLE_NOISE_FIELD_NUMBER: _ClassVar[int]
     epochs: int
     batch_size: int
     learning_rate: float
@@ -36,7 +38,9 @@ class TrainPlan(_message.Message):
     package_version: int
     auxiliary: _containers.RepeatedCompositeFieldContainer[Quantity]
     holdback: float
-    def __init__(self, epochs: _Optional[int] = ..., batch_size: _Optional[int] = ..., learning_rate: _Optional[float] = ..., momentum: _Optional[float] = ..., seed: _Optional[int] = ..., package_sha256: _Optional[bytes] = ..., model: _Optional[str] = ..., package_version: _Optional[int] = ..., auxiliary: _Optional[_Iterable[_Union[Quantity, _Mapping]]] = ..., holdback: _Optional[float] = ...) -> None: ...
+    example_clip: float
+    example_noise: float
+    def __init__(self, epochs: _Optional[int] = ..., batch_size: _Optional[int] = ..., learning_rate: _Optional[float] = ..., momentum: _Optional[float] = ..., seed: _Optional[int] = ..., package_sha256: _Optional[bytes] = ..., model: _Optional[str] = ..., package_version: _Optional[int] = ..., auxiliary: _Optional[_Iterable[_Union[Quantity, _Mapping]]] = ..., holdback: _Optional[float] = ..., example_clip: _Optional[float] = ..., example_noise: _Optional[float] = ...) -> None: ...
 
 class Quantity(_message.Message):
     __slots__ = ("name", "low", "high")

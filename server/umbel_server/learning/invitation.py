@@ -70,6 +70,8 @@ def invite(
         package_version=plan.version,
         auxiliary=[pb.Quantity(name=q.name, low=q.low, high=q.high) for q in quantities],
         holdback=training.holdback,
+        example_clip=training.example_clip,
+        example_noise=training.example_noise,
     ).SerializeToString(deterministic=True)
     life_s = timing.train_timeout_s + 4 * timing.phase_timeout_s
     descriptor = Descriptor(

@@ -28,6 +28,8 @@ class Training:
         seed: Where the order of examples comes from; each device and round mixes it with its own name.
         holdback: Share of a device's examples that it never trains on and evaluates on, in [0, 1/2]; with 0 it
             evaluates on those it trains on.
+        example_clip: Largest L2 norm of an example's gradient; 0 trains without example-level privacy.
+        example_noise: Standard deviation of the noise in a step's sum of gradients, over ``example_clip``.
     """
 
     epochs: int = 1
@@ -36,6 +38,8 @@ class Training:
     momentum: float = 0.0
     seed: int = 0
     holdback: float = 0.0
+    example_clip: float = 0.0
+    example_noise: float = 0.0
 
     def __post_init__(self) -> None:
         _at_least("epochs", self.epochs, 1)
@@ -45,6 +49,16 @@ class Training:
             raise UsageError(f"momentum is {self.momentum}: choose a number in [0, 1).")
         if not 0 <= self.holdback <= 0.5:
             raise UsageError(f"holdback is {self.holdback}: choose a number in [0, 0.5].")
+        # As every device insists on; see its ``ExamplePrivacy``.
+        if not 0 <= self.example_clip <= 1e6:
+            raise UsageError(f"example_clip is {self.example_clip}: choose a number in [0, 1e6].")
+        if not 0 <= self.example_noise <= 1e4:
+            raise UsageError(f"example_noise is {self.example_noise}: choose a number in [0, 1e4].")
+        if (self.example_clip > 0) != (self.example_noise > 0):
+            raise UsageError(
+                f"example_clip is {self.example_clip:g} and example_noise {self.example_noise:g}, and one without the "
+                "other protects no example: choose both > 0, or both 0."
+            )
 
 
 @dataclass(frozen=True, slots=True)
