@@ -78,14 +78,14 @@ def test_no_update_makes_integers_longer_than_the_bound(
     assert sum(value**2 for value in integers(update, encoding, key)) <= encoding.bound_sq
 
 
+@pytest.mark.parametrize("tight", [False, True])
 @pytest.mark.parametrize("dim", [1, 2, 97, 509])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_an_update_at_the_clip_is_not_thrown_away(shape: str, dim: int) -> None:
-    """The way out of rounding is rarely taken and zero never: the integers keep the update's length."""
+def test_an_update_at_the_clip_is_not_thrown_away(shape: str, dim: int, tight: bool) -> None:
+    """Not even where the bound leaves rounding no room, so that it ends in truncation."""
     steps, padded = 100.0, smooth_length(dim)
-    encoding = Encoding(
-        dim, padded, 32, 2.0, steps / 2.0, math.floor(rounded_l2_bound_sq(steps, padded)), Fraction(0)
-    )
+    bound_sq = math.ceil(steps**2) if tight else math.floor(rounded_l2_bound_sq(steps, padded))
+    encoding = Encoding(dim, padded, 32, 2.0, steps / 2.0, bound_sq, Fraction(0))
     update = adversarial(shape, dim, 2.0, np.random.default_rng(3))
     length = min(float(np.linalg.norm(update.astype(np.float64))), 2.0) * encoding.scale
     got = math.sqrt(sum(value**2 for value in integers(update, encoding, SEED)))
