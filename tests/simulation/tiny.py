@@ -7,6 +7,8 @@ sums again without masks.
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ from simulation.federation import Federation, MemoryLink
 from umbel._data import read_examples
 from umbel._home import DeviceHome
 from umbel._ledger import Ledger
+from umbel._participant import Participant
 from umbel.train import TrainPlan
 from umbel.train.local import train_locally
 from umbel.train.onnx import OnnxTrainer
@@ -35,11 +38,25 @@ from umbel_server.fleet.layout import FleetDir
 from umbel_server.fleet.publish import publish
 from umbel_server.learning import checkpoint
 from umbel_server.learning.budget import plan_privacy
+from umbel_server.learning.link import NodeId
 from umbel_server.learning.plan import Metrics, RunPlan, Training
 from umbel_server.store.runs import LedgerLine, RoundRecord
 
 FEATURES, CLASSES, EXAMPLES = 6, 3, 16
 TRAINING = Training(epochs=1, batch_size=EXAMPLES, learning_rate=0.5, seed=3)
+
+
+class SimulatedClock:
+    """A clock that stands still but for pauses: nobody waits, and a deadline passes when nothing else happens."""
+
+    def __init__(self) -> None:
+        self._now_s = time.time()
+
+    def __call__(self) -> float:
+        return self._now_s
+
+    def pause(self, seconds: float) -> None:
+        self._now_s += seconds
 
 
 class TinyFederation(Federation):
@@ -72,6 +89,14 @@ class TinyFederation(Federation):
     def link(self) -> MemoryLink:
         """A link to all devices, freshly started."""
         return MemoryLink(self.participants())
+
+    def started(self, number: int, clock: Callable[[], float]) -> Participant:
+        """Return a device freshly started, with a clock."""
+        return Participant(self.homes[number], self.data[number], clock=clock)
+
+    def linked(self, clock: Callable[[], float]) -> dict[NodeId, Participant]:
+        """Return all devices by node, freshly started, with a clock."""
+        return {self.node(number): self.started(number, clock) for number in range(len(self.homes))}
 
     def ledger(self, run: str) -> dict[DeviceId, LedgerLine]:
         """Return the service's ledger of a run, by device."""
