@@ -83,7 +83,8 @@ def test_no_update_makes_integers_longer_than_the_bound(
 @pytest.mark.parametrize("shape", SHAPES)
 def test_an_update_at_the_clip_is_not_thrown_away(shape: str, dim: int, tight: bool) -> None:
     """Not even where the bound leaves rounding no room, so that it ends in truncation."""
-    steps, padded = 100.0, smooth_length(dim)
+    padded = smooth_length(dim)
+    steps = 1.5 * math.sqrt(padded)
     bound_sq = math.ceil(steps**2) if tight else math.floor(rounded_l2_bound_sq(steps, padded))
     encoding = Encoding(dim, padded, 32, 2.0, steps / 2.0, bound_sq, Fraction(0))
     update = adversarial(shape, dim, 2.0, np.random.default_rng(3))
