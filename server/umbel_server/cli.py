@@ -195,6 +195,33 @@ def telemetry(directory: FleetOption, as_json: JsonOption = False) -> None:
 
 
 @fleet.command()
+def privacy(directory: FleetOption, as_json: JsonOption = False) -> None:
+    """Show what each device was charged in each run, and what that costs, as far as the fleet knows."""
+    from umbel_server.monitor.spending import spending
+
+    opened = FleetDir.open(directory)
+    policy = opened.policy()
+    with opened.open_store() as store:
+        lines = spending(store, opened.runs, policy.budget_delta)
+    finite = math.isfinite(policy.budget_epsilon)
+    if as_json:
+        budget = {"epsilon": policy.budget_epsilon if finite else None, "delta": policy.budget_delta}
+        _print_json({"budget": budget, "devices": [line.to_json() for line in lines]})
+        return
+    rows: list[tuple[str, ...]] = []
+    for line in lines:
+        name, total = str(line.device), _epsilon(line.epsilon)
+        for run in line.runs:
+            rows.append((name, run.run, str(run.participations), _epsilon(run.epsilon), total))
+            name = total = ""
+    limit = f"{policy.budget_epsilon:g}" if finite else "no limit"
+    print_table(("device", "run", "charged", "epsilon", f"in all, of {limit}"), rows)
+    print(
+        f"At delta {policy.budget_delta:g}, against the server. Each device's own ledger decides: umbel privacy."
+    )
+
+
+@fleet.command()
 def revoke(device: str, directory: FleetOption, as_json: JsonOption = False) -> None:
     """Refuse every further call of a device. Its name is never given out again."""
     with FleetDir.open(directory).open_store() as store:
@@ -365,6 +392,12 @@ def _telemetry_json(line: TelemetryLine) -> dict[str, Any]:
             for model in line.models
         ],
     }
+
+
+def _epsilon(value: float | None) -> str:
+    if value is None:
+        return "unknown"
+    return f"{value:.4g}" if math.isfinite(value) else "infinite"
 
 
 def _quantiles(histogram: Histogram | None) -> dict[str, float | None] | None:

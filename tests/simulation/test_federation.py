@@ -23,6 +23,7 @@ from umbel.train.onnx import OnnxTrainer
 from umbel_proto.errors import BudgetError, RefusedError, UmbelError
 from umbel_proto.ids import DeviceId
 from umbel_proto.privacy.plan import plan
+from umbel_server.learning.fleet_ledger import COST
 from umbel_server.learning.plan import RunPlan
 from umbel_server.learning.run import run_to_end
 
@@ -147,7 +148,7 @@ def test_the_ledger_is_charged_once_a_round_before_anything_leaves(tmp_path: Pat
 
 
 def test_devices_whose_budget_is_spent_refuse_and_the_record_says_why(tmp_path: Path) -> None:
-    """Each run alone is within the budget; only the devices' own ledgers know that three are not."""
+    """The fleet has lost its records of two runs; the devices' own ledgers still know that three are too many."""
 
     def cost(rounds: int) -> float:
         settings = {
@@ -165,6 +166,7 @@ def test_devices_whose_budget_is_spent_refuse_and_the_record_says_why(tmp_path: 
     single = replace(federation.plan(rounds=1, clip=2.0, noise_multiplier=0.5), attempts=1)
     for run in ("first", "second"):
         assert federation.run(link_to(federation), single, run)[0].state == "finished"
+        (federation.fleet.runs / run / COST).unlink()
     with pytest.raises(RefusedError):
         federation.run(link_to(federation), single, "third")
     record, (only,) = federation.record("third")
@@ -175,7 +177,7 @@ def test_devices_whose_budget_is_spent_refuse_and_the_record_says_why(tmp_path: 
 def test_a_run_that_would_exceed_the_budget_is_refused_before_it_starts(tmp_path: Path) -> None:
     federation = Federation(tmp_path, 3, policy=replace(lenient_policy(), budget_epsilon=5.0))
     link = link_to(federation)
-    with pytest.raises(BudgetError, match="plan fewer rounds or more noise"):
+    with pytest.raises(BudgetError, match="plan no round of this kind"):
         federation.run(link, federation.plan(rounds=10, clip=2.0, noise_multiplier=0.5))
     assert link.sent == []
     assert federation.record()[0].state == "failed"

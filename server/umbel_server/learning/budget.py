@@ -7,19 +7,43 @@ Source: docs/spec/privacy.md, "Planning" and "Ledger".
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import replace
+
+import numpy as np
 
 from umbel_proto.credentials import FleetPolicy
 from umbel_proto.errors import BudgetError, RefusedError
 from umbel_proto.ids import DeviceId
-from umbel_proto.privacy.accounting import epsilon
+from umbel_proto.privacy.accounting import SKELLAM_ORDERS, epsilon, rdp_to_epsilon, variance_for
+from umbel_proto.privacy.forecast import check_delta
 from umbel_proto.privacy.plan import Plan, plan
+from umbel_server.learning.fleet_ledger import Cost, FleetLedger, room
 from umbel_server.learning.plan import RunPlan
 from umbel_server.store.runs import Participation
 
 
-def plan_privacy(run_plan: RunPlan, policy: FleetPolicy, dim: int, quantities: int = 0) -> Plan:
+def policy_for(run_plan: RunPlan, policy: FleetPolicy) -> FleetPolicy:
+    """Return what a run's sessions demand: the fleet's policy, or a larger smallest cohort if the run wants one.
+
+    Raises:
+        RefusedError: The run wants a smaller one.
+    """
+    if not run_plan.min_cohort:
+        return policy
+    if run_plan.min_cohort < policy.min_cohort:
+        raise RefusedError(
+            f"min_cohort is {run_plan.min_cohort}, below the {policy.min_cohort} of the fleet's policy: raise it in "
+            "the run's plan, or leave it out."
+        )
+    return replace(policy, min_cohort=run_plan.min_cohort)
+
+
+def plan_privacy(
+    run_plan: RunPlan, policy: FleetPolicy, dim: int, quantities: int = 0, ledger: FleetLedger | None = None
+) -> Plan:
     """Return noise and layout for a run's rounds.
 
     Args:
@@ -27,17 +51,25 @@ def plan_privacy(run_plan: RunPlan, policy: FleetPolicy, dim: int, quantities: i
         policy: What the fleet's devices insist on.
         dim: Parameters of the model.
         quantities: How many are summed beside the update.
+        ledger: What the devices were charged in other runs; without it, all count as new.
 
     Raises:
-        RefusedError: Devices would refuse it: too little noise.
-        BudgetError: The run would cost a device more than its whole budget.
+        RefusedError: Devices would refuse it: too little noise, or too small a cohort.
+        BudgetError: The run would cost more than a device's budget, or too few devices could pay for it.
+        UsageError: The plan's numbers do not go together.
     """
-    privacy = run_plan.privacy
+    privacy, policy = run_plan.privacy, policy_for(run_plan, policy)
     if privacy.noise_multiplier < policy.noise_floor:
         raise RefusedError(
             f"noise_multiplier is {privacy.noise_multiplier:g}, below the fleet's floor of {policy.noise_floor:g}: "
             "raise it in the run's plan."
         )
+    if privacy.noise_multiplier == 0 and math.isfinite(policy.budget_epsilon):
+        raise BudgetError(
+            f"noise_multiplier is 0, and a device's budget is epsilon {policy.budget_epsilon:g}: no budget covers a "
+            "round without noise; choose a noise_multiplier above 0 in the run's plan."
+        )
+    check_delta(privacy.delta, math.ceil(run_plan.devices / privacy.sampling_rate))
     planned = plan(
         dim=dim,
         clip=privacy.clip,
@@ -47,15 +79,66 @@ def plan_privacy(run_plan: RunPlan, policy: FleetPolicy, dim: int, quantities: i
         delta=privacy.delta,
         noise_multiplier=privacy.noise_multiplier,
         sampling_rate=privacy.sampling_rate,
+        rounds=run_plan.rounds,
         auxiliary=quantities,
         auxiliary_share=run_plan.metrics.share,
     )
-    if planned.epsilon_server > policy.budget_epsilon:
-        raise BudgetError(
-            f"{run_plan.rounds} rounds would cost a device epsilon {planned.epsilon_server:.4g}, and its budget is "
-            f"{policy.budget_epsilon:.4g}: plan fewer rounds or more noise."
-        )
+    _check_budget(run_plan, policy, Cost.of(planned))
+    if ledger is not None:
+        _check_ledger(run_plan, policy, Cost.of(planned), ledger)
     return planned
+
+
+def unable(planned: Plan, policy: FleetPolicy, ledger: FleetLedger) -> frozenset[DeviceId]:
+    """Return the devices that cannot pay for all of a run's participations after others: they are not invited."""
+    rooms = ledger.rooms(
+        Cost.of(planned),
+        most=planned.participations,
+        budget_epsilon=policy.budget_epsilon,
+        budget_delta=policy.budget_delta,
+    )
+    return frozenset(device for device, left in rooms.items() if left < planned.participations)
+
+
+def _check_budget(run_plan: RunPlan, policy: FleetPolicy, cost: Cost) -> None:
+    """Refuse a run that even a device which was never charged could not pay for."""
+    budget, delta, wanted = policy.budget_epsilon, policy.budget_delta, run_plan.most_participations
+    nothing = np.zeros(SKELLAM_ORDERS.shape)
+    fit = room(nothing, cost, wanted, budget, delta)
+    if fit == wanted:
+        return
+    total = rdp_to_epsilon(wanted * cost.curve(), delta, SKELLAM_ORDERS)
+    needed = math.sqrt(variance_for(budget, cost.bound_sq, cost.coordinates, delta, wanted) / cost.bound_sq)
+    raise BudgetError(
+        f"{_many(wanted, run_plan)} would cost a device epsilon {total:.4g} at delta {delta:g}, and its budget is "
+        f"{budget:.4g}: plan {_fitting(fit, run_plan)}, or a noise_multiplier of {1.001 * needed:.4g} or more."
+    )
+
+
+def _check_ledger(run_plan: RunPlan, policy: FleetPolicy, cost: Cost, ledger: FleetLedger) -> None:
+    """Refuse a run that too few devices can pay for, after all that they were charged."""
+    wanted, least = run_plan.most_participations, policy.min_cohort
+    rooms = ledger.rooms(
+        cost, most=wanted, budget_epsilon=policy.budget_epsilon, budget_delta=policy.budget_delta
+    )
+    able = sum(left == wanted for left in rooms.values())
+    # A fleet still too small for a round is not a matter of budgets: devices may be about to enroll.
+    if able >= min(least, len(rooms)):
+        return
+    fit = sorted(rooms.values(), reverse=True)[min(least, len(rooms)) - 1]
+    raise BudgetError(
+        f"After earlier runs {able} of {len(rooms)} devices can pay for {_many(wanted, run_plan)}, and a round needs "
+        f"{least}: plan {_fitting(fit, run_plan)}, a larger noise_multiplier, or enroll more devices."
+    )
+
+
+def _many(count: int, run_plan: RunPlan) -> str:
+    what = "participation" if run_plan.privacy.participations else "round"
+    return f"{count} {what}{'' if count == 1 else 's'}"
+
+
+def _fitting(count: int, run_plan: RunPlan) -> str:
+    return f"at most {_many(count, run_plan)}" if count else "no round of this kind, as not even one fits"
 
 
 def charges(attempts: Iterable[Iterable[Participation]]) -> Counter[DeviceId]:
@@ -73,3 +156,25 @@ def spent(planned: Plan, participations: int) -> float:
         planned.delta,
         participations,
     )
+
+
+def released(planned: Plan, participations: int, rounds: int) -> float:
+    """Return epsilon_release after some rounds, for a device that was charged so often.
+
+    It assumes that devices were drawn honestly, independently and in secret.
+
+    Args:
+        planned: The run.
+        participations: How often the device was charged.
+        rounds: How many models were released.
+    """
+    encoding = planned.encoding
+    drawn = epsilon(
+        encoding.bound_sq,
+        encoding.coordinates,
+        float(encoding.noise * planned.honest),
+        planned.delta,
+        rounds,
+        planned.sampling_rate,
+    )
+    return min(drawn, spent(planned, participations))

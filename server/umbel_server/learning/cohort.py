@@ -29,6 +29,7 @@ class Gathering:
         least: The smallest cohort.
         clock: Tells the time.
         pause: Waits, seconds.
+        broke: Devices that earlier runs have left too little budget for this one.
     """
 
     store: Store
@@ -37,6 +38,7 @@ class Gathering:
     least: int
     clock: Clock
     pause: Callable[[float], None]
+    broke: frozenset[DeviceId] = frozenset()
 
     def gather(self, charges: Mapping[DeviceId, int]) -> dict[NodeId, DeviceId]:
         """Wait until enough devices are online, and no more are coming or all are there; choose from them.
@@ -70,7 +72,8 @@ class Gathering:
         while True:
             now = self.clock()
             online = set(self.link.nodes())
-            present = {d.node_id: d.id for d in self.store.devices.all() if d.active and d.node_id in online}
+            there = {d.node_id: d.id for d in self.store.devices.all() if d.active and d.node_id in online}
+            present = {n: d for n, d in there.items() if d not in self.broke}
             able = {
                 n: d for n, d in present.items() if n is not None and not (cap and charges.get(d, 0) >= cap)
             }
@@ -85,8 +88,10 @@ class Gathering:
                         f"{spent} of {len(present)} devices online have taken part {cap} times, as planned, and a "
                         f"round needs {self.least}: plan the run with more participations, or fewer rounds."
                     )
+                broke = len(there) - len(present)
+                besides = f", besides {broke} whose budget is too small by now," if broke else ""
                 raise UnavailableError(
-                    f"{len(found)} devices are online and a round needs {self.least}: start more of them, and the run again."
+                    f"{len(found)} devices are online{besides} and a round needs {self.least}: start more of them, and the run again."
                 )
             self.pause(GATHER_POLL_S)
 

@@ -158,7 +158,7 @@ def show(
     typer.echo(f"Run {run} of {summary['model']}@{summary['version']} is {record.state}{reason}.")
     names = [n for n in ("accuracy", "loss", "training_loss") if any(n in _metrics(r) for r in rounds)]
     _print_table(
-        ("round", "state", "summed", "lost", "held-out", *(f"{n} (devices)" for n in names), "clip", "epsilon", "s"),
+        ("round", "state", "summed", "lost", "held-out", *(f"{n} (devices)" for n in names), "clip", "epsilon", "to outsiders", "s"),
         [
             (
                 f"{r.round}" + (f" (try {r.attempt})" if r.attempt > 1 else ""),
@@ -169,6 +169,7 @@ def show(
                 *(_metric(_metrics(r).get(n)) for n in names),
                 _cell(r.figures.get("clip"), ".3g"),
                 _number(r.figures.get("epsilon_server")),
+                _number(r.figures["epsilon_release"]) if "epsilon_release" in r.figures else "-",
                 f"{r.finished_s - r.started_s:.1f}" if r.finished_s else "-",
             )
             for r in rounds
@@ -237,6 +238,7 @@ def _check(fleet: FleetDir, store: Store, plan: RunPlan) -> dict[str, Any]:
     """Return what a plan costs, if the fleet's policy and budget cover it."""
     from umbel_proto.package import read_package
     from umbel_server.learning.budget import plan_privacy
+    from umbel_server.learning.fleet_ledger import FleetLedger
     from umbel_server.learning.measure import quantities
 
     path = fleet.package(bytes.fromhex(plan.package_sha256))
@@ -245,7 +247,8 @@ def _check(fleet: FleetDir, store: Store, plan: RunPlan) -> dict[str, Any]:
     except OSError as exc:
         raise StorageError(f"{path} cannot be read ({exc.strerror}): publish the package again.") from exc
     asked = quantities(plan, len(manifest.labels))
-    planned = plan_privacy(plan, fleet.policy(), manifest.dim, len(asked))
+    ledger = FleetLedger.of(store, fleet.runs)
+    planned = plan_privacy(plan, fleet.policy(), manifest.dim, len(asked), ledger)
     return {
         "epsilon_server": _finite(planned.epsilon_server),
         "epsilon_release": _finite(planned.epsilon_release),
@@ -301,6 +304,7 @@ def _summary(record: RunRecord, rounds: Sequence[RoundRecord]) -> dict[str, Any]
         "accuracy": figures.get("accuracy"),
         # A number that is not finite is kept as None: there was no noise.
         "epsilon_server": rounds[-1].figures.get("epsilon_server") if rounds else 0.0,
+        "epsilon_release": rounds[-1].figures.get("epsilon_release") if rounds else 0.0,
         "delta": plan.privacy.delta,
         "created_s": record.created_s,
         "finished_s": record.finished_s,

@@ -244,6 +244,7 @@ class RunPlan:
         training: What a device does.
         timing: How long to wait.
         heldout: An ``.npz`` file with ``x`` and ``y`` that the server owns and evaluates on, or "".
+        min_cohort: Fewest devices in a sum; 0 for the fleet policy's. The more, the less noise each adds.
         weight_cap: A device counts as many times as it has examples, up to this; 0 for all alike.
         clipping: Whether the clip follows the updates.
         metrics: What devices report through the secure sum.
@@ -261,6 +262,7 @@ class RunPlan:
     timing: Timing = field(default_factory=Timing)
     attempts: int = 3
     heldout: str = ""
+    min_cohort: int = 0
     weight_cap: int = 0
     clipping: Clipping = field(default_factory=Clipping)
     metrics: Metrics = field(default_factory=Metrics)
@@ -273,6 +275,11 @@ class RunPlan:
         _at_least("rounds", self.rounds, 1)
         _at_least("devices", self.devices, 3)
         _at_least("attempts", self.attempts, 1)
+        _at_least("min_cohort", self.min_cohort, 0)
+        if self.min_cohort > self.devices:
+            raise UsageError(
+                f"min_cohort is {self.min_cohort}, and a round has {self.devices} devices: lower it, or raise devices."
+            )
         _at_least("weight_cap", self.weight_cap, 0)
         if len(self.package_sha256) != 64:
             raise UsageError("package_sha256 is not a SHA-256 in hex (64 digits).")

@@ -24,10 +24,11 @@ from umbel_server.clock import Clock, system_clock
 from umbel_server.files import remove_leftovers, write_atomically
 from umbel_server.fleet.layout import FleetDir
 from umbel_server.learning import checkpoint, groups, guard, optimize
-from umbel_server.learning.budget import charges, plan_privacy, spent
+from umbel_server.learning.budget import charges, plan_privacy, policy_for, released, spent, unable
 from umbel_server.learning.checkpoint import Position
 from umbel_server.learning.cohort import Gathering
 from umbel_server.learning.evaluate import HeldOut
+from umbel_server.learning.fleet_ledger import Cost, FleetLedger
 from umbel_server.learning.groups import Members
 from umbel_server.learning.invitation import invite
 from umbel_server.learning.link import Link
@@ -115,15 +116,18 @@ class _Run:
         self._store, self._run, self._plan, self._link = store, run, run_plan, link
         self._clock, self._pause = clock, pause
         self._silent: frozenset[DeviceId] = frozenset()
-        self._policy, self._authority = fleet.policy(), fleet.authority_public()
+        self._policy, self._authority = policy_for(run_plan, fleet.policy()), fleet.authority_public()
         self._package = _read(fleet, run_plan)
         self._dir = fleet.runs / run
         remove_leftovers(self._dir)
         self._heldout = HeldOut(self._package, Path(run_plan.heldout)) if run_plan.heldout else None
         manifest = self._package.manifest
         self._quantities = quantities(run_plan, len(manifest.labels))
-        self._privacy = plan_privacy(run_plan, self._policy, manifest.dim, len(self._quantities))
-        self._gathering = Gathering(store, link, run_plan, self._policy.min_cohort, clock, pause)
+        ledger = FleetLedger.of(store, fleet.runs, but=run)
+        self._privacy = plan_privacy(run_plan, self._policy, manifest.dim, len(self._quantities), ledger)
+        Cost.of(self._privacy).save(self._dir)
+        broke = unable(self._privacy, self._policy, ledger)
+        self._gathering = Gathering(store, link, run_plan, self._policy.min_cohort, clock, pause, broke)
 
     def go(self) -> None:
         position = self._resume()
@@ -309,6 +313,8 @@ class _Run:
             "bytes_down_per_device": outcome.bytes_down / devices,
             "participations": charged,
             "epsilon_server": spent(self._privacy, charged),
+            # For those who see only models, if devices are drawn honestly and in secret.
+            "epsilon_release": released(self._privacy, charged, number),
         }
         self._store.runs.end_round(
             RoundRecord(
