@@ -255,7 +255,15 @@ class TestTheCharge:
         ):
             (tmp_path / name).write_bytes(content)
         data = liar.federation.data[0]
-        command = [sys.executable, "-c", KILLED, str(device.home.path), str(data), str(tmp_path)]
+        command = [
+            sys.executable,
+            "-c",
+            KILLED,
+            str(device.home.path),
+            str(data),
+            str(tmp_path),
+            str(stage.now()),
+        ]
         assert subprocess.run(command, check=False, stdout=subprocess.DEVNULL).returncode == -signal.SIGKILL
         (charge,) = device.charges()
         assert charge.sid == stage.sid
@@ -292,9 +300,9 @@ import os, secrets, signal, sys
 from pathlib import Path
 from umbel._home import DeviceHome
 from umbel._participant import MASK, Participant, Saved
-home, data, kept = map(Path, sys.argv[1:])
+home, data, kept = map(Path, sys.argv[1:4])
 read = lambda name: (kept / name).read_bytes()
-device = Participant(DeviceHome(home), data)
+device = Participant(DeviceHome(home), data, clock=lambda: float(sys.argv[4]))
 secrets.token_bytes = lambda size: os.kill(os.getpid(), signal.SIGKILL)  # The noise is drawn after the charge.
 device.answer(MASK, read("body"), b"", Saved(read("state"), read("contribution")))
 """
@@ -466,7 +474,7 @@ class TestTheRecord:
         np.savez(data, x=np.full((7, 64), 99, np.float32), y=np.zeros(7, np.int64))
         stage = liar.stage(TRAIN)
         device = stage.device()
-        device.participant = Participant(device.home, data)
+        device.participant = Participant(device.home, data, clock=stage.now)
         with pytest.raises(RefusedError) as caught:
             device.ask(TRAIN, stage.request)
         assert str(caught.value) == "This device cannot take part: its own log says why."

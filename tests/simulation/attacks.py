@@ -5,7 +5,6 @@ Each makes something else of the honest message of that moment; see ``simulation
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from fractions import Fraction
@@ -45,6 +44,14 @@ def values(stage: Stage, *, first: float) -> bytes:
     model = np.frombuffer(stage.model, "<f4").copy()
     model[0] = first
     return model.tobytes()
+
+
+def planned(stage: Stage, **changes: int) -> bytes:
+    """The plan with other fields."""
+    plan = pb.TrainPlan.FromString(stage.invitation.plan)
+    for field, value in changes.items():
+        setattr(plan, field, value)
+    return plan.SerializeToString(deterministic=True)
 
 
 def wire(stage: Stage, **changes: object) -> Payload:
@@ -115,7 +122,7 @@ INVITATIONS = [
         lambda s: coded(s, bound_sq=64 * s.descriptor.encoding.bound_sq), "below the policy's floor", FREE,
     ),
     Attack("another fleet's session", TRAIN, lambda s: s.invite(fleet=FleetId("forest")), "of fleet forest", FREE),
-    Attack("a session that is over", TRAIN, lambda s: s.invite(closes_at_s=int(time.time())), "already over", FREE),
+    Attack("a session that is over", TRAIN, lambda s: s.invite(closes_at_s=int(s.now())), "already over", FREE),
     # What is to be trained.
     Attack(
         "another model under the honest hash", TRAIN,
@@ -123,7 +130,7 @@ INVITATIONS = [
     ),
     Attack(
         "another plan under the honest hash", TRAIN,
-        lambda s: s.raw_invitation(plan=s.invitation.plan + b"\x08\x63"), "the plan is not|canonical", FREE,
+        lambda s: s.raw_invitation(plan=planned(s, epochs=9)), "the plan is not the session's", FREE,
     ),
     Attack(
         "a package it never verified", TRAIN,
@@ -204,7 +211,7 @@ ROSTERS = [
     Attack("a device of another fleet", SHARE, lambda s: made_up(
         s, fleet=FleetId("forest")), "of fleet forest, not simulated", FREE),
     Attack("a stale certificate", SHARE, lambda s: made_up(
-        s, not_after_s=int(time.time())), "has expired", FREE),
+        s, not_after_s=int(s.now())), "has expired", FREE),
     Attack("a forged certificate", SHARE, lambda s: s.roster_with(1, s.entry(
         "dev-1", SigningKey.generate(), s.liar.member(1)[1])), "dev-1 is not signed by it", FREE),
     Attack("a certificate cut off", SHARE, lambda s: s.roster_with(1, s.entry(

@@ -156,6 +156,8 @@ class Liar:
         self.authority: SigningKey = self.federation.fleet.authority_signer()
         self._copies = (root / f"copy-{i}" for i in itertools.count())
         self._pristine = [self._copy(home.path) for home in self.federation.homes]
+        self.now_s = time.time()
+        """When the run begins; on the clocks of the copies it stays this time, so that no session closes."""
         link = Recorder(self.federation.participants())
         plan = self.federation.plan(rounds=2, clip=2.0, noise_multiplier=2.0)
         record, _ = self.federation.run(link, plan)
@@ -185,7 +187,7 @@ class Liar:
     ) -> tuple[SigningKey, bytes]:
         """Return identity key and credential of a device that the server made up."""
         identity = SigningKey.generate()
-        until = int(time.time()) + 3600 if not_after_s is None else not_after_s
+        until = int(self.now_s) + 3600 if not_after_s is None else not_after_s
         credential = Credential(fleet, DeviceId(name), identity.public, until)
         return identity, sign_credential(authority or self.authority, credential)
 
@@ -236,10 +238,14 @@ class Stage:
         """The same device at another moment."""
         return replace(self, kind=kind)
 
-    def device(self, *, clock: Callable[[], float] = time.time) -> Device:
+    def device(self, *, clock: Callable[[], float] | None = None) -> Device:
         """Return a fresh copy of the device."""
         data = self.liar.federation.data[self.number]
-        return Device(self.liar.copy(self.number), data, self.moments, self.kind, clock)
+        return Device(self.liar.copy(self.number), data, self.moments, self.kind, clock or self.now)
+
+    def now(self) -> float:
+        """What the device's clock says, Unix seconds."""
+        return self.liar.now_s
 
     # What an honest server sends, read.
 
@@ -376,7 +382,7 @@ class Session:
             Descriptor.from_bytes(pb.TrainRequest.FromString(invitation.body).descriptor),
             authority=liar.authority.public,
             invited=self.devices,
-            now_s=time.time(),
+            now_s=liar.now_s,
         )
 
     def run(self, until: str | None = None) -> server.State:
@@ -474,7 +480,7 @@ class Crowd:
             name = DeviceId(f"fake-{i:03}")
             entries[name] = stage.entry(name, *stage.liar.accomplice(name), sid=sid)
         state: server.State = server.open_session(
-            descriptor, authority=stage.liar.authority.public, invited=entries, now_s=time.time()
+            descriptor, authority=stage.liar.authority.public, invited=entries, now_s=stage.liar.now_s
         )
         for name, entry in entries.items():
             state, _ = server.step(state, server.Joined(name, entry))
