@@ -139,6 +139,18 @@ def test_a_budget_for_examples_covers_no_training_that_protects_none(tmp_path: P
     assert all("set example_clip and example_noise" in reason for reason in heard)
 
 
+def test_a_run_that_would_spend_a_bounded_budget_at_once_is_refused_before_any_device_is_asked(
+    tmp_path: Path,
+) -> None:
+    policy = replace(lenient_policy(), example_budget_epsilon=8.0)
+    federation = Federation(tmp_path / "fleet", 3, policy=policy)
+    link = MemoryLink(federation.participants())
+    plan = replace(federation.plan(rounds=1), training=OPEN)
+    with pytest.raises(BudgetError, match="choose an example_clip and example_noise above 0"):
+        run_to_end(federation.fleet, federation.create(plan), link)
+    assert link.sent == []
+
+
 def test_what_the_server_is_told_of_a_spent_budget_counts_no_examples(tmp_path: Path) -> None:
     federation = Federation(
         tmp_path / "fleet", 3, policy=replace(lenient_policy(), example_budget_epsilon=1e-3)
@@ -252,3 +264,22 @@ def test_umbel_privacy_shows_both_units_apart(federation: Federation) -> None:
     table = subprocess.run(base, capture_output=True, check=True, text=True).stdout
     assert "the device: epsilon infinite of infinite at delta 1e-05" in table
     assert f"one example: epsilon {spending(home).example_epsilon:.4g} of infinite at delta 1e-05" in table
+
+
+def test_umbel_train_says_what_one_example_costs(federation: Federation) -> None:
+    package = federation.fleet.package(bytes.fromhex(federation.package.sha256))
+    command = [
+        sys.executable, "-m", "umbel", "train", str(package), "--release-key", str(federation.fleet.release_pub),
+        "--heldout", str(federation.heldout), "--rounds", "2", "--delta", "1e-5",
+        *(option for path in federation.data for option in ("--data", str(path))),
+    ]  # fmt: skip
+    private = [*command, "--example-clip", "1", "--example-noise", "1.2"]
+    told = json.loads(subprocess.run([*private, "--json"], capture_output=True, check=True, text=True).stdout)
+    worst = max(rdp_to_epsilon(2 * release(federation, n).rdp(), DELTA) for n in range(4))
+    assert told["example_epsilon"] == pytest.approx(worst, rel=1e-12)
+    text = subprocess.run(private, capture_output=True, check=True, text=True).stdout
+    assert text.splitlines()[-1] == f"one example: epsilon {worst:.4g} at delta 1e-05"
+    told = json.loads(subprocess.run([*command, "--json"], capture_output=True, check=True, text=True).stdout)
+    assert told["example_epsilon"] is None  # nothing protects it: infinite
+    half = subprocess.run([*command, "--example-noise", "1"], capture_output=True, check=False, text=True)
+    assert (half.returncode, "example_clip is 0" in half.stderr) == (2, True)

@@ -69,6 +69,12 @@ def plan_privacy(
             f"noise_multiplier is 0, and a device's budget is epsilon {policy.budget_epsilon:g}: no budget covers a "
             "round without noise; choose a noise_multiplier above 0 in the run's plan."
         )
+    if math.isfinite(policy.example_budget_epsilon) and not run_plan.training.example_noise:
+        # Whether a noisy run fits depends on how many examples a device has: only the device can tell.
+        raise BudgetError(
+            f"example_noise is 0, and the budget of an example is epsilon {policy.example_budget_epsilon:g}: devices "
+            "would not train; choose an example_clip and example_noise above 0 in the run's plan."
+        )
     check_delta(privacy.delta, math.ceil(run_plan.devices / privacy.sampling_rate))
     planned = plan(
         dim=dim,
