@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -219,6 +221,8 @@ def test_an_example_whose_gradient_overflows_counts_nothing_and_is_not_told(trai
     [
         (0.0, 1.0, "example_clip"),
         (-1.0, 1.0, "example_clip"),
+        (1e-300, 1.0, "example_clip"),
+        (1.0, 1e-300, "example_noise"),
         (float("nan"), 1.0, "example_clip"),
         (float("inf"), 1.0, "example_clip"),
         (1.0, -0.1, "example_noise"),
@@ -291,9 +295,44 @@ def test_opacus_refuses_a_module_that_mixes_examples() -> None:
         train(mixing, privacy=ExamplePrivacy(1.0, 1.0))
 
 
+class ChannelsLast(DigitsNet):
+    """The same network; what its second convolution sees lies in memory as fast kernels like it."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.pool(self.relu(self.conv1(x * (1.0 / 16))))
+        x = self.pool(self.relu(self.conv2(x.contiguous(memory_format=torch.channels_last))))
+        logits: torch.Tensor = self.output(self.relu(self.hidden(self.flatten(x))))
+        return logits
+
+
+def test_a_convolutions_gradients_do_not_depend_on_how_its_input_lies_in_memory() -> None:
+    # Opacus' own rule for convolutions gets this wrong, without a word.
+    trainer = TorchTrainer(opened(first()).manifest, ChannelsLast(), loss)
+    total = one_step(trainer, 24, ExamplePrivacy(1.5, 0.0))
+    np.testing.assert_allclose(total, clipped_sum(24, 1.5), atol=1e-5)
+
+
 def test_the_modules_own_values_do_not_matter_and_stay() -> None:
     module = DigitsNet()
     before = {name: value.clone() for name, value in module.state_dict().items()}
     train(TorchTrainer(opened(first()).manifest, module, loss))
     for name, value in module.state_dict().items():
         torch.testing.assert_close(value, before[name], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("missing", ["torch", "opacus"])
+def test_without_torch_or_opacus_the_error_names_the_extra(missing: str) -> None:
+    code = (
+        "import sys; sys.modules[sys.argv[1]] = None\n"
+        "from umbel_proto.errors import MissingExtraError\n"
+        "try:\n    import umbel.train.torch\n"
+        "except MissingExtraError as exc:\n    print(exc)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, missing], capture_output=True, check=True, text=True)
+    assert done.stdout.strip().endswith("run  pip install 'umbel[torch]'.")
+
+
+def test_a_device_trains_privately_without_torch() -> None:
+    code = "import sys, umbel.train.onnx; print('torch' in sys.modules, 'opacus' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True)
+    assert done.stdout.split() == ["False", "False"]

@@ -12,8 +12,8 @@ from umbel_proto.errors import UsageError
 from umbel_proto.manifest import FloatVector
 from umbel_proto.privacy.examples import NoisySteps
 
-MAX_CLIP = 1e6
-MAX_NOISE = 1e4
+MIN_CLIP, MAX_CLIP = 1e-6, 1e6
+MIN_NOISE, MAX_NOISE = 1e-3, 1e4
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,9 +21,9 @@ class ExamplePrivacy:
     """How training keeps each example private, whoever sees what comes out: DP-SGD.
 
     Args:
-        clip: Largest L2 norm of an example's gradient, in model units over loss, > 0.
-        noise: Standard deviation of the noise in a sum of gradients, over ``clip``; 0 only clips, which
-            protects nothing.
+        clip: Largest L2 norm of an example's gradient, loss per model unit, in [1e-6, 1e6].
+        noise: Standard deviation of the noise in a sum of gradients, over ``clip``, in [1e-3, 1e4]; 0 only
+            clips, which protects nothing.
 
     Source: docs/spec/privacy.md, "Example-level privacy".
     """
@@ -32,10 +32,10 @@ class ExamplePrivacy:
     noise: float
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.clip) and 0 < self.clip <= MAX_CLIP):
-            raise UsageError(f"example_clip is {self.clip}: choose a number > 0, up to {MAX_CLIP:g}.")
-        if not 0 <= self.noise <= MAX_NOISE:
-            raise UsageError(f"example_noise is {self.noise}: choose 0 to {MAX_NOISE:g}.")
+        if not MIN_CLIP <= self.clip <= MAX_CLIP:
+            raise UsageError(f"example_clip is {self.clip}: choose {MIN_CLIP:g} to {MAX_CLIP:g}.")
+        if not (self.noise == 0 or MIN_NOISE <= self.noise <= MAX_NOISE):
+            raise UsageError(f"example_noise is {self.noise}: choose {MIN_NOISE:g} to {MAX_NOISE:g}, or 0.")
 
 
 @dataclass(frozen=True, slots=True)

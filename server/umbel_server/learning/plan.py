@@ -50,10 +50,10 @@ class Training:
         if not 0 <= self.holdback <= 0.5:
             raise UsageError(f"holdback is {self.holdback}: choose a number in [0, 0.5].")
         # As every device insists on; see its ``ExamplePrivacy``.
-        if not 0 <= self.example_clip <= 1e6:
-            raise UsageError(f"example_clip is {self.example_clip}: choose a number in [0, 1e6].")
-        if not 0 <= self.example_noise <= 1e4:
-            raise UsageError(f"example_noise is {self.example_noise}: choose a number in [0, 1e4].")
+        if not (self.example_clip == 0 or 1e-6 <= self.example_clip <= 1e6):
+            raise UsageError(f"example_clip is {self.example_clip}: choose a number in [1e-6, 1e6], or 0.")
+        if not (self.example_noise == 0 or 1e-3 <= self.example_noise <= 1e4):
+            raise UsageError(f"example_noise is {self.example_noise}: choose a number in [1e-3, 1e4], or 0.")
         if (self.example_clip > 0) != (self.example_noise > 0):
             raise UsageError(
                 f"example_clip is {self.example_clip:g} and example_noise {self.example_noise:g}, and one without the "
