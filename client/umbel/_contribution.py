@@ -23,8 +23,7 @@ from umbel_proto.package import Package
 from umbel_proto.privacy.auxiliary import ACCURACY, LOSS, TRAINING_LOSS, WEIGHT, WITHIN_CLIP, Quantity
 from umbel_proto.privacy.encode import norm_of
 from umbel_proto.privacy.examples import NoisySteps
-from umbel_proto.secagg.device import SERVER
-from umbel_proto.secagg.session import Descriptor
+from umbel_proto.secagg.session import SERVER, Descriptor
 from umbel_proto.wire import rounds_pb2, saved_pb2
 
 Vector = NDArray[np.float32]

@@ -8,8 +8,6 @@ Source: docs/spec/secure-aggregation.md, "Phases".
 
 from __future__ import annotations
 
-import contextlib
-import hmac
 import logging
 import math
 import time
@@ -28,7 +26,6 @@ from umbel._ledger import Ledger
 from umbel._shelf import Shelf
 from umbel_proto.errors import (
     BudgetError,
-    LocalProtocolError,
     RefusedError,
     RemoteProtocolError,
     StorageError,
@@ -42,37 +39,16 @@ from umbel_proto.privacy.encode import encode
 from umbel_proto.privacy.examples import ExampleCharge, NoisySteps
 from umbel_proto.privacy.ledger import Charge
 from umbel_proto.secagg.canonical import parse
-from umbel_proto.secagg.device import (
-    SERVER,
-    Done,
-    Idle,
-    Invited,
-    Joined,
-    Masked,
-    Member,
-    Reply,
-    RosterReceived,
-    Shared,
-    SharesReceived,
-    SignaturesReceived,
-    State,
-    SurvivorsReceived,
-    accept,
-    step,
-)
+from umbel_proto.secagg.engine import TRAIN, Due, Invited, Step, Turn
 from umbel_proto.secagg.messages import MAX_SMALL_BYTES
-from umbel_proto.secagg.neighborhood import require
-from umbel_proto.secagg.saved import restore, save
-from umbel_proto.secagg.session import model_hash, plan_hash, rotation_seed, session_id
+from umbel_proto.secagg.pairwise import PAIRWISE
+from umbel_proto.secagg.session import SERVER, Member, Session, model_hash, plan_hash, rotation_seed
 from umbel_proto.wire import rounds_pb2 as pb
 
 log: logging.Logger = logging.getLogger(__name__)
 
-TRAIN = "train"
-SHARE = "query.share"
-MASK = "query.mask"
-CONFIRM = "query.confirm"
-UNMASK = "query.unmask"
+KINDS = tuple(PAIRWISE.kinds)
+"""The types of the messages that follow an invitation."""
 
 Vector = NDArray[np.float32]
 
@@ -82,7 +58,7 @@ class Saved:
     """What a device keeps between two messages of a round, in memory only.
 
     Args:
-        state: The session, of `umbel_proto.secagg.saved`.
+        state: The session, as the masking engine keeps it.
         contribution: What it adds to the sum, of `Contribution`, until it is masked; then empty.
     """
 
@@ -148,15 +124,9 @@ class Participant:
     ) -> tuple[bytes, bytes, Saved | None]:
         if kind == TRAIN:
             return self._train(body, vector, saved)
-        if kind == SHARE:
-            return self._follow(saved, RosterReceived(body, self._clock()))
-        if kind == MASK:
-            return self._mask(saved, body)
-        if kind == CONFIRM:
-            return self._follow(saved, SurvivorsReceived(body))
-        if kind == UNMASK:
-            return self._follow(saved, SignaturesReceived(body))
-        raise RemoteProtocolError(SERVER, f"{kind!r} is no message of a round")
+        kept = None if saved is None else saved.state
+        step = PAIRWISE.answer(self._member(), kept, kind, body, now_s=self._clock())
+        return self._turn(step, b"" if saved is None else saved.contribution)
 
     def _member(self) -> Member:
         return Member(
@@ -170,25 +140,12 @@ class Participant:
         """Phase 1: check the invitation, train, join. The update stays here."""
         request = parse(pb.TrainRequest, body, limit=MAX_SMALL_BYTES, peer=SERVER)
         plan = parse(pb.TrainPlan, request.plan, limit=MAX_SMALL_BYTES, peer=SERVER)
-        before = self._before(saved, session_id(request.descriptor))
-        state, reply = step(
-            before,
-            Invited(request.descriptor, model_hash(vector), plan_hash(request.plan), self._clock()),
-        )
-        if state is before:
-            return reply.message, b"", saved
-        assert isinstance(state, Joined)
-        package = self._package(plan)
-        contribution = self._contribution(package, state, plan, vector)
-        return reply.message, b"", _saved(state, contribution.to_bytes())
-
-    def _before(self, saved: Saved | None, sid: bytes) -> State:
-        """Return the state that an invitation meets: an invitation to another session ends the one before."""
-        with contextlib.suppress(LocalProtocolError):
-            state = self._restore(saved)
-            if not isinstance(state, Idle | Done) and hmac.compare_digest(state.session.sid, sid):
-                return state
-        return Idle(self._member())
+        invited = Invited(request.descriptor, model_hash(vector), plan_hash(request.plan), self._clock())
+        admission = PAIRWISE.join(self._member(), None if saved is None else saved.state, invited)
+        if admission.repeated and saved is not None:
+            return self._turn(admission.step, saved.contribution)
+        contribution = self._contribution(self._package(plan), admission.session, plan, vector)
+        return self._turn(admission.step, contribution.to_bytes())
 
     def _package(self, plan: pb.TrainPlan) -> Package:
         try:
@@ -205,9 +162,9 @@ class Participant:
         )
 
     def _contribution(
-        self, package: Package, state: Joined, plan: pb.TrainPlan, vector: bytes
+        self, package: Package, session: Session, plan: pb.TrainPlan, vector: bytes
     ) -> Contribution:
-        descriptor = state.session.descriptor
+        descriptor = session.descriptor
         dim = package.manifest.dim
         if len(vector) != 4 * dim or descriptor.encoding.dim != dim:
             raise RemoteProtocolError(
@@ -220,15 +177,15 @@ class Participant:
         examples = read_examples(self._data)
 
         def charge(release: NoisySteps | None) -> None:
-            self._charge_training(state, release)
+            self._charge_training(session, release)
 
         return contribute(
             package, start, examples, plan, descriptor, device=self._identity.device, charge=charge
         )
 
-    def _charge_training(self, state: Joined, release: NoisySteps | None) -> None:
+    def _charge_training(self, session: Session, release: NoisySteps | None) -> None:
         """Charge the examples' line of the ledger, before training begins."""
-        descriptor, policy = state.session.descriptor, state.member.policy
+        descriptor, policy = session.descriptor, self._member().policy
         if release is None:
             if math.isfinite(policy.example_budget_epsilon):
                 raise BudgetError(
@@ -240,7 +197,7 @@ class Participant:
             run=descriptor.run,
             round=descriptor.round,
             attempt=descriptor.attempt,
-            sid=state.session.sid,
+            sid=session.sid,
             release=release,
             at_s=self._clock(),
         )
@@ -254,61 +211,35 @@ class Participant:
             log.warning("%s", exc)
             raise BudgetError("The budget of this device's examples does not cover the training.") from exc
 
-    def _mask(self, saved: Saved | None, body: bytes) -> tuple[bytes, bytes, Saved | None]:
-        """Phase 3: check the request, charge the ledger, then encode, add noise and mask."""
-        state = self._restore(saved)
-        if isinstance(state, Masked):
-            # A repeated request gets the bytes it got: noise drawn anew would be a second release.
-            event = SharesReceived(body, np.empty(0, np.uint64))
-            return _reply(*step(state, event), b"")
-        if not isinstance(state, Shared):
-            raise RemoteProtocolError(SERVER, "the shares came out of turn")
-        assert saved is not None
-        descriptor = state.session.descriptor
-        now_s = self._clock()
-        require(now_s < descriptor.closes_at_s, "the session is already over")
-        # Everything first, so that a request it refuses costs nothing; then the charge; then the data.
-        accepted = accept(state, body)
-        policy = state.member.policy
+    def _turn(self, step: Step, contribution: bytes) -> tuple[bytes, bytes, Saved | None]:
+        """Send an answer; where the update is due for it, charge for that and give it first."""
+        if not isinstance(step, Turn):
+            step, contribution = self._give(step, contribution), b""
+        words = b"" if step.words is None else step.words.astype("<u8", copy=False).tobytes()
+        return step.message, words, None if step.kept is None else Saved(step.kept, contribution)
+
+    def _give(self, due: Due, contribution: bytes) -> Turn:
+        """Charge the ledger for a request that was checked, then encode and add noise."""
+        session, policy = due.session, self._member().policy
+        descriptor = session.descriptor
         charge = Charge(
             run=descriptor.run,
             round=descriptor.round,
             attempt=descriptor.attempt,
-            sid=state.session.sid,
+            sid=session.sid,
             bound_sq=descriptor.encoding.bound_sq,
             padded=descriptor.encoding.coordinates,
             variance=policy.honest(descriptor.min_cohort) * descriptor.encoding.noise,
-            at_s=now_s,
+            at_s=self._clock(),
         )
         with Ledger(self._home.ledger) as ledger:
             ledger.charge(charge, budget_epsilon=policy.budget_epsilon, budget_delta=policy.budget_delta)
-        contribution = Contribution.from_bytes(saved.contribution)
+        own = Contribution.from_bytes(contribution)
         encoded = encode(
-            contribution.update,
+            own.update,
             descriptor.encoding,
-            rotation_seed=rotation_seed(state.session.sid),
-            auxiliary=contribution.auxiliary,
-            weight=contribution.weight,
+            rotation_seed=rotation_seed(session.sid),
+            auxiliary=own.auxiliary,
+            weight=own.weight,
         )
-        return _reply(*step(accepted, SharesReceived(body, encoded.words)), b"")
-
-    def _follow(
-        self, saved: Saved | None, event: RosterReceived | SurvivorsReceived | SignaturesReceived
-    ) -> tuple[bytes, bytes, Saved | None]:
-        state = self._restore(saved)
-        keep = saved.contribution if saved is not None and isinstance(event, RosterReceived) else b""
-        return _reply(*step(state, event), keep)
-
-    def _restore(self, saved: Saved | None) -> State:
-        member = self._member()
-        return Idle(member) if saved is None else restore(saved.state, member)
-
-
-def _reply(state: State, reply: Reply, contribution: bytes) -> tuple[bytes, bytes, Saved | None]:
-    words = b"" if reply.words is None else reply.words.astype("<u8", copy=False).tobytes()
-    return reply.message, words, _saved(state, contribution)
-
-
-def _saved(state: State, contribution: bytes) -> Saved | None:
-    kept = save(state)
-    return None if kept is None else Saved(kept, contribution)
+        return due.give(encoded.words)

@@ -72,7 +72,7 @@ from flwr.supercore.protobuf.client import ProtobufCall, ProtobufRequestContext
 from flwr.supernode.fleet_http_client import FleetHttpClient
 
 from umbel._home import DeviceHome
-from umbel._participant import CONFIRM, MASK, SHARE, UNMASK, Participant, Saved, for_the_server
+from umbel._participant import KINDS, Participant, Saved, for_the_server
 from umbel_proto.errors import RefusedError, UmbelError, UsageError
 
 log: logging.Logger = logging.getLogger(__name__)
@@ -193,7 +193,7 @@ def _save(context: Context, saved: Saved | None) -> None:
 
 
 app.train()(_handle)
-for _kind in (SHARE, MASK, CONFIRM, UNMASK):
+for _kind in KINDS:
     app.query(_kind.removeprefix("query."))(_handle)
 
 

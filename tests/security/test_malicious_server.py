@@ -27,11 +27,13 @@ import pytest
 from simulation.attacks import SHARES, TABLE, Attack, boxes, signed_anew, values
 from simulation.federation import Federation, MemoryLink
 from simulation.liar import DEVICES, ORDER, STRICT, Alone, Crowd, Liar, Session, Stage
-from umbel._participant import CONFIRM, MASK, SHARE, TRAIN, UNMASK, Participant
+from umbel._participant import Participant
 from umbel_proto.errors import BudgetError, RefusedError, RemoteProtocolError, UmbelError
 from umbel_proto.ids import DeviceId
 from umbel_proto.privacy.ledger import spent
+from umbel_proto.secagg.engine import TRAIN
 from umbel_proto.secagg.messages import Confirmation, RevealedShares
+from umbel_proto.secagg.pairwise import CONFIRM, MASK, SHARE, UNMASK
 from umbel_proto.secagg.session import entry_hash, session_id
 from umbel_proto.wire import rounds_pb2 as pb
 from umbel_server.learning.link import Answer, NodeId, Payload
@@ -299,7 +301,8 @@ KILLED = """
 import os, secrets, signal, sys
 from pathlib import Path
 from umbel._home import DeviceHome
-from umbel._participant import MASK, Participant, Saved
+from umbel._participant import Participant, Saved
+from umbel_proto.secagg.pairwise import MASK
 home, data, kept = map(Path, sys.argv[1:4])
 read = lambda name: (kept / name).read_bytes()
 device = Participant(DeviceHome(home), data, clock=lambda: float(sys.argv[4]))

@@ -16,12 +16,13 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from simulation.liar import Alone, Device, Liar, Stage
-from umbel._participant import CONFIRM, MASK, SHARE, TRAIN, UNMASK
 from umbel_proto.errors import UmbelError
 from umbel_proto.privacy.encode import Encoding
 from umbel_proto.secagg import device as protocol
+from umbel_proto.secagg.engine import TRAIN
 from umbel_proto.secagg.masks import add_masks
 from umbel_proto.secagg.messages import Confirmation, RevealedShares
+from umbel_proto.secagg.pairwise import CONFIRM, MASK, SHARE, UNMASK
 from umbel_proto.secagg.saved import restore
 from umbel_proto.secagg.session import model_hash, plan_hash
 from umbel_proto.wire import rounds_pb2 as pb

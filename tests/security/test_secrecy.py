@@ -34,13 +34,15 @@ from umbel._contribution import Contribution
 from umbel._data import read_examples
 from umbel._files import read_file
 from umbel._home import DeviceHome
-from umbel._participant import CONFIRM, MASK, SHARE, TRAIN, UNMASK, Saved
+from umbel._participant import Saved
 from umbel_proto.errors import UmbelError
 from umbel_proto.privacy.encode import encode
 from umbel_proto.secagg import device as protocol
 from umbel_proto.secagg.device import Member
+from umbel_proto.secagg.engine import TRAIN
 from umbel_proto.secagg.masks import add_masks
 from umbel_proto.secagg.messages import RevealedShares
+from umbel_proto.secagg.pairwise import CONFIRM, MASK, SHARE, UNMASK
 from umbel_proto.secagg.saved import restore
 from umbel_server.learning.link import Answer, NodeId, Payload
 from umbel_server.learning.plan import RunPlan

@@ -13,10 +13,11 @@ from typing import NamedTuple
 import numpy as np
 
 from simulation.liar import Stage
-from umbel._participant import CONFIRM, MASK, SHARE, TRAIN, UNMASK
 from umbel_proto.ids import DeviceId, FleetId
 from umbel_proto.keys import SigningKey
+from umbel_proto.secagg.engine import TRAIN
 from umbel_proto.secagg.messages import Confirmation, JoinEntry
+from umbel_proto.secagg.pairwise import CONFIRM, MASK, SHARE, UNMASK
 from umbel_proto.wire import rounds_pb2 as pb
 from umbel_server.learning.link import Payload
 

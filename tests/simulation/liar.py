@@ -28,7 +28,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from simulation.federation import FLEET, Federation, MemoryLink
 from umbel._home import DeviceHome
 from umbel._ledger import Ledger
-from umbel._participant import CONFIRM, MASK, SHARE, TRAIN, UNMASK, Participant, Saved
+from umbel._participant import Participant, Saved
 from umbel_proto.credentials import Credential, FleetPolicy, sign_credential
 from umbel_proto.encoding import enc
 from umbel_proto.errors import UmbelError
@@ -38,6 +38,7 @@ from umbel_proto.privacy.ledger import Charge
 from umbel_proto.secagg import device as protocol
 from umbel_proto.secagg import server
 from umbel_proto.secagg.boxes import Held, Lane, seal_shares
+from umbel_proto.secagg.engine import TRAIN
 from umbel_proto.secagg.entries import JOIN_LABEL
 from umbel_proto.secagg.messages import (
     Confirmations,
@@ -47,6 +48,7 @@ from umbel_proto.secagg.messages import (
     Survivors,
     to_bitmap,
 )
+from umbel_proto.secagg.pairwise import CONFIRM, MASK, SHARE, UNMASK
 from umbel_proto.secagg.session import Descriptor, entry_hash, model_hash, plan_hash, session_id
 from umbel_proto.wire import rounds_pb2 as pb
 from umbel_server.learning.link import Answer, NodeId, Payload

@@ -16,13 +16,14 @@ import pytest
 from simulation.federation import QUICK, TRAINING, Federation, MemoryLink, lenient_policy
 from umbel._data import read_examples
 from umbel._ledger import Ledger
-from umbel._participant import CONFIRM, MASK, SHARE, TRAIN, UNMASK
 from umbel.train import TrainPlan
 from umbel.train.local import accuracy_on, federated_averaging
 from umbel.train.onnx import OnnxTrainer
 from umbel_proto.errors import BudgetError, RefusedError, UmbelError
 from umbel_proto.ids import DeviceId
 from umbel_proto.privacy.plan import plan
+from umbel_proto.secagg.engine import TRAIN
+from umbel_proto.secagg.pairwise import CONFIRM, MASK, SHARE, UNMASK
 from umbel_server.learning.fleet_ledger import COST
 from umbel_server.learning.plan import RunPlan
 from umbel_server.learning.run import run_to_end

@@ -14,8 +14,9 @@ import pytest
 from simulation.federation import MemoryLink
 from simulation.tiny import SimulatedClock, TinyFederation, check_run
 from umbel._ledger import Ledger
-from umbel._participant import CONFIRM, MASK, SHARE, TRAIN, UNMASK
 from umbel_proto.ids import DeviceId
+from umbel_proto.secagg.engine import TRAIN
+from umbel_proto.secagg.pairwise import CONFIRM, MASK, SHARE, UNMASK
 from umbel_server.learning.link import Answer, NodeId, Payload
 from umbel_server.learning.run import run_to_end
 from umbel_server.store.runs import Participation, RoundRecord

@@ -17,12 +17,14 @@ from numpy.typing import NDArray
 from simulation.federation import QUICK, TRAINING, Federation, MemoryLink, lenient_policy
 from umbel._contribution import Contribution
 from umbel._ledger import Ledger
-from umbel._participant import MASK, TRAIN, Participant, Saved
+from umbel._participant import Participant, Saved
 from umbel_proto.errors import BudgetError, RefusedError
 from umbel_proto.ids import DeviceId
 from umbel_proto.privacy.encode import encode
 from umbel_proto.privacy.ledger import Charge
 from umbel_proto.secagg.device import Shared, SharesReceived, step
+from umbel_proto.secagg.engine import TRAIN
+from umbel_proto.secagg.pairwise import MASK
 from umbel_proto.secagg.saved import restore, save
 from umbel_proto.secagg.session import rotation_seed
 from umbel_server.learning import checkpoint

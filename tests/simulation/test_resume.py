@@ -23,9 +23,10 @@ from sqlalchemy import Connection, Engine, event
 from simulation.driver import CHECKPOINT
 from simulation.federation import MemoryLink
 from simulation.tiny import TinyFederation, check_ledgers, check_run
-from umbel._participant import CONFIRM, MASK, SHARE, TRAIN, UNMASK
 from umbel_proto.errors import RefusedError, UnavailableError, UsageError
 from umbel_proto.ids import DeviceId, RunId
+from umbel_proto.secagg.engine import TRAIN
+from umbel_proto.secagg.pairwise import CONFIRM, MASK, SHARE, UNMASK
 from umbel_server.learning.link import Answer, NodeId, Payload
 from umbel_server.learning.run import run_to_end
 

@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 from simulation.federation import Federation, MemoryLink
 from umbel._contribution import Contribution
 from umbel._ledger import Ledger
-from umbel._participant import MASK, TRAIN
 from umbel_proto.privacy.plan import Plan
 from umbel_proto.privacy.rotate import rotate
+from umbel_proto.secagg.engine import TRAIN
+from umbel_proto.secagg.pairwise import MASK
 from umbel_proto.secagg.session import rotation_seed
 from umbel_server.learning.budget import plan_privacy
 from umbel_server.learning.link import Answer, NodeId, Payload

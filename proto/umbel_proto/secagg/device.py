@@ -17,11 +17,11 @@ from typing import TypeAlias
 
 import numpy as np
 
-from umbel_proto.credentials import FleetPolicy, open_credential
+from umbel_proto.credentials import open_credential
 from umbel_proto.encoding import digest, enc
 from umbel_proto.errors import LocalProtocolError, RemoteProtocolError, UsageError, VerificationError
-from umbel_proto.keys import SigningKey, VerifyKey
 from umbel_proto.secagg.boxes import Held, open_shares, seal_shares
+from umbel_proto.secagg.engine import Invited
 from umbel_proto.secagg.entries import Secrets, make_entry
 from umbel_proto.secagg.masks import Words, add_masks, zeros
 from umbel_proto.secagg.messages import (
@@ -33,8 +33,8 @@ from umbel_proto.secagg.messages import (
     from_bitmap,
 )
 from umbel_proto.secagg.messages import Masked as MaskedMessage
-from umbel_proto.secagg.neighborhood import SERVER, Neighborhood, Session, read_roster, require
-from umbel_proto.secagg.session import Descriptor, objection, session_id
+from umbel_proto.secagg.neighborhood import Neighborhood, read_roster, require
+from umbel_proto.secagg.session import SERVER, Descriptor, Member, Session, objection, session_id
 from umbel_proto.secagg.shamir import deal
 
 __all__ = [
@@ -67,41 +67,7 @@ CONFIRM_LABEL = "umbel/1/confirm"
 REQUEST_LABEL = "umbel/1/request"
 
 
-@dataclass(frozen=True, slots=True)
-class Member:
-    """A device's standing in its fleet.
-
-    Args:
-        credential: As the authority signed it.
-        identity: The key the credential certifies.
-        policy: The pinned fleet policy.
-        authority: The pinned key of the fleet's authority.
-    """
-
-    credential: bytes
-    identity: SigningKey = field(repr=False)
-    policy: FleetPolicy
-    authority: VerifyKey
-
-
 # Events: what the server asked, as the bytes received.
-
-
-@dataclass(frozen=True, slots=True)
-class Invited:
-    """Phase 1: the device got a model, a plan and a descriptor.
-
-    Args:
-        descriptor: Serialized SessionDescriptor.
-        model_hash: Digest of the model bytes received, computed here.
-        plan_hash: Digest of the plan bytes received, computed here.
-        now_s: Unix seconds.
-    """
-
-    descriptor: bytes
-    model_hash: bytes
-    plan_hash: bytes
-    now_s: float
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,26 +17,7 @@ from umbel_proto.secagg.entries import Peer, Secrets, verify_entry
 from umbel_proto.secagg.graph import Graph, Parameters
 from umbel_proto.secagg.masks import pair_key, self_key
 from umbel_proto.secagg.messages import Roster
-from umbel_proto.secagg.session import Descriptor, entry_hash, roster_hash
-
-SERVER = "server"
-
-
-@dataclass(frozen=True, slots=True)
-class Session:
-    """What a device knows of its session from the start.
-
-    Args:
-        sid: The session.
-        descriptor: What it agreed to.
-        device: Its own id.
-        model_hash: Of the model bytes it received.
-    """
-
-    sid: bytes
-    descriptor: Descriptor
-    device: DeviceId
-    model_hash: bytes
+from umbel_proto.secagg.session import SERVER, Session, entry_hash, roster_hash
 
 
 @dataclass(frozen=True, slots=True)

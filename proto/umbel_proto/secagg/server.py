@@ -26,6 +26,7 @@ from umbel_proto.ids import DeviceId
 from umbel_proto.keys import VerifyKey
 from umbel_proto.secagg.cohort import Cohort
 from umbel_proto.secagg.device import CONFIRM_LABEL
+from umbel_proto.secagg.engine import Aborted, Loss, Opened, Outgoing
 from umbel_proto.secagg.entries import Peer, check_agreement_keys, verify_entry
 from umbel_proto.secagg.masks import Words, zeros
 from umbel_proto.secagg.messages import (
@@ -39,28 +40,6 @@ from umbel_proto.secagg.messages import (
 )
 from umbel_proto.secagg.session import Descriptor, session_id
 from umbel_proto.secagg.unmask import unmask
-
-
-@dataclass(frozen=True, slots=True)
-class Outgoing:
-    """A request to send.
-
-    Args:
-        device: To whom.
-        message: Its bytes, of the next phase.
-    """
-
-    device: DeviceId
-    message: bytes = field(repr=False)
-
-
-@dataclass(frozen=True, slots=True)
-class Loss:
-    """A device that is out, and why."""
-
-    device: DeviceId
-    reason: str
-
 
 # Events.
 
@@ -235,23 +214,6 @@ class Unmasking:
     waiting: frozenset[DeviceId]
     revealed: Mapping[int, RevealedShares] = field(repr=False)
     total: Words = field(repr=False)
-    lost: tuple[Loss, ...]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Opened:
-    """The end: the sum over the survivors, shape (encoding.words,), and who is not in it."""
-
-    total: Words = field(repr=False)
-    survivors: tuple[DeviceId, ...]
-    lost: tuple[Loss, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Aborted:
-    """The end: no sum, and the reason."""
-
-    reason: str
     lost: tuple[Loss, ...]
 
 

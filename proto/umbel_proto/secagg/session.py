@@ -6,7 +6,7 @@ Source: docs/spec/secure-aggregation.md, "Session".
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Self
 
@@ -14,6 +14,7 @@ from umbel_proto.credentials import FleetPolicy
 from umbel_proto.encoding import digest
 from umbel_proto.errors import RemoteProtocolError, UsageError
 from umbel_proto.ids import DeviceId, FleetId, RunId, check_name
+from umbel_proto.keys import SigningKey, VerifyKey
 from umbel_proto.privacy.encode import Encoding
 from umbel_proto.secagg import graph
 from umbel_proto.secagg.canonical import parse, serialize
@@ -28,6 +29,9 @@ ROSTER_LABEL = "umbel/1/roster"
 MODEL_LABEL = "umbel/1/model"
 PLAN_LABEL = "umbel/1/plan"
 ROTATION_LABEL = "umbel/1/rotation"
+SERVER = "server"
+"""Who is to blame, on a device."""
+
 _UINT32 = 1 << 32
 _UINT64 = 1 << 64
 
@@ -186,6 +190,40 @@ class Descriptor:
             dropout_fraction=self.dropout_fraction,
             server_malicious=self.server_malicious,
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A device's standing in its fleet.
+
+    Args:
+        credential: As the authority signed it.
+        identity: The key the credential certifies.
+        policy: The pinned fleet policy.
+        authority: The pinned key of the fleet's authority.
+    """
+
+    credential: bytes
+    identity: SigningKey = field(repr=False)
+    policy: FleetPolicy
+    authority: VerifyKey
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """What a device knows of its session from the start.
+
+    Args:
+        sid: The session.
+        descriptor: What it agreed to.
+        device: Its own id.
+        model_hash: Of the model bytes it received.
+    """
+
+    sid: bytes
+    descriptor: Descriptor
+    device: DeviceId
+    model_hash: bytes
 
 
 def objection(descriptor: Descriptor, policy: FleetPolicy) -> str | None:

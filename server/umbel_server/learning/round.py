@@ -1,4 +1,4 @@
-"""One round: the five phases of secure aggregation over a link, until the sum is open or the round is given up.
+"""One round: the phases of secure aggregation over a link, until the sum is open or the round is given up.
 
 Every device that fails, refuses or stays silent is out of the round and on its record, with the reason.
 """
@@ -17,28 +17,8 @@ from numpy.typing import NDArray
 from umbel_proto.errors import RemoteProtocolError
 from umbel_proto.ids import DeviceId
 from umbel_proto.keys import VerifyKey
-from umbel_proto.secagg.server import (
-    Aborted,
-    Closed,
-    ConfirmedSent,
-    Confirming,
-    Event,
-    Joined,
-    Joining,
-    Lost,
-    MaskedSent,
-    Masking,
-    Open,
-    Opened,
-    Outgoing,
-    Revealed,
-    SharesSent,
-    Sharing,
-    State,
-    Unmasking,
-    open_session,
-    step,
-)
+from umbel_proto.secagg.engine import TRAIN, Aborted, Opened, Outgoing, Running
+from umbel_proto.secagg.pairwise import PAIRWISE
 from umbel_proto.secagg.session import session_id
 from umbel_proto.wire import rounds_pb2 as pb
 from umbel_server.clock import Clock
@@ -51,15 +31,6 @@ log = logging.getLogger(__name__)
 
 POLL_S = 0.1
 """How often to look for answers."""
-
-PHASES: Mapping[type[Open], tuple[Phase, str]] = {
-    Joining: ("train", "train"),
-    Sharing: ("share", "query.share"),
-    Masking: ("mask", "query.mask"),
-    Confirming: ("confirm", "query.confirm"),
-    Unmasking: ("unmask", "query.unmask"),
-}
-"""What a phase is called, and its message type."""
 
 
 class Progress(Protocol):
@@ -160,14 +131,14 @@ class _Round:
         self._nodes = {device: node for node, device in members.items()}
         self._timing, self._progress, self._clock, self._pause = timing, progress, clock, pause
         self._silent, self._journal = silent, journal
-        self._state: State = open_session(
+        self._state: Running | Opened | Aborted = PAIRWISE.open(
             invitation.descriptor, authority=authority, invited=members.values(), now_s=clock()
         )
         self._seconds: dict[str, float] = {}
         self._up = self._down = 0
         self._joined: frozenset[DeviceId] = frozenset()
         self._unanswered: set[DeviceId] = set()
-        self._asked_to_mask: frozenset[DeviceId] = frozenset()
+        self._charged: frozenset[DeviceId] = frozenset()
 
     def run(self) -> RoundOutcome:
         descriptor = self._invitation.descriptor
@@ -179,88 +150,58 @@ class _Round:
             payloads = {self._nodes[out.device]: Payload(out.message) for out in outgoing}
         return self._outcome(self._state)
 
-    def _phase(self, state: Open, payloads: Mapping[NodeId, Payload]) -> tuple[Outgoing, ...]:
+    def _phase(self, state: Running, payloads: Mapping[NodeId, Payload]) -> tuple[Outgoing, ...]:
         """Send a phase's requests, collect the answers, and close it."""
-        name, kind = PHASES[type(state)]
-        if isinstance(state, Sharing):
-            self._joined = frozenset(state.cohort.ids)
-        if isinstance(state, Masking):
-            self._asked_to_mask = state.waiting
+        phase = state.phase
+        charged = state.waiting if phase.takes_updates else frozenset()
+        self._joined |= phase.members
+        self._charged |= charged
         # Before the first request is out: whoever is killed from here on leaves behind who was charged.
-        self._journal(name, self._asked_to_mask if isinstance(state, Masking) else frozenset())
-        self._progress("phase", phase=name, devices=len(payloads))
+        self._journal(phase.name, charged)
+        self._progress("phase", phase=phase.name, devices=len(payloads))
         begin = self._clock()
-        timeout_s = (
-            self._timing.train_timeout_s if isinstance(state, Joining) else self._timing.phase_timeout_s
-        )
+        timeout_s = self._timing.train_timeout_s if phase.kind == TRAIN else self._timing.phase_timeout_s
         group = str(self._invitation.descriptor.round)
-        self._down += self._link.send(kind, group, payloads, ttl_s=timeout_s)
-        self._collect(begin, begin + timeout_s)
-        self._unanswered |= self._waiting()
-        self._state, outgoing = step(self._state, Closed())
-        self._seconds[name] = self._clock() - begin
+        self._down += self._link.send(phase.kind, group, payloads, ttl_s=timeout_s)
+        state = self._collect(state, phase.least, begin, begin + timeout_s)
+        self._unanswered |= state.waiting
+        self._state, outgoing = state.close()
+        self._seconds[phase.name] = self._clock() - begin
         return outgoing
 
-    def _collect(self, begin: float, deadline: float) -> None:
+    def _collect(self, state: Running, least: int, begin: float, deadline: float) -> Running:
         """Take answers until all are in, the deadline has passed, or enough are in and the rest are late."""
         answered, late = 0, deadline
-        while self._waiting() and self._clock() < late:
+        while state.waiting and self._clock() < late:
             answers = self._link.receive()
             for answer in answers:
-                self._take(answer)
+                state = self._take(state, answer)
                 answered += answer.payload is not None
-            if answered >= self._enough() and self._waiting() <= self._silent:
-                return
-            if late == deadline and answered >= self._enough():
+            if answered >= least and state.waiting <= self._silent:
+                break
+            if late == deadline and answered >= least:
                 now = self._clock()
                 late = min(deadline, now + max(self._timing.grace_s, (now - begin) / 2))
-            if not answers and self._waiting():
+            if not answers and state.waiting:
                 self._pause(POLL_S)
+        return state
 
-    def _waiting(self) -> frozenset[DeviceId]:
-        state = self._state
-        return frozenset() if isinstance(state, Opened | Aborted) else state.waiting
-
-    def _enough(self) -> int:
-        """With how many answers the round can go on."""
-        least = self._invitation.descriptor.min_cohort
-        if isinstance(self._state, Sharing | Masking | Confirming | Unmasking):
-            least = max(least, self._state.cohort.graph.parameters.min_survivors)
-        return least
-
-    def _take(self, answer: Answer) -> None:
+    def _take(self, state: Running, answer: Answer) -> Running:
         device = self._members.get(answer.node)
-        if device is None or device not in self._waiting():
-            return  # Nobody asked it, or it has answered: late and repeated answers change nothing.
+        if device is None or device not in state.waiting:
+            return state  # Nobody asked it, or it has answered: late and repeated answers change nothing.
         if answer.payload is None:
-            self._lose(device, answer.reason)
-            return
+            return self._lose(state, device, answer.reason)
         self._up += answer.size_up
         try:
-            self._state, _ = step(self._state, self._event(device, answer.payload))
+            return state.take(device, answer.payload.body, answer.payload.vector)
         except RemoteProtocolError as exc:
-            self._lose(device, exc.reason)
+            return self._lose(state, device, exc.reason)
 
-    def _lose(self, device: DeviceId, reason: str) -> None:
+    def _lose(self, state: Running, device: DeviceId, reason: str) -> Running:
         log.warning("%s is out of the round: %s", device, reason)
         self._progress("lost", device=device, reason=reason)
-        self._state, _ = step(self._state, Lost(device, reason))
-
-    def _event(self, device: DeviceId, payload: Payload) -> Event:
-        match self._state:
-            case Joining():
-                return Joined(device, payload.body)
-            case Sharing():
-                return SharesSent(device, payload.body)
-            case Masking():
-                if len(payload.vector) % 8:
-                    raise RemoteProtocolError(device, "its update is not made of 64-bit words")
-                words = np.frombuffer(payload.vector, "<u8").astype(np.uint64, copy=False)
-                return MaskedSent(device, payload.body, words)
-            case Confirming():
-                return ConfirmedSent(device, payload.body)
-            case _:
-                return Revealed(device, payload.body)
+        return state.lose(device, reason)
 
     def _outcome(self, state: Opened | Aborted) -> RoundOutcome:
         opened = isinstance(state, Opened)
@@ -269,11 +210,11 @@ class _Round:
         for loss in state.lost:
             reasons.setdefault(loss.device, loss.reason)
         parts = []
-        for device in sorted(self._joined | self._asked_to_mask | survivors | reasons.keys()):
+        for device in sorted(self._joined | self._charged | survivors | reasons.keys()):
             outcome: Outcome = "dropped"
             if device in survivors:
                 outcome = "summed"
-            elif device in self._asked_to_mask:
+            elif device in self._charged:
                 outcome = "charged"
             reason = "" if device in survivors else reasons.get(device, "the round was aborted")
             parts.append(Participation(device, outcome, reason))

@@ -10,7 +10,7 @@ import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 from sqlalchemy import Connection, Row, delete, func, insert, literal, select, update
 from sqlalchemy.exc import IntegrityError
@@ -23,7 +23,7 @@ from umbel_server.store.tables import participations, rounds, runs
 
 RunState = Literal["running", "finished", "stopped", "failed"]
 RoundState = Literal["opened", "aborted"]
-Phase = Literal["train", "share", "mask", "confirm", "unmask"]
+Phase: TypeAlias = str  # As its masking engine calls it.
 Outcome = Literal["summed", "charged", "dropped"]
 
 UNENDED = "the round never ended"
