@@ -212,6 +212,7 @@ def test_two_refusals_in_a_row_make_suspects_and_a_diagnostic_round_ends_the_row
     again = record(2, "aborted", **refused)
     assert not guard.suspects([failed])
     assert guard.suspects([failed, again])
+    assert guard.suspects([failed, again, record(3, "aborted", **refused)])
     assert not guard.suspects([failed, record(2, "aborted", guard={})])
     assert guard.suspects([failed, record(2, "aborted"), record(3, "aborted", **refused)])
     grouped = record(3, "aborted", guard={"refused": "accuracy", "groups": []})
