@@ -100,7 +100,8 @@ class Keystream:
     """
 
     def __init__(self, key: bytes | None = None, *, mode: Mode | None = None) -> None:
-        self._context = _context(key or secrets.token_bytes(KEY_BYTES), mode or fastest_mode())
+        own = secrets.token_bytes(KEY_BYTES) if key is None else key
+        self._context = _context(own, mode or fastest_mode())
 
     def __repr__(self) -> str:
         return "Keystream(<secret>)"
