@@ -95,6 +95,9 @@ INLINE_BYTES = 1 << 20
 """Vectors up to this length ride in the record: umbel_server.flower has the same number."""
 FIRST_RETRY_S = 0.02
 """Flower's own first retry for an object waits a second; it is there a few milliseconds later."""
+FETCH_S = 20.0
+"""How long to wait for a message's objects: a server that was killed before it had sent them never will. Sending
+them takes it about 10 ms a device."""
 KEEP_BYTES = 16 << 10
 """Larger messages are deleted when the next one comes, the others when the run ends."""
 _RECORD = "umbel"
@@ -231,6 +234,7 @@ class _SuperLink:
         )
         self.node = Node()
         self._closing = threading.Event()
+        self._online = threading.Event()
         self._heart = threading.Thread(target=self._beat, name="umbel-heartbeat", daemon=True)
         self._large: ConfirmMessageReceivedRequest | None = None
 
@@ -239,7 +243,10 @@ class _SuperLink:
         request = ActivateNodeRequest(
             public_key=self._public_key, heartbeat_interval=HEARTBEAT_DEFAULT_INTERVAL
         )
+        # No heartbeat meanwhile: it would keep alive what the SuperLink must forget before it lets the node in again.
+        self._online.clear()
         self.node = Node(node_id=self._client.ActivateNode(request).node_id)
+        self._online.set()
         if not self._heart.is_alive():
             self._heart.start()
         return self.node.node_id
@@ -262,6 +269,8 @@ class _SuperLink:
         Not Flower's own sender: that one brings FastAPI, 20 MB, into every device.
         """
         while not self._closing.wait(_jitter(HEARTBEAT_DEFAULT_INTERVAL * 0.8)):
+            if not self._online.is_set():
+                continue
             request = SendNodeHeartbeatRequest(node=self.node, heartbeat_interval=HEARTBEAT_DEFAULT_INTERVAL)
             try:
                 self._client.SendNodeHeartbeat(request)
@@ -293,7 +302,13 @@ class _SuperLink:
         items = list(iterate_object_tree(tree))
         leaves = [item for item in items if not item.children]
         needed = leaves if len(leaves) == 1 else items
-        contents = pull_objects([item.object_id for item in needed], pull, initial_backoff=FIRST_RETRY_S)
+        contents = pull_objects(
+            [item.object_id for item in needed],
+            pull,
+            max_time=FETCH_S,
+            initial_backoff=FIRST_RETRY_S,
+            backoff_cap=1.0,
+        )
         for object_id, content in contents.items():
             if hashlib.sha256(content).hexdigest() != object_id:
                 raise ObjectPullError(object_id, "it is not what its name says")
@@ -405,7 +420,7 @@ def _serve(link: _SuperLink, home: DeviceHome, data: Path | None, stop: threadin
         try:
             got = link.receive()
             if got is not None:
-                _answer(link, *got, contexts, home, data)
+                _answer_if_wanted(link, *got, contexts, home, data)
                 now_s = time.monotonic()
                 gap_s, last = now_s - last, now_s
                 stop.wait(min(gap_s / 2, BUSY_POLL_S[1]))
@@ -421,12 +436,27 @@ def _serve(link: _SuperLink, home: DeviceHome, data: Path | None, stop: threadin
             stop.wait(_jitter(pause))
             pause = min(2 * pause, longest)
             continue
-        except ObjectPullError:
-            log.info("a message was withdrawn before it could be read")
         if got is None:
             busy = time.monotonic() < last + BUSY_FOR_S
             often_s = min(max(BUSY_POLL_S[0], gap_s / 8), BUSY_POLL_S[1])
             stop.wait(often_s if busy else _jitter(1.5 * IDLE_POLL_S))
+
+
+def _answer_if_wanted(
+    link: _SuperLink,
+    head: Message,
+    tree: ObjectTree,
+    contexts: dict[int, Context],
+    home: DeviceHome,
+    data: Path | None,
+) -> None:
+    """Answer a message, unless it goes away meanwhile, as when its run ends; the node stays online."""
+    try:
+        _answer(link, head, tree, contexts, home, data)
+    except ObjectPullError:
+        log.info("a message was withdrawn before it could be read")
+    except httpx.HTTPStatusError as exc:
+        log.info("the SuperLink wants no answer any more (HTTP %d)", exc.response.status_code)
 
 
 def _answer(

@@ -101,6 +101,8 @@ _VECTOR = "vector"
 REST_AFTER_S = 2.0
 FIRST_RETRY_S = 0.02
 """Flower's own first retry for an object waits a second; it is there a few milliseconds later."""
+FIRST_TRIES = 5
+"""How often to ask for an answer's object at first, 0.3 s in all; after that, once whenever answers are asked for."""
 KEEP_BYTES = 16 << 10
 """Larger messages are deleted a phase after they were read, the others when the run ends."""
 _RAW = "umbel.raw"  # Array.stype: the bytes as they are, no .npy header to parse.
@@ -410,6 +412,7 @@ class GridLink:
         self._own: Node = grid.node
         self._run_id = grid.run.run_id
         self._pending: dict[str, NodeId] = {}
+        self._incomplete: list[tuple[NodeId, Message, ObjectTree]] = []
         self._large: list[ConfirmMessageReceivedRequest] = []
         self._rest: tuple[float, Mapping[str, InflatableObject], set[str], str] | None = None
 
@@ -424,6 +427,7 @@ class GridLink:
         stock SuperNode reads besides follows if somebody has not answered by then.
         """
         self._delete_read()
+        self._incomplete = []
         contents = {node: pack(payload) for node, payload in payloads.items()}
         messages = [
             Message(content, dst_node_id=node, message_type=kind, group_id=group, ttl=ttl_s)
@@ -464,27 +468,36 @@ class GridLink:
         Flower's own ``pull_messages`` asks four times for a small answer; this asks once, for the
         record that holds it, as everything else about the answer is in the list already.
         """
-        if not self._pending:
-            return []
-        self._push_rest()
-        listed = self._client.PullMessages(PullAppMessagesRequest(message_ids=list(self._pending)))
-        answers = []
-        for head, tree in zip(listed.messages_list, listed.message_object_trees, strict=True):
-            node = self._pending.pop(head.metadata.reply_to_message_id, None)
-            if node is not None:
-                answers.append(self._answer(node, message_from_proto(head), tree))
-        return answers
+        if self._pending or self._incomplete:
+            self._push_rest()
+        before, self._incomplete = self._incomplete, []
+        answers = [self._answer(*each, tries=1) for each in before]
+        if self._pending:
+            listed = self._client.PullMessages(PullAppMessagesRequest(message_ids=list(self._pending)))
+            for head, tree in zip(listed.messages_list, listed.message_object_trees, strict=True):
+                node = self._pending.pop(head.metadata.reply_to_message_id, None)
+                if node is not None:
+                    answers.append(self._answer(node, message_from_proto(head), tree, tries=FIRST_TRIES))
+        return [answer for answer in answers if answer is not None]
 
-    def _answer(self, node: NodeId, head: Message, tree: ObjectTree) -> Answer:
+    def _answer(self, node: NodeId, head: Message, tree: ObjectTree, *, tries: int) -> Answer | None:
+        """Return what a node answered; None if parts of it are not there yet."""
         if head.has_error():
             return Answer(node, None, head.error.reason or f"Flower error {head.error.code}")
         pull = make_pull_object_fn_protobuf(self._client.PullObject, self._own, self._run_id)
         try:
             contents = pull_objects(
-                [item.object_id for item in wanted(tree)], pull, initial_backoff=FIRST_RETRY_S
+                [item.object_id for item in wanted(tree)],
+                pull,
+                max_tries_per_object=tries,
+                initial_backoff=FIRST_RETRY_S,
             )
             payload = payload_of(tree, contents)
-        except (ObjectPullError, UnexpectedObjectContentError, UsageError) as exc:
+        except ObjectPullError:
+            # A device that was killed while it sent them never will: nobody else waits for it.
+            self._incomplete.append((node, head, tree))
+            return None
+        except (UnexpectedObjectContentError, UsageError) as exc:
             return Answer(node, None, f"its answer cannot be read: {exc}")
         size = sum(map(len, contents.values()))
         if size > KEEP_BYTES:

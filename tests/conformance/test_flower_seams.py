@@ -43,6 +43,7 @@ def imported(module: Any) -> Iterator[tuple[str, str]]:
             )
 
 
+PULLING = ("max_time", "max_tries_per_object", "initial_backoff", "backoff_cap")
 SEAMS = sorted({*imported(umbel.flower), *imported(umbel_server.flower)})
 
 
@@ -98,7 +99,7 @@ CALLS: list[tuple[str, str, int, tuple[str, ...]]] = [
     (f"{INFLATABLE}.inflatable_protobuf_utils", "make_push_object_fn_protobuf", 4, ()),
     (f"{INFLATABLE}.inflatable_utils", "ObjectPullError", 2, ()),
     (f"{INFLATABLE}.inflatable_utils", "inflate_object_from_contents", 2, ()),
-    (f"{INFLATABLE}.inflatable_utils", "pull_objects", 2, ("initial_backoff",)),
+    (f"{INFLATABLE}.inflatable_utils", "pull_objects", 2, PULLING),
     (f"{INFLATABLE}.inflatable_utils", "push_object_contents_from_iterable", 1, ("push_object_fn",)),
     (f"{INFLATABLE}.inflatable_utils", "push_objects", 2, ("object_ids_to_push",)),
     ("flwr.supercore.primitives.asymmetric", "public_key_to_bytes", 1, ()),
