@@ -166,16 +166,32 @@ class Rows(nn.Module):
         return hidden
 
 
-def test_every_rule_gives_what_opacus_gives() -> None:
+@pytest.mark.parametrize("make", [Rows, lambda: initial(0)])
+@pytest.mark.parametrize("clip", [0.3, 100.0])
+def test_every_rule_gives_what_opacus_gives(make: Callable[[], nn.Module], clip: float) -> None:
     torch.manual_seed(1)
-    net = Rows()
-    x, y = torch.randn(5, *SHAPE), torch.tensor([0, 1, 2, 3, 0])
+    net = make()
+    x, y = torch.randn(6, *SHAPE), torch.tensor([0, 1, 2, 3, 0, 1])
+    w = torch.tensor([1.0, 1, 0, 1, 0, 1])
     parameters = {name: value.detach() for name, value in net.named_parameters()}
-    sums, total, norms = clipped_gradients(net, loss, parameters, x, y, torch.ones(5), torch.tensor(0.8))
-    assert norms.max() > 0.8
-    torch.testing.assert_close(total, loss(net(x), y).sum().detach())
-    for name, theirs in zip(parameters, opacus(net, x, y, 0.8, loss), strict=True):
+    sums, total, norms = clipped_gradients(net, loss, parameters, x, y, w, torch.tensor(clip))
+    assert 0.3 < norms.min() <= norms.max() < 100.0
+    kept = w > 0
+    torch.testing.assert_close(total, loss(net(x[kept]), y[kept]).sum().detach())
+    for name, theirs in zip(parameters, opacus(net, x[kept], y[kept], clip, loss), strict=True):
         torch.testing.assert_close(sums[name], theirs, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("make", [Rows, lambda: initial(0)])
+def test_every_rules_norms_are_those_of_each_gradient(make: Callable[[], nn.Module]) -> None:
+    torch.manual_seed(3)
+    net = make()
+    x, y = torch.randn(4, *SHAPE), torch.tensor([0, 1, 2, 3])
+    parameters = {name: value.detach() for name, value in net.named_parameters()}
+    *_, norms = clipped_gradients(net, loss, parameters, x, y, torch.ones(4), torch.tensor(1.0))
+    for row in range(4):
+        gradient = torch.autograd.grad(loss(net(x[[row]]), y[[row]]).sum(), list(net.parameters()))
+        torch.testing.assert_close(norms[row], torch.cat([part.ravel() for part in gradient]).norm())
 
 
 class Twice(nn.Module):

@@ -32,8 +32,8 @@ try:
         from opacus import GradSampleModule
         from opacus.optimizers import DPOptimizer
         from opacus.validators import ModuleValidator
-except ImportError as exc:
-    raise MissingExtraError("torch", "Training with torch") from exc
+except ImportError as _exc:
+    raise MissingExtraError("torch", "Training with torch") from _exc
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
