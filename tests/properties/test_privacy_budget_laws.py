@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 from fractions import Fraction
 
+import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import special
 
 from umbel_proto.errors import BudgetError
 from umbel_proto.ids import RunId
-from umbel_proto.privacy.accounting import epsilon, l1_bound
+from umbel_proto.privacy.accounting import SKELLAM_ORDERS, epsilon, l1_bound, release_rdp
 from umbel_proto.privacy.ledger import Charge, check, spent
 from umbel_proto.privacy.plan import MAX_INFLATION, plan
 
@@ -49,6 +51,24 @@ def test_sampling_never_costs_more(
     assert epsilon(bound_sq, padded, variance, delta, 5, rate) <= epsilon(
         bound_sq, padded, variance, delta, 5
     ) * (1 + 1e-12)
+
+
+@settings(max_examples=40)
+@given(st.floats(0.5, 3000), st.integers(1, 40), st.floats(0.05, 1))
+def test_no_exact_divergence_of_one_coordinate_exceeds_its_curve(mu: float, shift: int, rate: float) -> None:
+    reach = int(12 * math.sqrt(mu)) + 40
+    values = np.arange(-reach, reach + shift + 1)
+    zero = special.ive(np.abs(values), mu)
+    moved = special.ive(np.abs(values - shift), mu)
+    seen = (zero > 1e-290) & (moved > 1e-290)
+    log_q = np.log(zero[seen])
+    log_p = np.log((1 - rate) * zero[seen] + rate * moved[seen])
+    curve = release_rdp(bound_sq=shift**2, padded=1, variance=mu, sampling_rate=rate)
+    for order, limit in zip(SKELLAM_ORDERS, curve, strict=True):
+        for one, other in ((log_p, log_q), (log_q, log_p)):
+            # Terms that are left out only make the sum smaller: what is left is a lower bound.
+            exact = special.logsumexp(order * one - (order - 1) * other) / (order - 1)
+            assert exact <= limit * (1 + 1e-9) + 1e-12
 
 
 @given(st.lists(st.integers(-30, 30), min_size=1, max_size=50))

@@ -65,18 +65,17 @@ def test_a_second_run_is_refused_with_the_rounds_that_still_fit(federation: Fede
     assert federation.run(link_to(federation), noisy(federation, 1), "third")[0].state == "finished"
 
 
-def test_devices_that_cannot_pay_are_not_asked(federation: Federation) -> None:
+def test_devices_that_cannot_pay_are_not_asked(tmp_path: Path) -> None:
+    federation = Federation(tmp_path, 6)
     with_budget(federation, 3)
     few = link_to(federation)
-    few.gone |= {federation.node(3), federation.node(4)}
+    few.gone |= {federation.node(number) for number in (3, 4, 5)}
     federation.run(few, noisy(federation, 2), "first")
     link = link_to(federation)
-    record, (only,) = federation.run(link, noisy(federation, 1), "second")
+    record, rounds = federation.run(link, noisy(federation, 2), "second")
     assert record.state == "finished"
-    assert len(only.participations) == 5
-    # Three devices have been charged three times, two once: a round needs three.
-    with pytest.raises(BudgetError, match="2 of 5 devices can pay for 1 round"):
-        federation.run(link_to(federation), noisy(federation, 1), "third")
+    assert {node for _, node in link.sent} == {federation.node(number) for number in (3, 4, 5)}
+    assert [len(each.participations) for each in rounds] == [3, 3]
 
 
 def test_the_fleets_ledger_is_that_of_the_devices(federation: Federation) -> None:
@@ -88,6 +87,18 @@ def test_the_fleets_ledger_is_that_of_the_devices(federation: Federation) -> Non
     for number, home in enumerate(federation.homes):
         with Ledger(home.ledger) as own:
             assert known.spent(DeviceId(f"dev-{number}"), 1e-5) == pytest.approx(own.spent(1e-5), rel=1e-12)
+
+
+def test_a_run_may_demand_a_larger_cohort_and_its_devices_count_more_noise(federation: Federation) -> None:
+    record, (only,) = federation.run(link_to(federation), noisy(federation, 1, min_cohort=5))
+    assert record.state == "finished"
+    policy = replace(lenient_policy(), min_cohort=5)
+    expected = plan_privacy(noisy(federation, 1), policy, DIM, 2)
+    for home in federation.homes:
+        with Ledger(home.ledger) as own:
+            assert own.spent(1e-5) == pytest.approx(expected.epsilon_server, rel=1e-12)
+            assert own.charges()[0].variance == 4 * expected.encoding.noise
+    assert only.figures["epsilon_server"] == pytest.approx(expected.epsilon_server, rel=1e-12)
 
 
 def test_nobody_takes_part_more_often_than_planned(federation: Federation) -> None:
