@@ -53,7 +53,7 @@ def run_to_end(
     """Do the rounds of a run that are still to be done, and end it with a reason.
 
     What a killed server left of a round is not taken up: that attempt is aborted, with the reason, and the
-    round is tried again (docs/adr/0008-interrupted-rounds.md).
+    round is tried again (docs/adr/0009-interrupted-rounds.md).
 
     Args:
         fleet: The fleet; its store holds the run.

@@ -144,7 +144,6 @@ rounds = Table(
     Column("started_s", Float, nullable=False, comment="When it began."),
     Column("finished_s", Float, comment="When it ended; NULL while running."),
     CheckConstraint("state IN ('running', 'opened', 'aborted')", name="rounds_state"),
-    CheckConstraint("phase IN ('train', 'share', 'mask', 'confirm', 'unmask')", name="rounds_phase"),
     CheckConstraint("(state = 'running') = (finished_s IS NULL)", name="rounds_finished"),
     PrimaryKeyConstraint("run_id", "round", "attempt"),
     Index("rounds_running", "run_id", unique=True, sqlite_where=text("state = 'running'")),

@@ -32,7 +32,6 @@ def upgrade() -> None:
         sa.Column("started_s", sa.Float(), nullable=False, comment="When it began."),
         sa.Column("finished_s", sa.Float(), comment="When it ended; NULL while running."),
         sa.CheckConstraint("state IN ('running', 'opened', 'aborted')", name="rounds_state"),
-        sa.CheckConstraint("phase IN ('train', 'share', 'mask', 'confirm', 'unmask')", name="rounds_phase"),
         sa.CheckConstraint("(state = 'running') = (finished_s IS NULL)", name="rounds_finished"),
         sa.PrimaryKeyConstraint("run_id", "round", "attempt"),
     )
