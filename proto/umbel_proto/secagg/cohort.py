@@ -23,7 +23,8 @@ class Cohort:
     Args:
         descriptor: The session's.
         sid: Its id.
-        peers: Verified devices, ascending by id.
+        ids: All devices, ascending; an index is a position.
+        peers: Verified devices, in the same order.
         entries: Their entries as received.
         rows: The roster's rows.
         head: The Roster message without entries, serialized: what all devices' rosters begin with.
@@ -34,6 +35,7 @@ class Cohort:
 
     descriptor: Descriptor
     sid: bytes
+    ids: tuple[DeviceId, ...]
     peers: tuple[Peer, ...]
     entries: tuple[bytes, ...]
     rows: tuple[tuple[DeviceId, bytes], ...]
@@ -49,7 +51,7 @@ class Cohort:
         Raises:
             UsageError: No safe graph exists for so many.
         """
-        ids = sorted(joined)
+        ids = tuple(sorted(joined))
         entries = tuple(joined[device][1] for device in ids)
         rows = tuple((device, entry_hash(joined[device][1])) for device in ids)
         hash_ = roster_hash(sid, rows)
@@ -57,12 +59,7 @@ class Cohort:
         peers = tuple(joined[device][0] for device in ids)
         places = {device: position for position, device in enumerate(ids)}
         head = Roster(sid, rows, ()).to_bytes()
-        return cls(descriptor, sid, peers, entries, rows, head, hash_, graph, places)
-
-    @property
-    def ids(self) -> tuple[DeviceId, ...]:
-        """All devices; an index is a position."""
-        return tuple(device for device, _ in self.rows)
+        return cls(descriptor, sid, ids, peers, entries, rows, head, hash_, graph, places)
 
     def names(self, positions: Collection[int]) -> frozenset[DeviceId]:
         """Return the ids at these positions."""

@@ -136,7 +136,7 @@ def _lagrange(points: tuple[int, ...], at: int) -> tuple[int, ...]:
     if at in points:
         return tuple(int(x == at) for x in points)
     above = math.prod(x - at for x in points)
-    below = [(x - at) * math.prod(y - x for y in points if y != x) % PRIME for x in points]
+    below = [(x - at) * math.prod([y - x for y in points if y != x]) % PRIME for x in points]
     # Montgomery's trick: prefix products, one inversion, then unwind.
     prefix = [1]
     for value in below:
