@@ -12,14 +12,13 @@ import itertools
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
-from sqlalchemy import Connection, Engine, event
 
+from simulation.deaths import Deaths, PowerCut, after_commit, before_commit, before_sync
 from simulation.driver import CHECKPOINT
 from simulation.federation import MemoryLink
 from simulation.tiny import TinyFederation, check_ledgers, check_run
@@ -35,10 +34,6 @@ MOMENTS = ("not asked", "half asked", "all asked", "half answered")
 DEVICES = 3
 ROUNDS = 2
 TESTS = Path(__file__).resolve().parents[1]
-
-
-class PowerCut(BaseException):
-    """Nothing in umbel handles it."""
 
 
 @pytest.fixture(scope="module")
@@ -106,62 +101,6 @@ def test_a_server_that_ends_in_any_phase_leaves_an_aborted_attempt_and_the_run_g
     assert [part.outcome for part in aborted.participations] == (["charged"] * DEVICES if charged else [])
     assert opened.attempt == 2
     assert opened.figures["participations"] == (3 if charged else 2)
-
-
-Deaths = Callable[[int], AbstractContextManager[None]]
-
-
-@contextlib.contextmanager
-def before_commit(number: int) -> Iterator[None]:
-    """End before the store's n-th write is on the disk."""
-    count = itertools.count(1)
-
-    def die(connection: Connection) -> None:
-        if connection.get_execution_options().get("umbel_writes") and next(count) == number:
-            raise PowerCut
-
-    event.listen(Engine, "commit", die)
-    try:
-        yield
-    finally:
-        event.remove(Engine, "commit", die)
-
-
-@contextlib.contextmanager
-def after_commit(number: int) -> Iterator[None]:
-    """End after the store's n-th write, before anything else is read or written there."""
-    done = 0
-
-    def note(connection: Connection) -> None:
-        nonlocal done
-        done += bool(connection.get_execution_options().get("umbel_writes"))
-
-    def die(_connection: Connection) -> None:
-        if done == number:
-            raise PowerCut
-
-    event.listen(Engine, "commit", note)
-    event.listen(Engine, "begin", die)
-    try:
-        yield
-    finally:
-        event.remove(Engine, "commit", note)
-        event.remove(Engine, "begin", die)
-
-
-@contextlib.contextmanager
-def before_sync(number: int) -> Iterator[None]:
-    """End before the n-th file or directory, of checkpoints and the trained model, is on the disk."""
-    count, sync = itertools.count(1), os.fsync
-
-    def die(descriptor: int) -> None:
-        if next(count) == number:
-            raise PowerCut
-        sync(descriptor)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "fsync", die)
-        yield
 
 
 @pytest.mark.parametrize(
