@@ -231,7 +231,7 @@ ENCODINGS = st.builds(
     dict,
     clip=st.sampled_from([1e-300, 1e-30, 1e-3, 2.0, 1e6, 1e30, 1e300]),
     length=st.sampled_from([1e-6, 0.5, 1.0, 2000.0, 1e6, 1e9]),
-    noise=st.sampled_from([Fraction(2**24), Fraction(2**24 - 1, 7), Fraction(10**6)]),
+    noise=st.sampled_from([Fraction(2**28), Fraction(2**28 - 1, 7), Fraction(10**6)]),
     amplitude=st.sampled_from([1, 213, 10**6]),
     bits=st.sampled_from([16, 21, 32]),
 )

@@ -3,7 +3,7 @@ noise at the same epsilon, delta and participations, calibrated with dp_accounti
 (n_eff = n), and the planner chooses the layout.
 
 Computed, not drawn: nothing here is random. It holds where docs/explanation/privacy-audit.md says so:
-d z**2 / n up to 1.8e6. Beyond, the sampler's largest variance keeps the grid so coarse that rounding shows.
+d z**2 / n up to 2.8e7. Beyond, the sampler's largest variance keeps the grid so coarse that rounding shows.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ DELTA = 1e-6
 DEVICES = (100, 300, 1000, 10_000)
 DIMS = (10**4, 10**5, 10**6, 10**7)
 BUDGETS = tuple(itertools.product((1.0, 2.0, 4.0, 8.0), (1, 10, 100)))
-FINE = 1.8e6
+FINE = 2.8e7
 
 
 @functools.cache
@@ -78,22 +78,20 @@ def test_distributed_noise_costs_three_percent_more_than_central_noise(
         if in_reach(dim, devices, same_orders):
             made = planned(dim, devices, epsilon, participations)
             assert cost(made, same_orders) <= 1.03
-            # The orders at which our bound is known are fewer than a normal law's: up to 1.6 % more, at epsilon 8.
-            assert cost(made, finest) <= 1.03 * 1.016
+            # dp_accounting's own orders lie closer together than ours.
+            assert cost(made, finest) <= 1.03 * 1.001
             seen += 1
     assert seen >= 4
 
 
-def test_most_fleets_of_a_hundred_devices_are_in_reach() -> None:
-    once = central_noise(1.0, 1, our_orders=True)
-    assert in_reach(10**6, 100, once)
-    assert in_reach(10**7, 1000, central_noise(2.0, 10, our_orders=True))
-    assert in_reach(10**7, 100, central_noise(8.0, 10, our_orders=True))
+def test_a_hundred_devices_of_ten_million_parameters_are_in_reach_for_ten_rounds() -> None:
+    assert in_reach(10**7, 100, central_noise(1.0, 10, our_orders=True))
+    assert in_reach(10**7, 1000, central_noise(1.0, 100, our_orders=True))
 
 
 @pytest.mark.parametrize(
     ("dim", "devices", "epsilon", "participations", "at_least"),
-    [(10**7, 100, 1.0, 10, 1.4), (10**7, 1000, 1.0, 100, 1.4), (10**7, 100, 2.0, 100, 6.0)],
+    [(10**7, 100, 1.0, 100, 1.2), (10**7, 300, 1.0, 100, 1.05), (10**7, 100, 2.0, 100, 1.05)],
 )
 def test_out_of_reach_it_costs_what_the_coarse_grid_costs_and_the_plan_says_so(
     dim: int, devices: int, epsilon: float, participations: int, at_least: float
@@ -107,4 +105,4 @@ def test_out_of_reach_it_costs_what_the_coarse_grid_costs_and_the_plan_says_so(
 
 def test_far_out_of_reach_the_plan_is_refused() -> None:
     with pytest.raises(UsageError, match="No slot layout carries this noise"):
-        planned(10**7, 100, 1.0, 100)
+        planned(10**8, 10, 1.0, 100)

@@ -56,7 +56,7 @@ def test_a_thousand_devices_get_the_layout_of_the_spec(
 ) -> None:
     made = planned(dim=dim, clip=1.0, devices=1000, honest=800, epsilon=target)
     assert made.encoding.bits == bits
-    assert made.inflation == pytest.approx(inflation, abs=6e-4)
+    assert made.inflation == pytest.approx(inflation, abs=2e-3)
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ def test_the_densest_layout_would_inflate_large_models_as_the_spec_says(
     sums = _Sum(made.encoding.padded, 1.0, 1000, 16)
     scale = _best_scale(sums, ratio)
     assert scale is not None
-    assert sums.inflation(scale, ratio * sums.bound_sq(scale), ratio) == pytest.approx(inflation, rel=2e-3)
+    assert sums.inflation(scale, ratio * sums.bound_sq(scale), ratio) == pytest.approx(inflation, rel=3e-3)
 
 
 @pytest.mark.parametrize("target", [0.1, 1.0, 4.0, 8.0, 100.0, 5000.0])
@@ -135,13 +135,13 @@ def test_every_plan_leaves_headroom_and_prefers_dense_layouts(dim: int, devices:
     made = planned(dim=dim, devices=devices, honest=devices, noise_multiplier=0.5)
     assert made.wrap_probability < 2.8e-3  # kappa >= 3
     # Only the sampler's limit on the noise may cost more: then wider slots would not help.
-    assert made.inflation <= MAX_INFLATION or made.encoding.noise > 0.98 * 2**24
+    assert made.inflation <= MAX_INFLATION or made.encoding.noise > 0.98 * 2**28
 
 
 def test_where_no_layout_is_cheap_the_least_inflated_is_taken() -> None:
-    made = planned(dim=10**7, devices=10, honest=10, epsilon=4.0)
+    made = planned(dim=10**8, devices=10, honest=10, epsilon=4.0)
     assert made.inflation > MAX_INFLATION
-    assert made.encoding.noise <= 2**24
+    assert made.encoding.noise <= 2**28
 
 
 def test_noise_that_no_sampler_draws_is_refused() -> None:

@@ -269,7 +269,7 @@ def descriptors() -> list[Case]:
         ("a scaled clip of 2^30", encoded(5, 2.0**31)),
         ("a bound below the scaled clip", encoded(6, 1023)),
         ("a bound of 2^60", encoded(6, 2**60)),
-        ("noise above 2^24", encoded(7, 2**27 + 1)),
+        ("noise above 2^28", encoded(7, 2**31 + 1)),
         ("noise with a denominator above 2^20", encoded(8, 2**20 + 1)),
         ("an amplitude of 0", put(DESCRIPTOR, 9, wire([*ENCODING, (9, b"\x05\x00")]))),
         ("an amplitude of 2^30", put(DESCRIPTOR, 9, wire([*ENCODING, (9, b"\x80\x80\x80\x80\x04")]))),

@@ -20,11 +20,12 @@ ORDERS: NDArray[np.int64] = np.array([*range(2, 65), 72, 80, 96, 112, 128, 160, 
 ORDERS.setflags(write=False)
 """The integer orders, for bounds that are proven for integers only."""
 
-_REAL_ORDERS = np.array([*(1 + 2.0 ** (-np.arange(24, 0, -1) / 4)), 2.25, 2.5, 2.75, 3.5])
+_BETWEEN = [2.25, 2.5, 2.75, 3.25, 3.5, 3.75, 4.25, 4.5, 4.75, 5.5, 6.5, 7.5]
+_REAL_ORDERS = np.array([*(1 + 2.0 ** (-np.arange(24, 0, -1) / 4)), *_BETWEEN])
 
 SKELLAM_ORDERS: NDArray[np.float64] = np.concatenate([_REAL_ORDERS, ORDERS])
 SKELLAM_ORDERS.setflags(write=False)
-"""Those, and 28 others before them: a large epsilon is least at an order near 1."""
+"""Those, and others before them: a large epsilon is least at an order near 1."""
 
 LEAST_VARIANCE = 100.0
 """Of the noise, for the bound at real orders."""

@@ -40,7 +40,7 @@ class Encoding:
         scale: s, integer steps per model unit.
         bound_sq: B**2, the largest sum of squares of a device's integers before noise.
         noise: mu_local, the variance of the Skellam noise one device adds to one coordinate, in
-            squared integer steps; at most 2**24, its denominator at most 2**20; 0 for none.
+            squared integer steps; at most 2**28, its denominator at most 2**20; 0 for none.
         auxiliary: Amplitudes, in integer steps, of the quantities summed beside the update, at most 64.
 
     Raises:
@@ -284,8 +284,7 @@ def _integers(
         dtype=np.float64,
         casting="same_kind",
     )
-    rotated = rotate(scaled, rotation_seed)
-    del scaled
+    rotated = rotate(scaled, rotation_seed, out=scaled)
     values = np.empty(encoding.padded, np.int32)
     for _ in range(ROUNDING_TRIES):
         _round(rotated, values, stream)

@@ -37,7 +37,9 @@ def smooth_length(dim: int) -> int:
     return best
 
 
-def rotate(vector: NDArray[np.float32], seed: bytes) -> NDArray[np.float32]:
+def rotate(
+    vector: NDArray[np.float32], seed: bytes, *, out: NDArray[np.float32] | None = None
+) -> NDArray[np.float32]:
     """Return ``vector`` turned at random, shape (padded,), its length kept.
 
     The halves are read as one complex vector, each entry turned by a multiple of 90 degrees drawn
@@ -47,11 +49,13 @@ def rotate(vector: NDArray[np.float32], seed: bytes) -> NDArray[np.float32]:
     Args:
         vector: Shape (padded,), padded even.
         seed: 32 bytes that all parties of a session know.
+        out: Where to put the result, by default a new array; may be ``vector`` itself.
     """
     turned = _paired(vector)
     _turn(turned, seed)
     # A transform of complex64 writes complex64, but numpy's types expect complex128 of ``out``.
-    return _halves(np.fft.fft(turned, norm="ortho", out=turned))  # type: ignore[arg-type]
+    np.fft.fft(turned, norm="ortho", out=turned)  # type: ignore[arg-type]
+    return _halves(turned, np.empty_like(vector) if out is None else out)
 
 
 def unrotate(vector: NDArray[np.float32], seed: bytes) -> NDArray[np.float32]:
@@ -59,7 +63,7 @@ def unrotate(vector: NDArray[np.float32], seed: bytes) -> NDArray[np.float32]:
     turned = _paired(vector)
     np.fft.ifft(turned, norm="ortho", out=turned)  # type: ignore[arg-type]
     _turn(turned, seed, back=True)
-    return _halves(turned)
+    return _halves(turned, np.empty_like(vector))
 
 
 def _turn(vector: NDArray[np.complex64], seed: bytes, *, back: bool = False) -> None:
@@ -82,8 +86,7 @@ def _paired(vector: NDArray[np.float32]) -> NDArray[np.complex64]:
     return out
 
 
-def _halves(turned: NDArray[np.complexfloating]) -> NDArray[np.float32]:
-    out = np.empty(2 * turned.size, np.float32)
+def _halves(turned: NDArray[np.complex64], out: NDArray[np.float32]) -> NDArray[np.float32]:
     out[: turned.size] = turned.real
     out[turned.size :] = turned.imag
     return out

@@ -27,8 +27,8 @@ from numpy.typing import NDArray
 from umbel_proto.errors import UsageError
 from umbel_proto.prg import Keystream
 
-MAX_VARIANCE = 1 << 24
-"""Standard deviation 4096; beyond it a table outgrows a device."""
+MAX_VARIANCE = 1 << 28
+"""Standard deviation 16,384. Its table takes 22 MB; a wider one would outgrow a device."""
 
 PRECISION = 160
 """Bits of a probability."""
@@ -61,10 +61,10 @@ class _Table:
 class SkellamSampler:
     """Draws Skellam noise of mean 0.
 
-    The table is made once for a variance and kept: 2 ms at variance 100, 0.2 s at the largest.
+    The table is made once for a variance and kept: 2 ms at variance 100, 0.3 s at the largest.
 
     Args:
-        variance: In (0, 2**24], as a fraction.
+        variance: In (0, 2**28], as a fraction.
 
     Raises:
         UsageError: ``variance`` is outside its range.
