@@ -18,15 +18,17 @@ training, and what carries or stores messages on either side.
   masking are timed on a few of them, and where masking for all would take long, the others send noise in its
   place: the server cannot tell, but the sum is not checked then (``sampled`` in the row's name).
 - Our server: the least of several runs of the same recorded answers, with one update in flight.
-- Flower's device: device 0, its keys and shares once, the rest the least of three. Flower's server: one step of each kind, times their number, for a whole
+- Flower's device: device 0, its keys and shares once, the rest the least of three or, where they take seconds, once. Flower's server: one step of each kind, times their number, for a whole
   round would take minutes.
-- Peak memory is what Python and numpy allocated (``tracemalloc``), of the server from the first answer to
-  the decoded sum with one update in flight, of a device from its update in memory to the masked one.
+- Peak memory of the server is what Python and numpy allocated (``tracemalloc``), from the first update to
+  the decoded sum with one update in flight; of a device, by how much the process grew (``VmHWM``, Linux)
+  from the update in memory to the masked one, and the update itself.
 - Bytes are those of a device's five answers: Flower's without its records' framing.
 """
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import hashlib
 import os
@@ -167,6 +169,12 @@ class Cost:
     checked: bool
 
 
+def resident(what: str) -> int:
+    """Return the resident memory of this process, VmRSS, or its peak, VmHWM, in bytes."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(what))
+
+
 def lost_of(n: int) -> int:
     return max(1, n // 20)
 
@@ -274,7 +282,7 @@ class Round:
         vector_bytes = 8 * self.encoding.words
         del end
         fleet.server, fleet.vectors = self.opened_from, {}
-        server_s = min(self._run_server() for _ in range(3))
+        server_s = min(self._run_server() for _ in range(3 if self.n < 256 else 2))
         return Cost(
             shape,
             min(others) + encode_s,
@@ -306,12 +314,12 @@ class Round:
     def _device_peak(self, state: device.State, request: bytes) -> int:
         """Encode and mask once more, from the state before, and return the most memory in use."""
         gc.collect()
-        tracemalloc.start()
+        ctypes.CDLL(None).malloc_trim(0)  # Else memory freed before would be used and not seen.
+        Path("/proc/self/clear_refs").write_text("5")  # Forget the peak so far: proc(5).
+        before = resident("VmRSS")
         words = encode(self.update, self.encoding, rotation_seed=self.seed).words
         device.step(state, device.SharesReceived(request, words))
-        peak = tracemalloc.get_traced_memory()[1]
-        tracemalloc.stop()
-        return peak + self.update.nbytes
+        return resident("VmHWM") - before + self.update.nbytes
 
     def _tape(self) -> Iterator[server.Event]:
         for events in self.events:
@@ -400,8 +408,11 @@ class Flower:
         return watch.total
 
     def cost(self, update: NDArray[np.float32]) -> tuple[float, float, float, int]:
-        """Return the least of three runs of ``run``, part by part."""
-        device_s, server_s, bytes_up, vector_bytes = zip(*(self.run(update) for _ in range(3)), strict=True)
+        """Return the least of three runs of ``run``, of one where each takes seconds."""
+        runs = 3 if update.size * self.shares < 5e8 else 1
+        device_s, server_s, bytes_up, vector_bytes = zip(
+            *(self.run(update) for _ in range(runs)), strict=True
+        )
         return min(device_s), min(server_s), bytes_up[0], vector_bytes[0]
 
     def run(self, update: NDArray[np.float32]) -> tuple[float, float, float, int]:
@@ -598,11 +609,12 @@ def rounds(report: Report, n: int) -> None:
             baseline=theirs_bytes / dim,
         )
         size = cost.vector_bytes
-        report.value(what + "peak of the server, in updates", cost.server_peak / size, unit="")
+        report.value(what + "peak of the server, in updates sent", cost.server_peak / size, unit="")
         report.value(what + "  while it has only shares", cost.share_peak / 1e6, unit="MB")
+        report.value(what + "peak of a device, in updates sent", cost.device_peak / size, unit="")
         report.value(
-            what + "peak of a device, in updates",
-            cost.device_peak / size,
+            what + "peak of a device, in updates of float32",
+            cost.device_peak / update.nbytes,
             unit="",
             at_most=8 if aimed else None,
         )
