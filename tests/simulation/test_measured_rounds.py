@@ -24,7 +24,7 @@ from umbel_proto.errors import RemoteProtocolError, UmbelError, UsageError
 from umbel_proto.ids import DeviceId
 from umbel_proto.privacy.auxiliary import Quantity
 from umbel_proto.wire import rounds_pb2 as pb
-from umbel_server.learning.link import NodeId, Payload
+from umbel_server.learning.link import Answer, NodeId, Payload
 from umbel_server.learning.plan import Clipping, Metrics, Optimizer, RunPlan, Training
 from umbel_server.learning.run import run_to_end
 
@@ -256,3 +256,22 @@ def test_training_and_evaluation_divide_the_examples_and_neither_is_empty(count:
 def test_what_cannot_be_divided_is_refused(count: int, share: float) -> None:
     with pytest.raises(UsageError):
         hold_back(examples(count), share)
+
+
+def test_a_device_s_reason_is_one_short_line_on_record(
+    shared: Federation, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A device may answer anything: it must not write lines of its own into the server's log."""
+
+    class Chatty(MemoryLink):
+        def answer(self, node: NodeId, kind: str, payload: Payload) -> Answer:
+            if node == shared.node(0):
+                return Answer(node, None, "tired\n2026-01-01 INFO all is well\x1b[2J" + "!" * 10_000)
+            return super().answer(node, kind, payload)
+
+    _, (only,) = shared.run(Chatty(shared.participants()), planned(shared), "chatty")
+    (refused,) = [part for part in only.participations if part.outcome == "dropped"]
+    assert refused.reason.startswith("tired 2026-01-01")
+    assert len(refused.reason) == 300
+    assert refused.reason.isprintable()
+    assert not any("\n" in record.getMessage() or "\x1b" in record.getMessage() for record in caplog.records)

@@ -29,6 +29,9 @@ from umbel_server.store.runs import Outcome, Participation, Phase
 
 log = logging.getLogger(__name__)
 
+REASON_CHARACTERS = 300
+"""Of a device's reason to refuse, in the log and on record."""
+
 POLL_S = 0.1
 """How often to look for answers."""
 
@@ -172,12 +175,13 @@ class _Round:
     def _collect(self, state: Running, least: int, begin: float, deadline: float) -> Running:
         """Take answers until all are in, the deadline has passed, or enough are in and the rest are late."""
         answered, late = 0, deadline
-        while state.waiting and self._clock() < late:
+        while state.waiting:
             answers = self._link.receive()
             for answer in answers:
                 state = self._take(state, answer)
                 answered += answer.payload is not None
-            if answered >= least and state.waiting <= self._silent:
+            # What has come counts, however late it is looked at.
+            if self._clock() >= late or (answered >= least and state.waiting <= self._silent):
                 break
             if late == deadline and answered >= least:
                 now = self._clock()
@@ -191,7 +195,7 @@ class _Round:
         if device is None or device not in state.waiting:
             return state  # Nobody asked it, or it has answered: late and repeated answers change nothing.
         if answer.payload is None:
-            return self._lose(state, device, answer.reason)
+            return self._lose(state, device, _sentence(answer.reason))
         self._up += answer.size_up
         try:
             return state.take(device, answer.payload.body, answer.payload.vector)
@@ -230,3 +234,9 @@ class _Round:
             bytes_up=self._up,
             bytes_down=self._down,
         )
+
+
+def _sentence(reason: str) -> str:
+    """Return what a device said, fit for a line of a log: it may have said anything."""
+    line = "".join(character if character.isprintable() else " " for character in reason)
+    return line if len(line) <= REASON_CHARACTERS else line[: REASON_CHARACTERS - 3] + "..."
