@@ -37,7 +37,7 @@ _TAIL = 120
 _HEAD = 64
 _CELL = 48
 _FIRST = np.int32(-(2**31))
-_OPEN = np.int32(-(2**30))  # No draw is below -2**17, and no table has 2**30 entries.
+_OPEN = np.int32(-(2**30))  # No draw is below -2**18, and no table has 2**30 entries.
 
 
 @dataclass(frozen=True, slots=True, eq=False)
