@@ -343,7 +343,8 @@ def test_a_corrupted_store_is_one_sentence_and_exit_code_6(umbel: Terminal, flee
 def test_every_command_has_help(umbel: Terminal) -> None:
     for group, names in (
         ("fleet", ("create", "token", "devices", "telemetry", "revoke", "publish")),
-        ("serve", ("gateway", "opener", "superlink")),
+        ("serve", ("gateway", "opener", "superlink", "superexec")),
+        ("rounds", ("start", "resume", "stop", "list", "show", "watch")),
     ):
         for name in names:
             ran = umbel(group, name, "--help")

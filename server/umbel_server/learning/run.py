@@ -84,7 +84,7 @@ def _drive(fleet: FleetDir, store: Store, run: RunId, link: Link, clock: Clock, 
         log.info("run %s is %s already", run, record.state)
         return
     try:
-        _Run(fleet, store, run, RunPlan.from_json(record.plan), link, clock, pause).go()
+        done = _Run(fleet, store, run, RunPlan.from_json(record.plan), link, clock, pause).go()
     except UmbelError as exc:
         _fail(store, run, str(exc))
         raise
@@ -92,12 +92,15 @@ def _drive(fleet: FleetDir, store: Store, run: RunId, link: Link, clock: Clock, 
         _fail(store, run, f"an unexpected {type(exc).__name__}: see the log")
         raise
     # Whatever else ends it, such as a signal, leaves it running: started again, it goes on.
-    store.runs.finish(run, "finished", "")
+    if done:
+        store.runs.finish(run, "finished", "")
 
 
 def _fail(store: Store, run: RunId, reason: str) -> None:
     store.runs.abandon(run, "the run failed")
-    store.runs.finish(run, "failed", reason)
+    record = store.runs.get(run)
+    if record is not None and record.state == "running":  # Else an operator has ended it, with a reason.
+        store.runs.finish(run, "failed", reason)
 
 
 class _Run:
@@ -129,13 +132,22 @@ class _Run:
         broke = unable(self._privacy, self._policy, ledger)
         self._gathering = Gathering(store, link, run_plan, self._policy.min_cohort, clock, pause, broke)
 
-    def go(self) -> None:
+    def go(self) -> bool:
+        """Do the rounds still to be done; say whether all are, and not stopped by an operator."""
         position = self._resume()
         while position.round < self._plan.rounds:
+            if self._stopped():
+                log.info("run %s is stopped after round %d", self._run, position.round)
+                break
             position = self._round(position)
         write_atomically(
             self._dir / TRAINED, safetensors.numpy.save(self._package.split(position.parameters))
         )
+        return not self._stopped()
+
+    def _stopped(self) -> bool:
+        record = self._store.runs.get(self._run)
+        return record is None or record.state != "running"
 
     def _resume(self) -> Position:
         done = [record.round for record in self._store.runs.rounds(self._run) if record.state == "opened"]
