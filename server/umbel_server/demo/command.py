@@ -100,6 +100,10 @@ def _started(pid: int) -> str:
 def _say_next(console: Console, out: Path, *, running: bool) -> None:
     console.print("\nGo on with:")
     lines = [
+        (
+            f"umbel rounds show demo-run --fleet {out}/fleet",
+            "each round: who was in it, what it taught and cost",
+        ),
         (f"umbel fleet devices --fleet {out}/fleet", "who is in the fleet"),
         (f"umbel fleet telemetry --fleet {out}/fleet", "what they reported"),
         (f"umbel status --home {out}/devices/dev-1", "one device: identity, model, spool, privacy"),
