@@ -117,6 +117,10 @@ class Report:
                 mark,
             )
         Console().print(table)
+        self.write()
+
+    def write(self) -> None:
+        """Write the JSON: at the end, and before it where a run takes long and may be interrupted."""
         OUT.mkdir(parents=True, exist_ok=True)
         report = {"rows": [asdict(row) for row in self.rows], "machine": machine()}
         (OUT / f"{self.name}.json").write_text(json.dumps(report, indent=1) + "\n")

@@ -24,6 +24,8 @@ training, and what carries or stores messages on either side.
   the decoded sum with one update in flight; of a device, by how much the process grew (``VmHWM``, Linux)
   from the update in memory to the masked one, and the update itself.
 - Bytes are those of a device's five answers: Flower's without its records' framing.
+
+Usage: python tests/bench/secagg.py [COHORT ...] [DIM ...], as in: 64 256 1e6.
 """
 
 from __future__ import annotations
@@ -36,7 +38,7 @@ import secrets
 import sys
 import time
 import tracemalloc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
@@ -563,10 +565,10 @@ def sampler_rate(report: Report, deviation: int) -> None:
     )
 
 
-def rounds(report: Report, n: int) -> None:
+def rounds(report: Report, n: int, dims: Sequence[int]) -> None:
     """Whole rounds of n devices."""
     flower = None
-    for dim in DIMS:
+    for dim in dims:
         cost = Round(n, dim).run()
         flower = flower or Flower(n, cost.shape)
         update = np.full(dim, dim**-0.5, np.float32)
@@ -622,12 +624,14 @@ def rounds(report: Report, n: int) -> None:
 
 def main() -> None:
     report = Report("secagg")
-    wanted = [int(n) for n in sys.argv[1:]] or list(FRACTIONS)
+    cohorts = [int(word) for word in sys.argv[1:] if "e" not in word] or list(FRACTIONS)
+    dims = [int(float(word)) for word in sys.argv[1:] if "e" in word] or DIMS
     limits(report)
     parts(report)
-    for n in wanted:
+    for n in cohorts:
         begin = time.perf_counter()
-        rounds(report, n)
+        rounds(report, n, dims)
+        report.write()
         print(f"n = {n}: {time.perf_counter() - begin:.0f} s", flush=True)
     report.finish()
 
