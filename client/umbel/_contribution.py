@@ -6,6 +6,8 @@ Source: docs/spec/privacy.md, "Auxiliary quantities".
 from __future__ import annotations
 
 import contextlib
+import logging
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
@@ -13,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from umbel._data import Examples
-from umbel.train import ExamplePrivacy, TrainPlan
+from umbel.train import DivergedError, ExamplePrivacy, TrainPlan
 from umbel.train.evaluate import MAX_HOLDBACK, evaluate, hold_back
 from umbel.train.local import train_locally
 from umbel.train.onnx import OnnxTrainer
@@ -25,6 +27,8 @@ from umbel_proto.privacy.encode import norm_of
 from umbel_proto.privacy.examples import NoisySteps
 from umbel_proto.secagg.session import SERVER, Descriptor
 from umbel_proto.wire import rounds_pb2, saved_pb2
+
+log = logging.getLogger(__name__)
 
 Vector = NDArray[np.float32]
 
@@ -106,6 +110,9 @@ def contribute(
 ) -> Contribution:
     """Train on a device's examples, and measure what the plan asks for.
 
+    What has no finite value is replaced by nothing: a zero update, the middle of a quantity's range. The server
+    chooses the model and the steps, so a refusal would tell it, with no noise and at no charge, what it asks.
+
     Args:
         package: The model.
         start: The global parameters, shape (dim,).
@@ -118,26 +125,32 @@ def contribute(
     Raises:
         BudgetError: ``charge`` says that the examples' budget does not cover it.
         RemoteProtocolError: The plan asks for what no device answers.
-        UsageError: The examples break the contract, the settings make no sense, or training diverged.
+        UsageError: The examples break the contract, or the settings make no sense.
+
+    Source: docs/spec/privacy.md, 2.14.
     """
     asked, settings = asked_for(plan, descriptor), _settings(plan)
     training, evaluation = hold_back(examples, plan.holdback)
     with contextlib.closing(OnnxTrainer(package)) as trainer:
-        trained = train_locally(
-            trainer,
-            start,
-            training,
-            settings,
-            round_=descriptor.round,
-            device=device,
-            charge=charge,
-        )
-    update = trained.parameters - start
+        try:
+            trained = train_locally(
+                trainer,
+                start,
+                training,
+                settings,
+                round_=descriptor.round,
+                device=device,
+                charge=charge,
+            )
+            update, training_loss = _update(trained.parameters, start), trained.loss
+        except DivergedError as exc:
+            log.warning("%s This device adds a zero update to the sum.", exc)
+            update, training_loss = np.zeros_like(start), math.nan
     names = {quantity.name for quantity in asked}
     values: Mapping[str, float] = {
         WITHIN_CLIP: float(norm_of(update, descriptor.encoding) <= descriptor.encoding.clip),
-        WEIGHT: float(trained.examples),
-        TRAINING_LOSS: trained.loss,
+        WEIGHT: float(len(training)),
+        TRAINING_LOSS: training_loss,
     }
     if names & {LOSS, ACCURACY}:
         # Of the model as received: the same for all devices, so their mean judges one model.
@@ -147,4 +160,19 @@ def contribute(
     for quantity in asked:
         if quantity.name == WEIGHT:
             weight = min(values[WEIGHT], quantity.high) / quantity.high
-    return Contribution(update, tuple(q.to_unit(values[q.name]) for q in asked), weight)
+    return Contribution(update, tuple(_unit(q, values[q.name]) for q in asked), weight)
+
+
+def _update(trained: Vector, start: Vector) -> Vector:
+    with np.errstate(over="ignore"):
+        update = trained - start
+    if not np.isfinite(update).all():
+        raise DivergedError("Training went further than a float32 tells: choose a lower learning rate.")
+    return update
+
+
+def _unit(quantity: Quantity, value: float) -> float:
+    if math.isnan(value):
+        log.warning("%s has no value on this data: this device adds the middle of its range.", quantity.name)
+        return 0.0
+    return quantity.to_unit(value)

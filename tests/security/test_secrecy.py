@@ -426,8 +426,7 @@ def test_training_that_diverges_leaves_nothing_private_behind(
 ) -> None:
     caplog.set_level(logging.DEBUG)
     link = Watch(federation, private)
-    with pytest.raises(UmbelError):
-        federation.run(link, replace(planned(federation, learning_rate=1e38), attempts=1))
+    federation.run(link, replace(planned(federation, learning_rate=1e38), attempts=1))
     assert "Training diverged" in caplog.text
     assert_nothing_private(federation, temporary, private, caplog, capfd, link.said)
 

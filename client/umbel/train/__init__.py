@@ -16,6 +16,10 @@ MIN_CLIP, MAX_CLIP = 1e-6, 1e6
 MIN_NOISE, MAX_NOISE = 1e-3, 1e4
 
 
+class DivergedError(UsageError):
+    """Training led to values that are not finite."""
+
+
 @dataclass(frozen=True, slots=True)
 class ExamplePrivacy:
     """How training keeps each example private, whoever sees what comes out: DP-SGD.

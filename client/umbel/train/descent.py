@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from umbel.train import TrainPlan, TrainResult
+from umbel.train import DivergedError, TrainPlan, TrainResult
 from umbel_proto.encoding import digest
 from umbel_proto.errors import UsageError
 from umbel_proto.manifest import FloatVector, Manifest
@@ -79,8 +79,15 @@ def descend(
         plan: What to do.
 
     Raises:
-        UsageError: Training diverged.
+        DivergedError: Training diverged.
     """
+    with np.errstate(over="ignore", invalid="ignore"):  # What overflows is found at the end.
+        return _descend(current, gradients, x, y, plan)
+
+
+def _descend(
+    current: FloatVector, gradients: Gradients, x: NDArray[Any], y: NDArray[np.int64], plan: TrainPlan
+) -> TrainResult:
     velocity = np.zeros_like(current)
     rate, momentum = np.float32(plan.learning_rate), np.float32(plan.momentum)
     per_epoch = plan.steps(len(y)) // plan.epochs
@@ -96,7 +103,7 @@ def descend(
         total, seen, steps = total + loss, seen + rows, steps + 1
     # A private result is judged by its parameters alone, which have noise: refusing it tells of no example.
     if not (np.isfinite(current).all() and (private or np.isfinite(total))):
-        raise UsageError(f"Training diverged at learning rate {plan.learning_rate:g}: choose a lower one.")
+        raise DivergedError(f"Training diverged at learning rate {plan.learning_rate:g}: choose a lower one.")
     return TrainResult(current, total / max(seen, 1), len(y), steps)
 
 
