@@ -1,0 +1,323 @@
+"""What the TFLite writer writes computes what onnxruntime does; what it cannot write it names."""
+
+from __future__ import annotations
+
+import functools
+import io
+import warnings
+from collections.abc import Callable
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from ai_edge_litert import schema_py_generated as schema
+from ai_edge_litert.interpreter import Interpreter
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+from torch import Tensor, nn
+
+from umbel_models import tflite
+from umbel_models.quantize import embed
+from umbel_models.runtime import Session
+from umbel_models.tasks.digits.module import initial
+from umbel_models.tasks.digits.task import DIGITS
+from umbel_models.tflite.errors import UnsupportedOperatorError
+from umbel_models.tflite.flatbuffer import SIGNATURE, version
+from umbel_models.tflite.flatbuffer import Tensor as Written
+from umbel_proto.errors import UsageError
+
+TOLERANCE = 2e-5  # of the largest output
+BATCHES = (1, 2, 7)
+
+
+class Residual(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Sequential(nn.Conv2d(3, 8, 3, stride=2, padding=1), nn.BatchNorm2d(8), nn.ReLU6())
+        self.depthwise = nn.Conv2d(8, 16, 3, padding=1, groups=8)
+        self.grouped = nn.Conv2d(16, 8, 3, padding=2, dilation=2, groups=4)
+        self.norm = nn.BatchNorm2d(8)
+        self.head = nn.Linear(16, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first = self.first(x)
+        again = torch.cat([self.norm(self.grouped(self.depthwise(first))) + first, first * 0.5], 1)
+        return self.head(again.mean((2, 3)))
+
+
+class Attention(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(20, 16)
+        self.place = nn.Parameter(torch.randn(1, 6, 16))
+        self.norm = nn.LayerNorm(16)
+        self.project = nn.Linear(16, 48)
+        self.out = nn.Sequential(nn.Linear(16, 32), nn.GELU(), nn.Linear(32, 16))
+
+    def forward(self, x: Tensor) -> Tensor:
+        value = self.embed(x) + self.place
+        q, k, v = self.project(self.norm(value)).reshape(-1, 6, 3, 2, 8).permute(2, 0, 3, 1, 4)
+        mixed = torch.softmax(q @ k.transpose(-2, -1) / 8**0.5, -1) @ v
+        value = value + mixed.transpose(1, 2).reshape(-1, 6, 16)
+        return (value + self.out(value))[:, 0]
+
+
+class Pieces(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        first, rest = x[:, :2], x[:, 2:]
+        swapped = torch.cat([rest[..., ::2], first[..., 1::2]], 1).transpose(1, 2)
+        return swapped.unsqueeze(1).flatten(1) - x.amax((1, 2)).unsqueeze(1) * x.sum(2)[:, :1]
+
+
+class Activations(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.kinds = nn.ModuleList([
+            nn.ReLU(), nn.ReLU6(), nn.Sigmoid(), nn.Tanh(), nn.GELU(), nn.GELU(approximate="tanh"),
+            nn.SiLU(), nn.ELU(), nn.ELU(0.5), nn.SELU(), nn.LeakyReLU(0.2), nn.PReLU(), nn.Hardswish(),
+            nn.Hardsigmoid(), nn.Hardtanh(-2, 1), nn.Softplus(), nn.Mish(), nn.Softsign(), nn.LogSigmoid(),
+        ])  # fmt: skip
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.stack([kind(3 * x) for kind in self.kinds] + [torch.erf(x)], 1)
+
+
+def sequence(*layers: nn.Module) -> Callable[[], nn.Module]:
+    return lambda: nn.Sequential(*layers)
+
+
+MODULES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+    "mlp": (sequence(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 4), nn.Softmax(-1)), (6,)),
+    "residual": (Residual, (3, 9, 9)),
+    "sensor stream": (
+        sequence(
+            nn.Conv1d(3, 8, 5, padding=2), nn.BatchNorm1d(8), nn.ReLU(), nn.MaxPool1d(2),
+            nn.Conv1d(8, 8, 3, padding=2, dilation=2, groups=8), nn.GELU(), nn.AvgPool1d(2),
+            nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(8, 4), nn.LogSoftmax(-1),
+        ),
+        (3, 20),
+    ),
+    "uneven pools": (
+        sequence(
+            nn.MaxPool2d(3, 2, 1), nn.Conv2d(2, 4, (3, 2), stride=(1, 2), padding=(0, 1)),
+            nn.AvgPool2d(2, 1, 1), nn.MaxPool2d(2, ceil_mode=True), nn.Softmax(1),
+        ),
+        (2, 11, 13),
+    ),
+    "one channel": (sequence(nn.Conv2d(1, 2, 3), nn.Tanh(), nn.Flatten(), nn.Linear(72, 3)), (1, 8, 8)),
+    "norm first": (sequence(nn.BatchNorm2d(3), nn.ReLU(), nn.Conv2d(3, 2, 1), nn.InstanceNorm2d(2)), (3, 5, 4)),
+    "group norm": (sequence(nn.Conv2d(3, 4, 3), nn.GroupNorm(2, 4), nn.SiLU()), (3, 6, 6)),
+    "layer norm": (sequence(nn.LayerNorm((3, 5)), nn.Linear(5, 4), nn.ReLU(), nn.LayerNorm(4)), (3, 5)),
+    "attention": (Attention, (6,)),
+    "pieces": (Pieces, (4, 6)),
+    "activations": (Activations, (9,)),
+    "padded": (sequence(nn.ZeroPad2d((1, 2, 0, 1)), nn.ReflectionPad2d(1), nn.Conv2d(2, 2, 2)), (2, 4, 4)),
+}  # fmt: skip
+
+
+@functools.cache
+def exported(name: str) -> bytes:
+    make, _ = MODULES[name]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        module = make().eval()
+        for layer in module.modules():
+            if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d):  # or folding it would change nothing
+                for value in (layer.weight, layer.running_mean, layer.running_var):
+                    assert value is not None
+                    value.data.uniform_(0.5, 2.0)
+        example = inputs(name, 3)
+    file = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about the exporter itself
+        torch.onnx.export(
+            module,
+            (torch.from_numpy(example),),
+            file,
+            dynamo=False,
+            opset_version=18,
+            input_names=["x"],
+            output_names=["y"],
+            dynamic_axes={"x": {0: "batch"}, "y": {0: "batch"}},
+        )
+    return file.getvalue()
+
+
+def inputs(name: str, batch: int) -> NDArray[np.float32] | NDArray[np.int64]:
+    rng = np.random.default_rng(batch)
+    shape = (batch, *MODULES[name][1])
+    if name == "attention":
+        return rng.integers(0, 20, shape)
+    return rng.normal(size=shape).astype(np.float32)
+
+
+@functools.cache
+def digits() -> bytes:
+    parameters = {name: value.detach().numpy() for name, value in initial(0).named_parameters()}
+    return bytes(embed(DIGITS.files()["infer.onnx"], parameters).SerializeToString())
+
+
+def run(file: bytes, x: NDArray[np.generic]) -> dict[str, NDArray[np.float32]]:
+    interpreter = Interpreter(model_content=file, num_threads=1)
+    [entry] = interpreter.get_input_details()
+    if entry["shape_signature"][0] == -1:
+        interpreter.resize_tensor_input(entry["index"], x.shape, strict=True)
+    interpreter.allocate_tensors()
+    outputs: dict[str, NDArray[np.float32]] = interpreter.get_signature_runner(SIGNATURE)(x=x)
+    return outputs
+
+
+def require_equal(model: bytes, file: bytes, x: NDArray[np.generic], names: list[str]) -> None:
+    made = run(file, x)
+    assert sorted(made) == sorted(names)
+    for name, expected in zip(names, Session(model).run(names, {"x": x}), strict=True):
+        assert made[name].shape == expected.shape
+        assert np.abs(made[name] - expected).max() <= TOLERANCE * max(float(np.abs(expected).max()), 1e-3)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_an_open_batch_computes_what_onnxruntime_does(name: str) -> None:
+    model = exported(name)
+    file = tflite.convert(model, batch=None)
+    for batch in BATCHES:
+        require_equal(model, file, inputs(name, batch), ["y"])
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_a_fixed_batch_computes_what_onnxruntime_does(name: str) -> None:
+    model = exported(name)
+    for batch in BATCHES:
+        require_equal(model, tflite.convert(model, batch=batch), inputs(name, batch), ["y"])
+
+
+def test_the_digits_network_computes_what_onnxruntime_does() -> None:
+    names = ["probabilities", "logits"]
+    for batch in BATCHES:
+        x = np.random.default_rng(batch).uniform(0, 16, (batch, 1, 8, 8)).astype(np.float32)
+        for file in (tflite.convert(digits(), batch=None), tflite.convert(digits(), batch=batch)):
+            require_equal(digits(), file, x, names)
+
+
+def test_equal_graphs_give_equal_bytes() -> None:
+    assert tflite.convert(digits(), batch=None) == tflite.convert(digits(), batch=None)
+
+
+def test_constants_are_aligned_as_the_schema_asks() -> None:
+    file = tflite.convert(digits(), batch=None)
+    model = schema.Model.GetRootAs(file, 0)
+    buffers = [model.Buffers(i) for i in range(model.BuffersLength())]
+    starts = [b._tab.Vector(b._tab.Offset(4)) for b in buffers if b.DataLength()]
+    assert len(starts) > 8
+    assert {start % 16 for start in starts} == {0}
+
+
+def test_a_convolution_absorbs_its_norm_and_its_activation() -> None:
+    layers = [("Conv", ["x", "w"], ["c"]), ("BatchNormalization", ["c", "g", "b", "m", "v"], ["n"])]
+    rng = np.random.default_rng(0)
+    values = {name: rng.uniform(0.5, 2, 4).astype(np.float32) for name in "gbmv"}
+    values["w"] = rng.normal(size=(4, 2, 3, 3)).astype(np.float32)
+    model = graph([*layers, ("Relu", ["n"], ["y"])], values, (2, 5, 5))
+    file = tflite.convert(model, batch=None)
+    assert operators(file) == ["TRANSPOSE", "CONV_2D", "TRANSPOSE"]
+    require_equal(model, file, rng.normal(size=(2, 2, 5, 5)).astype(np.float32), ["y"])
+
+
+def test_a_gelu_that_was_written_out_becomes_one_operator() -> None:
+    names = operators(tflite.convert(exported("attention"), batch=None))
+    assert names.count("GELU") == 1
+    assert "EXP" not in names
+
+
+def graph(
+    nodes: list[tuple[str, list[str], list[str]]],
+    values: dict[str, NDArray[np.generic]],
+    shape: tuple[int, ...] = (4,),
+    **attributes: object,
+) -> bytes:
+    made = helper.make_graph(
+        [helper.make_node(op, ins, outs, name=f"the {op}", **attributes) for op, ins, outs in nodes],
+        "main",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", *shape])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(value, name) for name, value in values.items()],
+    )
+    model = helper.make_model(made, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    return bytes(model.SerializeToString())
+
+
+def operators(file: bytes) -> list[str]:
+    names = {number: name for name, number in vars(schema.BuiltinOperator).items() if name.isupper()}
+    model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(file, 0))
+    codes = [names[code.builtinCode] for code in model.operatorCodes]
+    return [codes[operator.opcodeIndex] for operator in model.subgraphs[0].operators]
+
+
+def test_an_operator_without_a_tflite_form_is_named_with_its_node_and_a_cure() -> None:
+    with pytest.raises(UnsupportedOperatorError, match=r"Einsum 'the Einsum'.*matmul") as found:
+        tflite.convert(graph([("Einsum", ["x"], ["y"])], {}, equation="ij->ji"), batch=None)
+    assert (found.value.operator, found.value.node) == ("Einsum", "the Einsum")
+    assert found.value.cure
+    assert isinstance(found.value, UsageError)
+
+
+def test_picking_from_an_open_batch_is_refused_and_from_a_fixed_one_works() -> None:
+    model = graph([("Gather", ["x", "i"], ["y"])], {"i": np.array([1, -2])})
+    with pytest.raises(UnsupportedOperatorError, match="fixed batch"):
+        tflite.convert(model, batch=None)
+    require_equal(model, tflite.convert(model, batch=3), np.eye(3, 4, dtype=np.float32), ["y"])
+
+
+def test_a_constant_that_follows_an_open_batch_is_refused() -> None:
+    nodes = [("Shape", ["x"], ["s"]), ("ConstantOfShape", ["s"], ["z"]), ("Add", ["x", "z"], ["y"])]
+    with pytest.raises(UnsupportedOperatorError, match="depend on the batch"):
+        tflite.convert(graph(nodes, {}), batch=None)
+    require_equal(
+        graph(nodes, {}), tflite.convert(graph(nodes, {}), batch=2), np.ones((2, 4), np.float32), ["y"]
+    )
+
+
+def test_parameters_outside_the_graph_are_refused() -> None:
+    with pytest.raises(UsageError, match="embed"):
+        tflite.convert(DIGITS.files()["infer.onnx"], batch=None)
+
+
+@pytest.mark.parametrize("batch", [0, -1])
+def test_a_batch_without_examples_is_refused(batch: int) -> None:
+    with pytest.raises(UsageError, match="batch"):
+        tflite.convert(digits(), batch=batch)
+
+
+def test_bytes_that_are_no_model_are_refused() -> None:
+    for data in (b"", b"no model"):
+        with pytest.raises(UsageError):
+            tflite.convert(data, batch=None)
+
+
+def test_another_open_dimension_is_refused() -> None:
+    model = onnx.load_from_string(digits())
+    model.graph.input[0].type.tensor_type.shape.dim[2].dim_param = "height"
+    with pytest.raises(UsageError, match="Dimension 2 of input 'x'"):
+        tflite.convert(model.SerializeToString(), batch=None)
+
+
+@pytest.mark.parametrize(
+    ("operator", "ranks", "options", "expected"),
+    [
+        ("FULLY_CONNECTED", (3, 2), {"keepNumDims": True}, 5),
+        ("FULLY_CONNECTED", (2, 2), {"keepNumDims": False}, 1),
+        ("DEPTHWISE_CONV_2D", (4, 4), {"dilationHFactor": 1, "dilationWFactor": 2}, 2),
+        ("TRANSPOSE", (5,), {}, 4),
+        ("TRANSPOSE", (4,), {}, 1),
+        ("SLICE", (5,), {}, 5),
+        ("BROADCAST_TO", (2,), {}, 2),
+    ],
+)
+def test_an_operator_has_the_version_its_use_needs(
+    operator: str, ranks: tuple[int, ...], options: dict[str, object], expected: int
+) -> None:
+    assert version(operator, [Written(0, (2,) * rank, "float32") for rank in ranks], options) == expected
+
+
+def test_nothing_but_convert_is_public() -> None:
+    assert tflite.__all__ == ["convert"]
