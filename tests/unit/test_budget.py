@@ -25,7 +25,7 @@ from umbel_server.cli import fleet as fleet_app
 from umbel_server.clock import system_clock
 from umbel_server.fleet.create import create_fleet
 from umbel_server.fleet.layout import FleetDir
-from umbel_server.learning.budget import plan_privacy, policy_for, released, spent, unable
+from umbel_server.learning.budget import held, plan_privacy, policy_for, released, spent, unable
 from umbel_server.learning.fleet_ledger import COST, Cost, FleetLedger, room
 from umbel_server.learning.plan import Privacy, RunPlan, Training
 from umbel_server.store.runs import Participation, RoundRecord
@@ -302,3 +302,13 @@ def test_the_operator_sees_what_each_device_spent_in_each_run(fleet: FleetDir, s
     table = CliRunner().invoke(fleet_app, ["privacy", "--fleet", str(fleet.path)])
     assert "unknown" in table.stdout
     assert "in all, of 8" in table.stdout
+
+
+def test_an_attempt_that_was_looked_at_and_refused_counts_as_held() -> None:
+    """What is released was chosen by what the refused sums said: the release covers them, too."""
+    summed, charged, dropped = (
+        Participation(DeviceId("dev-1"), "summed", ""),
+        Participation(DeviceId("dev-1"), "charged", ""),
+        Participation(DeviceId("dev-1"), "dropped", ""),
+    )
+    assert held([[summed], [charged, dropped], [dropped], []]) == 2

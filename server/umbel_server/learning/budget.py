@@ -152,6 +152,14 @@ def charges(attempts: Iterable[Iterable[Participation]]) -> Counter[DeviceId]:
     return Counter(part.device for parts in attempts for part in parts if part.outcome != "dropped")
 
 
+def held(attempts: Iterable[Iterable[Participation]]) -> int:
+    """Return how many attempts asked anyone for an update.
+
+    Which of them gave a model was decided by looking at their sums, so a model gives away something of all.
+    """
+    return sum(any(part.outcome != "dropped" for part in parts) for parts in attempts)
+
+
 def spent(planned: Plan, participations: int) -> float:
     """Return epsilon_server of a device that was charged so often in a run."""
     encoding = planned.encoding
@@ -172,7 +180,7 @@ def released(planned: Plan, participations: int, rounds: int) -> float:
     Args:
         planned: The run.
         participations: How often the device was charged.
-        rounds: How many models were released.
+        rounds: How many attempts were held, those included that gave no model; see ``held``.
     """
     encoding = planned.encoding
     drawn = epsilon(

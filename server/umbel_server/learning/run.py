@@ -24,7 +24,7 @@ from umbel_server.clock import Clock, system_clock
 from umbel_server.files import remove_leftovers, write_atomically
 from umbel_server.fleet.layout import FleetDir
 from umbel_server.learning import checkpoint, groups, guard, optimize
-from umbel_server.learning.budget import charges, plan_privacy, policy_for, released, spent, unable
+from umbel_server.learning.budget import charges, held, plan_privacy, policy_for, released, spent, unable
 from umbel_server.learning.checkpoint import Position
 from umbel_server.learning.cohort import Gathering
 from umbel_server.learning.evaluate import HeldOut
@@ -318,6 +318,7 @@ class _Run:
         reason: str,
     ) -> None:
         charged = max(self._charges(outcome.participations).values(), default=0)
+        past = [record.participations for record in self._store.runs.rounds(self._run)]
         devices = max(1, len(outcome.participations))
         figures |= {
             "seconds": outcome.seconds,
@@ -326,7 +327,7 @@ class _Run:
             "participations": charged,
             "epsilon_server": spent(self._privacy, charged),
             # For those who see only models, if devices are drawn honestly and in secret.
-            "epsilon_release": released(self._privacy, charged, number),
+            "epsilon_release": released(self._privacy, charged, held([*past, outcome.participations])),
         }
         self._store.runs.end_round(
             RoundRecord(
