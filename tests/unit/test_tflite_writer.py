@@ -277,6 +277,28 @@ def test_a_constant_that_follows_an_open_batch_is_refused() -> None:
     )
 
 
+@pytest.mark.parametrize("pads", [[1, 1, 0, 0], [0, 0, 1, 1], [1, 0, 0, 1], [2, 0, 0, 1]])
+def test_padding_on_one_side_stays_on_that_side(pads: list[int]) -> None:
+    weight = np.random.default_rng(1).normal(size=(2, 2, 2, 2)).astype(np.float32)
+    model = graph([("Conv", ["x", "w"], ["y"])], {"w": weight}, (2, 5, 4), pads=pads)
+    x = np.random.default_rng(2).normal(size=(2, 2, 5, 4)).astype(np.float32)
+    require_equal(model, tflite.convert(model, batch=None), x, ["y"])
+
+
+def test_the_padding_of_a_pool_is_never_its_maximum() -> None:
+    model = graph([("MaxPool", ["x"], ["y"])], {}, (2, 5, 4), kernel_shape=[3, 3], pads=[2, 2, 0, 0])
+    x = -1 - np.random.default_rng(2).random((2, 2, 5, 4), np.float32)
+    require_equal(model, tflite.convert(model, batch=None), x, ["y"])
+
+
+@pytest.mark.parametrize("operator", ["Greater", "GreaterOrEqual", "Less", "LessOrEqual"])
+def test_a_choice_between_values_is_made_element_by_element(operator: str) -> None:
+    nodes = [(operator, ["x", "zero"], ["c"]), ("Neg", ["x"], ["n"]), ("Where", ["c", "x", "n"], ["y"])]
+    model = graph(nodes, {"zero": np.array(0, np.float32)})
+    x = np.array([[-2, -1, 0, 3]], np.float32)
+    require_equal(model, tflite.convert(model, batch=None), x, ["y"])
+
+
 def test_parameters_outside_the_graph_are_refused() -> None:
     with pytest.raises(UsageError, match="embed"):
         tflite.convert(DIGITS.files()["infer.onnx"], batch=None)

@@ -38,6 +38,12 @@ _BINARY: Mapping[str, str] = {
     "Pow": "POW",
     "Sub": "SUB",
 }
+_COMPARISONS: Mapping[str, str] = {
+    "Greater": "GREATER",
+    "GreaterOrEqual": "GREATER_EQUAL",
+    "Less": "LESS",
+    "LessOrEqual": "LESS_EQUAL",
+}
 _FUSING = frozenset({"ADD", "SUB", "MUL", "DIV"})
 # Abramowitz and Stegun, Handbook of Mathematical Functions, 7.1.26: |error| <= 1.5e-7.
 _ERF = (0.254829592, -0.284496736, 1.421413741, -1.453152027, 1.061405429)
@@ -183,6 +189,16 @@ def _binary(ctx: Lowering, node: Node) -> None:
     ctx.bind(node, made, last=last, output=name)
 
 
+def _compare(ctx: Lowering, node: Node) -> None:
+    output = ctx.shape(node.outputs[0])
+    if any(ctx.source.types[name] != "float32" for name in node.inputs):
+        raise node.refuse("compares other types than float32", "cast its inputs to float32 first")
+    if len(output) > MAX_BROADCAST_RANK:
+        raise node.refuse(f"has {len(output)} dimensions", "reshape its inputs to four or fewer")
+    tensors = [ctx.read(node, index) for index in (0, 1)]
+    ctx.bind(node, ctx.writer.emit(_COMPARISONS[node.operator], tensors, output, "bool"))
+
+
 def _broadcast(ctx: Lowering, node: Node, array: NDArray[Any], rank: int, last: bool) -> Tensor:
     """Return a constant operand in the layout of the other one."""
     if array.dtype != np.float32:
@@ -207,6 +223,7 @@ def _identity(ctx: Lowering, node: Node) -> None:
 OPERATORS: Mapping[str, Handler] = {
     **dict.fromkeys(_UNARY, _unary),
     **dict.fromkeys(_BINARY, _binary),
+    **dict.fromkeys(_COMPARISONS, _compare),
     "Clip": _clip,
     "Dropout": _identity,
     "Elu": _elu,
