@@ -293,8 +293,8 @@ def test_the_padding_of_a_pool_is_never_its_maximum() -> None:
 
 @pytest.mark.parametrize("operator", ["Greater", "GreaterOrEqual", "Less", "LessOrEqual"])
 def test_a_choice_between_values_is_made_element_by_element(operator: str) -> None:
-    nodes = [(operator, ["x", "zero"], ["c"]), ("Neg", ["x"], ["n"]), ("Where", ["c", "x", "n"], ["y"])]
-    model = graph(nodes, {"zero": np.array(0, np.float32)})
+    nodes = [(operator, ["x", "limit"], ["c"]), ("Neg", ["x"], ["n"]), ("Where", ["c", "x", "n"], ["y"])]
+    model = graph(nodes, {"limit": np.array(-1, np.float32)})
     x = np.array([[-2, -1, 0, 3]], np.float32)
     require_equal(model, tflite.convert(model, batch=None), x, ["y"])
 
