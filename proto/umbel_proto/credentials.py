@@ -91,7 +91,15 @@ class FleetPolicy:
         """
         if not self.server_malicious:
             return cohort
-        return cohort - math.floor(self.corrupt_fraction * cohort) - 1
+        return cohort - corrupt_devices(cohort, self.corrupt_fraction) - 1
+
+
+def corrupt_devices(cohort: int, corrupt_fraction: float) -> int:
+    """Return how many of ``cohort`` devices may be corrupt: a product that should be whole counts as whole.
+
+    Source: docs/spec/secure-aggregation.md, 6.1.
+    """
+    return math.floor((corrupt_fraction + 1e-14) * cohort)
 
 
 def sign_credential(key: SigningKey, credential: Credential) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from fractions import Fraction
@@ -441,6 +442,26 @@ class TestTheSurvivors:
     def test_the_smallest_cohort_counts_even_above_the_threshold(self) -> None:
         fleet = at("confirm", 8, session=descriptor(min_cohort=7))
         refuses(fleet, self.survivors(fleet, set(range(6))), "6 survivors, fewer than 7")
+
+    def test_a_server_that_keeps_every_corrupt_device_needs_as_many_honest_ones_as_are_counted_on(
+        self,
+    ) -> None:
+        """Of 20, 2 may be corrupt; of the 15 that the noise is counted over, 1: so it takes 16."""
+        fleet = at("confirm", 20, session=descriptor(min_cohort=15))
+        refuses(fleet, self.survivors(fleet, set(range(15))), "15 survivors, fewer than 16")
+
+    @pytest.mark.parametrize(
+        ("corrupt", "least", "devices"),
+        [(c, u, n) for c in (0.05, 0.1, 0.2, 0.29) for n in (8, 20, 100, 512) for u in (3, n // 2, n)],
+    )
+    def test_the_survivors_hold_the_honest_noise_that_is_charged(
+        self, corrupt: float, least: int, devices: int
+    ) -> None:
+        session = descriptor(min_cohort=least, corrupt_fraction=corrupt, dropout_fraction=0.1)
+        counted = policy(corrupt_fraction=corrupt, min_cohort=least).honest(least)
+        needed = session.graph_parameters(devices).min_survivors
+        # The worst set: all corrupt devices of the roster, and the one under attack.
+        assert needed - math.floor(Fraction(str(corrupt)) * devices) - 1 >= counted
 
     def test_in_a_sparse_graph_no_more_may_be_lost_than_its_bounds_allow(self) -> None:
         fleet = at("confirm", 40)

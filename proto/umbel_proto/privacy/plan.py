@@ -13,6 +13,7 @@ import math
 from dataclasses import dataclass
 from fractions import Fraction
 
+from umbel_proto.credentials import corrupt_devices
 from umbel_proto.errors import UsageError
 from umbel_proto.privacy.accounting import epsilon as epsilon_of
 from umbel_proto.privacy.accounting import noise_multiplier as multiplier_for
@@ -222,7 +223,7 @@ def _planned(
 
 def honest_devices(cohort: int, *, corrupt_fraction: float, server_malicious: bool) -> int:
     """Return how many of ``cohort`` devices' noise may be counted (n_eff), as ``FleetPolicy.honest``."""
-    return cohort - math.floor(corrupt_fraction * cohort) - 1 if server_malicious else cohort
+    return cohort - corrupt_devices(cohort, corrupt_fraction) - 1 if server_malicious else cohort
 
 
 def cohort_for_epsilon(

@@ -34,7 +34,7 @@ class Parameters:
         devices: n, the size of the roster.
         degree: k, the neighbors of each device.
         threshold: t, the shares that give a secret, and the signatures that open one.
-        min_survivors: Fewest survivors for which the graph's bounds hold.
+        min_survivors: Fewest survivors for which the graph's bounds hold, and those of the session.
     """
 
     devices: int

@@ -6,11 +6,11 @@ Source: docs/spec/secure-aggregation.md, "Session".
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Self
 
-from umbel_proto.credentials import FleetPolicy
+from umbel_proto.credentials import FleetPolicy, corrupt_devices
 from umbel_proto.encoding import digest
 from umbel_proto.errors import RemoteProtocolError, UsageError
 from umbel_proto.ids import DeviceId, FleetId, RunId, check_name
@@ -179,17 +179,24 @@ class Descriptor:
             raise RemoteProtocolError(peer, f"the session descriptor is out of range: {exc}") from exc
 
     def graph_parameters(self, devices: int) -> graph.Parameters:
-        """Return degree and threshold for a roster of ``devices``.
+        """Return degree, threshold and the fewest survivors for a roster of ``devices``.
 
         Raises:
             UsageError: No threshold withstands the fractions at this size.
         """
-        return graph.parameters(
+        found = graph.parameters(
             devices,
             corrupt_fraction=self.corrupt_fraction,
             dropout_fraction=self.dropout_fraction,
             server_malicious=self.server_malicious,
         )
+        least = self.min_cohort
+        if self.server_malicious:
+            # A lying server keeps every corrupt device of the roster among the survivors: so many
+            # more it takes that as many honest ones add their noise as are counted on.
+            least += corrupt_devices(devices, self.corrupt_fraction)
+            least -= corrupt_devices(self.min_cohort, self.corrupt_fraction)
+        return replace(found, min_survivors=max(found.min_survivors, least))
 
 
 @dataclass(frozen=True, slots=True)
