@@ -17,7 +17,7 @@ from umbel_models.graphs.decompositions import (
     max_pool2d_with_indices_backward,
     threshold_backward,
 )
-from umbel_models.graphs.export import check_layers
+from umbel_models.graphs.layers import check_layers
 from umbel_models.graphs.model import IR_VERSION, finish
 from umbel_models.graphs.same import require_same
 from umbel_models.graphs.verify import compare, verify_gradient, verify_inference

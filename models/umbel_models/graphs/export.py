@@ -27,15 +27,14 @@ from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from umbel_models.graphs.decompositions import table
+from umbel_models.graphs.layers import check_layers
 from umbel_models.graphs.model import externalize, finish
 from umbel_models.graphs.onepass import NoRuleError, clipped_gradients
 from umbel_models.graphs.scan import per_example
 from umbel_models.graphs.verify import verify_clipped, verify_gradient, verify_inference
-from umbel_proto.errors import UsageError
 
 OPSET = 18
 MAX_BATCH = 65536
-SUPPORTED = (nn.Linear, nn.Conv2d, nn.ReLU, nn.MaxPool2d, nn.Flatten, nn.Identity)
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -60,6 +59,8 @@ class Graphs:
 def export(module: nn.Module, loss: Loss, shape: Sequence[int]) -> Graphs:
     """Export a classifier and verify what came out.
 
+    Layers keep the mode they are in, training or evaluation: the graphs compute what the module computes.
+
     Args:
         module: Maps x, shape (batch, *shape), float32, to logits, shape (batch, classes).
         loss: Maps logits and labels y, int64 (batch,), to one loss per example, shape (batch,).
@@ -70,7 +71,6 @@ def export(module: nn.Module, loss: Loss, shape: Sequence[int]) -> Graphs:
         PackageError: A graph does not compute what torch does.
     """
     check_layers(module)
-    module = module.train()
     names = [name for name, _ in module.named_parameters()]
     values = [value.detach().clone() for value in module.parameters()]
     count = len(names)
@@ -130,25 +130,6 @@ def _clipped(
         graph = finish(per_example(training, names)).SerializeToString(deterministic=True)
     verify_clipped(graph, module, loss, shape)
     return graph
-
-
-def check_layers(module: nn.Module) -> None:
-    """Refuse a module with a layer whose export is not known to be right.
-
-    A leaf module of the caller's own is let through: it is traced operator by operator, and verified.
-
-    Raises:
-        UsageError: A layer of ``torch.nn`` is not among ``SUPPORTED``, or works in place.
-    """
-    for name, layer in module.named_modules():
-        if getattr(layer, "inplace", False):
-            raise UsageError(
-                f"Layer {name!r} works in place, which a gradient graph cannot: set inplace=False."
-            )
-        ours = next(layer.children(), None) is not None or not type(layer).__module__.startswith("torch.nn")
-        if not (ours or isinstance(layer, SUPPORTED)):
-            kind, supported = type(layer).__name__, ", ".join(kind.__name__ for kind in SUPPORTED)
-            raise UsageError(f"Layer {name!r} is a {kind}, not exported yet: use one of {supported}.")
 
 
 def _batch_unlike(sizes: Sequence[int]) -> int:
