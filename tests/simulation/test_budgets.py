@@ -133,10 +133,10 @@ def test_a_server_that_asks_for_more_than_it_planned_is_refused_by_the_devices(t
 def test_a_sampled_runs_figures_tell_what_outsiders_learn_apart_from_what_the_server_does(
     tmp_path: Path,
 ) -> None:
-    federation = Federation(tmp_path, 6)
-    rate = 0.75
+    federation = Federation(tmp_path, 8)
+    rate = 0.9
     privacy = Privacy(clip=2.0, noise_multiplier=0.5, sampling_rate=rate)
-    plan = replace(federation.plan(rounds=2), devices=5, attempts=20, privacy=privacy)
+    plan = replace(federation.plan(rounds=2), devices=7, attempts=20, privacy=privacy)
     # A draw may be too small for a round, and the run then ends; whoever starts it again draws anew.
     for number in range(20):
         run = RunId(f"try-{number}")

@@ -195,17 +195,17 @@ def test_no_noise_under_a_finite_budget_is_refused_and_names_the_number() -> Non
     assert plan_privacy(silent, replace(UNLIMITED, noise_floor=0.0), DIM).epsilon_server == math.inf
 
 
-@pytest.mark.parametrize(("delta", "rate"), [(1 / 8, 1.0), (0.02, 0.1), (1 / 80, 0.1)])
+@pytest.mark.parametrize(("delta", "rate"), [(1 / 30, 1.0), (0.02, 0.1), (1 / 300, 0.1)])
 def test_a_delta_that_could_give_a_device_away_whole_is_refused(delta: float, rate: float) -> None:
     loose = Privacy(1.0, 2.0, delta, sampling_rate=rate)
     with pytest.raises(UsageError, match=r"delta is .* choose a delta below that"):
-        plan_privacy(run_plan(1, privacy=loose), UNLIMITED, DIM)
-    plan_privacy(run_plan(1, privacy=replace(loose, delta=0.012 * rate)), UNLIMITED, DIM)
+        plan_privacy(run_plan(1, privacy=loose, devices=30), UNLIMITED, DIM)
+    plan_privacy(run_plan(1, privacy=replace(loose, delta=0.012 * rate), devices=30), UNLIMITED, DIM)
 
 
 def test_release_counts_the_rounds_held_and_never_exceeds_the_server() -> None:
     sampled = Privacy(1.0, 2.0, 1e-6, participations=10, sampling_rate=0.1)
-    made = plan_privacy(run_plan(50, privacy=sampled), UNLIMITED, DIM)
+    made = plan_privacy(run_plan(50, privacy=sampled, devices=30), UNLIMITED, DIM)
     figures = [released(made, 3, rounds) for rounds in (1, 10, 50)]
     assert figures == sorted(figures)
     assert figures[-1] <= spent(made, 3)
@@ -312,3 +312,14 @@ def test_an_attempt_that_was_looked_at_and_refused_counts_as_held() -> None:
         Participation(DeviceId("dev-1"), "dropped", ""),
     )
     assert held([[summed], [charged, dropped], [dropped], []]) == 2
+
+
+@pytest.mark.parametrize(("devices", "fits"), [(8, False), (21, False), (22, True), (200, True)])
+def test_a_cohort_that_would_often_be_drawn_too_small_is_refused(devices: int, fits: bool) -> None:
+    """22 - 4 is four times the square root of 22 (1 - 0.1) and a little more; 21 - 4 is not."""
+    sampled = run_plan(3, privacy=Privacy(1.0, 2.0, 1e-6, sampling_rate=0.1), devices=devices)
+    if fits:
+        assert plan_privacy(sampled, UNLIMITED, DIM).sampling_rate == 0.1
+        return
+    with pytest.raises(RefusedError, match="plan it for at least 22 devices"):
+        plan_privacy(sampled, UNLIMITED, DIM)

@@ -41,6 +41,10 @@ def policy_for(run_plan: RunPlan, policy: FleetPolicy) -> FleetPolicy:
     return replace(policy, min_cohort=run_plan.min_cohort)
 
 
+_RARE = 4.0
+"""Standard deviations: a draw so far below its mean comes once in 30,000 rounds."""
+
+
 def plan_privacy(
     run_plan: RunPlan, policy: FleetPolicy, dim: int, quantities: int = 0, ledger: FleetLedger | None = None
 ) -> Plan:
@@ -76,6 +80,7 @@ def plan_privacy(
             "would not train; choose an example_clip and example_noise above 0 in the run's plan."
         )
     check_delta(privacy.delta, math.ceil(run_plan.devices / privacy.sampling_rate))
+    _check_draws(run_plan, policy)
     planned = plan(
         dim=dim,
         clip=privacy.clip,
@@ -93,6 +98,24 @@ def plan_privacy(
     if ledger is not None:
         _check_ledger(run_plan, policy, Cost.of(planned), ledger)
     return planned
+
+
+def _check_draws(run_plan: RunPlan, policy: FleetPolicy) -> None:
+    """Refuse a cohort that would often be drawn too small.
+
+    Rounds of too few are not held, and being one of a round that is held says a little about who was
+    drawn: ``epsilon_release`` leaves that out, so it has to be rare.
+    """
+    rate, devices, least = run_plan.privacy.sampling_rate, run_plan.devices, policy.min_cohort
+    spread = math.sqrt(devices * (1 - rate))
+    if rate < 1 and devices < least + _RARE * spread:
+        enough = least
+        while enough < least + _RARE * math.sqrt(enough * (1 - rate)):
+            enough += 1
+        raise RefusedError(
+            f"devices is {devices}, drawn with probability {rate:g}: that is often fewer than the {least} a round "
+            f"needs; plan it for at least {enough} devices, or raise sampling_rate."
+        )
 
 
 def unable(planned: Plan, policy: FleetPolicy, ledger: FleetLedger) -> frozenset[DeviceId]:
