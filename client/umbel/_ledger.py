@@ -77,6 +77,8 @@ class Ledger:
     def __init__(self, path: Path) -> None:
         if not path.exists():
             raise StorageError(f"{path} is missing: {_ADVICE}")
+        if path.stat().st_size == 0:  # SQLite would take it for a new one.
+            raise StorageError(f"{path} is empty: {_ADVICE}")
         self._path = path
         self._lock = threading.Lock()
         self._connection = connect(path, _SCHEMA, synchronous="FULL", advice=_ADVICE)
@@ -89,8 +91,14 @@ class Ledger:
             StorageError: The disk is full, or the file is damaged.
         """
         with storage_errors(path, _ADVICE):
-            path.touch(0o600)
-            sync_directory(path.parent)
+            if not path.exists():
+                draft = path.with_name(path.name + ".new")
+                for left in (draft, *path.parent.glob(draft.name + "-*")):
+                    left.unlink(missing_ok=True)
+                # Closed, it is one file with all its tables: whole when it gets its name.
+                connect(draft, _SCHEMA, synchronous="FULL", advice=_ADVICE).close()
+                draft.replace(path)
+                sync_directory(path.parent)
         return cls(path)
 
     def __enter__(self) -> Ledger:

@@ -132,6 +132,30 @@ def test_a_missing_ledger_is_an_unknown_budget_and_not_a_fresh_one(path: Path) -
         Ledger(path)
 
 
+def test_an_emptied_ledger_is_an_unknown_budget_and_not_a_fresh_one(path: Path) -> None:
+    path.write_bytes(b"")
+    with pytest.raises(StorageError, match="is empty"):
+        Ledger(path)
+    assert path.stat().st_size == 0
+    with pytest.raises(StorageError, match="is empty"):
+        Ledger.create(path)
+
+
+def test_a_ledger_is_whole_when_it_gets_its_name(tmp_path: Path) -> None:
+    """What a kill while one was made leaves behind is no ledger, and is made anew."""
+    path = tmp_path / "new" / "ledger.db"
+    path.parent.mkdir()
+    for name in ("ledger.db.new", "ledger.db.new-wal"):
+        (path.parent / name).write_bytes(b"half")
+    with Ledger.create(path) as ledger:
+        assert ledger.charges() == ()
+        assert {file.name for file in path.parent.iterdir()} <= {
+            "ledger.db",
+            "ledger.db-wal",
+            "ledger.db-shm",
+        }
+
+
 def test_creating_a_ledger_that_is_there_keeps_its_charges(path: Path) -> None:
     with Ledger(path) as ledger:
         spend(ledger, 1)
