@@ -337,6 +337,17 @@ class RunPlan:
         return plan
 
 
+_TYPES: dict[str, tuple[tuple[type, ...], str]] = {
+    "int": ((int,), "a whole number"),
+    "float": ((int, float), "a number"),
+    "bool": ((bool,), "true or false"),
+    "str": ((str,), "a text in quotes"),
+    "ModelName": ((str,), "a text in quotes"),
+    "tuple[str, ...]": ((list, tuple), 'a list, such as ["loss"]'),
+}
+"""By a field's annotation: the types of a plan's value, and what to write."""
+
+
 def _build(kind: type[Any], raw: object, where: str = "the run plan") -> Any:
     if not isinstance(raw, dict):
         raise UsageError(f"{where} is not an object with fields.")
@@ -348,10 +359,18 @@ def _build(kind: type[Any], raw: object, where: str = "the run plan") -> Any:
     ]
     if lacking := [name for name in needed if name not in raw]:
         raise UsageError(f"{where} lacks {' and '.join(map(repr, lacking))}: add it.")
-    try:
-        return kind(**raw)
-    except TypeError as exc:
-        raise UsageError(f"{where} has a value of the wrong type: {exc}.") from exc
+    for each in fields(kind):
+        if each.name in raw:
+            _check_type(each.name, raw[each.name], str(each.type))
+    return kind(**raw)
+
+
+def _check_type(name: str, value: object, annotation: str) -> None:
+    """Refuse a value of another type than its field's. Tables are objects by now, and pass."""
+    types, wanted = _TYPES.get(annotation, ((object,), ""))
+    # Python counts true and false among the whole numbers, and a plan does not.
+    if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
+        raise UsageError(f"{name} is {value!r}: write {wanted}.")
 
 
 def _at_least(name: str, value: int, least: int) -> None:
