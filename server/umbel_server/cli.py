@@ -46,6 +46,9 @@ FleetOption = Annotated[
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 
+UNBROKEN_COLUMNS = 10_000
+"""No table is wider: a reason on record is a few sentences."""
+
 
 class Trust(enum.StrEnum):
     """What devices assume about the server."""
@@ -342,15 +345,21 @@ def _print_json(value: object) -> None:
 
 
 def print_table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
-    """Print a table: as wide as the terminal, or unbroken where there is none."""
+    """Print a table: closer together where the terminal is narrow, and unbroken where there is none."""
     from rich import box
     from rich.console import Console
+    from rich.measure import Measurement
     from rich.table import Table
 
     table = Table(*header, box=box.SIMPLE_HEAD)
     for row in rows:
         table.add_row(*row)
-    console = Console(soft_wrap=True) if not sys.stdout.isatty() else Console()
+    console = Console()
+    wide = Measurement.get(console, console.options.update(width=UNBROKEN_COLUMNS), table).maximum
+    if not console.is_terminal:
+        console.width = wide
+    elif wide > console.width:
+        table.padding = 0
     console.print(table)
 
 

@@ -290,16 +290,27 @@ class Control:
         return {NodeId(node.node_id) for node in self._nodes() if node.status == "online"}
 
     def start(self, fleet: FleetDir, run: str) -> int:
-        """Start a run that is in the fleet's store, and return Flower's number for it."""
+        """Start a run that is in the fleet's store, and return Flower's number for it.
+
+        Raises:
+            UnavailableError: The SuperLink does not answer, or refuses.
+        """
         bundle, _ = build_fab_from_files({"pyproject.toml": BUNDLE.encode()})
-        reply = self._client.StartRun(
-            StartRunRequest(
-                fab=fab_to_proto(Fab(hashlib.sha256(bundle).hexdigest(), bundle, {})),
-                override_config=user_config_to_proto({"fleet": str(fleet.path), "run": run}),
-                federation="",
-            )
+        request = StartRunRequest(
+            fab=fab_to_proto(Fab(hashlib.sha256(bundle).hexdigest(), bundle, {})),
+            override_config=user_config_to_proto({"fleet": str(fleet.path), "run": run}),
+            federation="",
         )
-        return int(reply.run_id)
+        try:
+            return int(self._client.StartRun(request).run_id)
+        except httpx.HTTPStatusError as exc:
+            raise UnavailableError(
+                f"The SuperLink refuses to start a run (HTTP {exc.response.status_code}): its log says why."
+            ) from exc
+        except httpx.TransportError as exc:
+            raise UnavailableError(
+                f"The SuperLink does not answer ({exc}): umbel serve superlink has to run."
+            ) from exc
 
     def status(self, flower_run: int) -> tuple[str, str]:
         """Return Flower's status of a run and its details, such as ``("finished", "")``.

@@ -98,6 +98,11 @@ def test_a_good_plan_is_checked_and_said_what_it_costs(rounds: Terminal, tmp_pat
         (GOOD + '[optimizer]\nkind = "adam"\n', "no optimizer 'adam'", 2),
         (GOOD + '[metrics]\nnames = ["age"]\n', "no metric 'age'", 2),
         (GOOD + "[clipping]\nquantile = 1.0\n", "quantile", 2),
+        (GOOD.replace("rounds = 2", "rounds = 2.5"), "rounds is 2.5: write a whole number.", 2),
+        (GOOD.replace("rounds = 2", "rounds = true"), "rounds is True: write a whole number.", 2),
+        (GOOD.replace("clip = 1.0", 'clip = "1"'), "clip is '1': write a number.", 2),
+        (GOOD + "[guard]\ngate = 0\n", "gate is 0: write true or false.", 2),
+        (GOOD + '[metrics]\nnames = "loss"\n', "names is 'loss': write a list", 2),
     ],
 )
 def test_a_bad_plan_is_one_sentence_and_starts_nothing(
@@ -165,6 +170,40 @@ def test_a_run_is_shown_with_reasons_and_the_error_of_each_metric(
     body = rounds.json("show", "r1")
     assert (body["rounds_done"], len(body["attempts"])) == (1, 2)
     assert body["epsilon_server"] == (None if math.isinf(epsilon) else epsilon)
+
+
+def test_an_attempt_under_way_does_not_make_epsilon_infinite(rounds: Terminal, fleet: FleetDir) -> None:
+    recorded(fleet, epsilon=3.25)
+    with fleet.open_store() as store:
+        store.runs.begin_round(RunId("r1"), 2, 1)
+    assert rounds.json("list")[0]["epsilon_server"] == 3.25
+    for command in ("show", "list"):
+        assert "infinite" not in rounds(command, *(("r1",) if command == "show" else ()))[1]
+
+
+def test_a_run_that_the_superlink_is_not_there_to_start_is_on_record_as_failed(
+    rounds: Terminal, tmp_path: Path
+) -> None:
+    code, out, err = rounds("start", written(tmp_path, GOOD))
+    assert (code, out) == (5, "")
+    assert err.startswith("Error: The SuperLink does not answer")
+    (run,) = rounds.json("list")
+    assert (run["state"], "was not started" in run["reason"]) == ("failed", True)
+
+
+def test_a_run_is_shown_whole_to_a_pipe_and_on_eighty_columns(
+    rounds: Terminal, fleet: FleetDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorded(fleet, epsilon=3.25)
+    monkeypatch.setenv("COLUMNS", "40")
+    _, piped, _ = rounds("show", "r1")
+    assert "0.500 +- 0.100" in piped
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    _, seen, _ = rounds("show", "r1")
+    assert "\u2026" not in seen
+    for part in ("aborted", "0.750", "3.25"):
+        assert part in seen
 
 
 def test_a_plot_that_cannot_be_written_is_one_sentence(

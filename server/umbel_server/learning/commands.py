@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from umbel_proto.errors import MissingExtraError, RefusedError, StorageError, UsageError
+from umbel_proto.errors import MissingExtraError, RefusedError, StorageError, UmbelError, UsageError
 from umbel_proto.ids import RunId, check_name
 from umbel_server.fleet.layout import FleetDir
 from umbel_server.learning.plan import RunPlan
@@ -59,7 +59,11 @@ def start(
             with _control(fleet) as control:
                 _register(store, control)
                 store.runs.create(run, run_plan.model, run_plan.to_json())
-                control.start(fleet, run)
+                try:
+                    control.start(fleet, run)
+                except UmbelError as exc:
+                    store.runs.finish(run, "failed", f"it was not started: {exc}")
+                    raise
     if as_json:
         _print_json({"run": run, "started": not dry_run, **planned})
         return
@@ -158,7 +162,7 @@ def show(
     typer.echo(f"Run {run} of {summary['model']}@{summary['version']} is {record.state}{reason}.")
     names = [n for n in ("accuracy", "loss", "training_loss") if any(n in _metrics(r) for r in rounds)]
     _print_table(
-        ("round", "state", "summed", "lost", "held-out", *(f"{n} (devices)" for n in names), "clip", "epsilon", "to outsiders", "s"),
+        ("round", "state", "in sum", "lost", "held\nout", *(f"devices'\n{n}" for n in names), "clip", "epsilon", "to out-\nsiders", "s"),
         [
             (
                 f"{r.round}" + (f" (try {r.attempt})" if r.attempt > 1 else ""),
@@ -168,8 +172,7 @@ def show(
                 _cell(r.figures.get("accuracy"), ".3f"),
                 *(_metric(_metrics(r).get(n)) for n in names),
                 _cell(r.figures.get("clip"), ".3g"),
-                _number(r.figures.get("epsilon_server")),
-                _number(r.figures["epsilon_release"]) if "epsilon_release" in r.figures else "-",
+                *(_number(r.figures[n]) if n in r.figures else "-" for n in ("epsilon_server", "epsilon_release")),
                 f"{r.finished_s - r.started_s:.1f}" if r.finished_s else "-",
             )
             for r in rounds
@@ -293,6 +296,9 @@ def _summary(record: RunRecord, rounds: Sequence[RoundRecord]) -> dict[str, Any]
     plan = RunPlan.from_json(record.plan)
     opened = [r for r in rounds if r.state == "opened"]
     figures = opened[-1].figures if opened else {}
+    # An attempt under way, or that a killed server left, has no figures yet.
+    counted = [r.figures for r in rounds if "epsilon_server" in r.figures]
+    spent = counted[-1] if counted else {"epsilon_server": 0.0, "epsilon_release": 0.0}
     return {
         "run": record.id,
         "model": record.model,
@@ -303,8 +309,8 @@ def _summary(record: RunRecord, rounds: Sequence[RoundRecord]) -> dict[str, Any]
         "rounds_done": len(opened),
         "accuracy": figures.get("accuracy"),
         # A number that is not finite is kept as None: there was no noise.
-        "epsilon_server": rounds[-1].figures.get("epsilon_server") if rounds else 0.0,
-        "epsilon_release": rounds[-1].figures.get("epsilon_release") if rounds else 0.0,
+        "epsilon_server": spent["epsilon_server"],
+        "epsilon_release": spent.get("epsilon_release"),
         "delta": plan.privacy.delta,
         "created_s": record.created_s,
         "finished_s": record.finished_s,
