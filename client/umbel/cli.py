@@ -312,6 +312,9 @@ def privacy(ctx: typer.Context, home: HomeOption = None, as_json: JsonOption = F
     )
     if found.unprotected:
         title += f"; rounds that did not protect examples: {found.unprotected} of {len(found.charges)}"
+    if not found.trainings:
+        typer.echo(title)
+        return
     columns = ("when", "run", "round", "attempt", "rate", "steps", "noise multiplier", "epsilon after")
     table = _table(title, *columns)
     for training, after in found.trainings:
