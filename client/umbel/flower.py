@@ -24,6 +24,7 @@ import tomllib
 import traceback
 import zipfile
 from base64 import b64encode
+from collections.abc import Callable
 from pathlib import Path
 from typing import cast
 
@@ -420,7 +421,7 @@ def _serve(link: _SuperLink, home: DeviceHome, data: Path | None, stop: threadin
         try:
             got = link.receive()
             if got is not None:
-                _answer_if_wanted(link, *got, contexts, home, data)
+                _answer_if_wanted(link, *got, contexts, home, data, stop)
                 now_s = time.monotonic()
                 gap_s, last = now_s - last, now_s
                 stop.wait(min(gap_s / 2, BUSY_POLL_S[1]))
@@ -449,10 +450,11 @@ def _answer_if_wanted(
     contexts: dict[int, Context],
     home: DeviceHome,
     data: Path | None,
+    stop: threading.Event,
 ) -> None:
     """Answer a message, unless it goes away meanwhile, as when its run ends; the node stays online."""
     try:
-        _answer(link, head, tree, contexts, home, data)
+        _answer(link, head, tree, contexts, home, data, stop)
     except ObjectPullError:
         log.info("a message was withdrawn before it could be read")
     except httpx.HTTPStatusError as exc:
@@ -466,6 +468,7 @@ def _answer(
     contexts: dict[int, Context],
     home: DeviceHome,
     data: Path | None,
+    stop: threading.Event,
 ) -> None:
     run_id = head.metadata.run_id
     message = link.fetch(head, tree)
@@ -493,7 +496,36 @@ def _answer(
         where = "".join(traceback.format_tb(exc.__traceback__))
         log.error("could not answer %s: %s\n%s", message.metadata.message_type, type(exc).__name__, where)
         reply = Message(Error(code=_ERROR_CODE, reason=type(exc).__name__), reply_to=message)
-    link.send(reply, time.monotonic() - begin)
+    seconds = time.monotonic() - begin
+    life_s = message.metadata.created_at + message.metadata.ttl - time.time()
+    _deliver(lambda: link.send(reply, seconds), stop, life_s=life_s)
+
+
+def _deliver(send: Callable[[], None], stop: threading.Event, *, life_s: float) -> None:
+    """Send an answer, again and again while the SuperLink does not answer: it was asked for once only.
+
+    The SuperLink refuses what it has already, so a repeated answer counts once.
+
+    Args:
+        send: Sends it.
+        stop: Ends the waiting.
+        life_s: How long anyone waits for the answer, seconds.
+
+    Raises:
+        httpx.TransportError: There was none in all that time.
+    """
+    pause, longest = RETRY_S
+    until = time.monotonic() + life_s
+    while True:
+        try:
+            send()
+            return
+        except httpx.TransportError as exc:
+            if stop.is_set() or time.monotonic() + pause > until:
+                raise
+            log.info("the SuperLink is gone (%s): the answer waits for it", type(exc).__name__)
+        stop.wait(_jitter(pause))
+        pause = min(2 * pause, longest)
 
 
 def _jitter(pause_s: float) -> float:

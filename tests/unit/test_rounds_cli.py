@@ -92,6 +92,7 @@ def test_a_good_plan_is_checked_and_said_what_it_costs(rounds: Terminal, tmp_pat
         ("version = 9\n" + GOOD, "version 9", 2),
         (GOOD.replace("rounds = 2", "rounds = 0"), "rounds is 0", 2),
         (GOOD.replace("devices = 8", ""), "devices", 2),
+        ('heldout = "none.npz"\n' + GOOD, "none.npz", 2),
         (GOOD + "color = 1\n", "unknown field 'color'", 2),
         (GOOD.replace("noise_multiplier = 4.0", "noise_multiplier = 0.0"), "noise|epsilon", 3),
         (GOOD.replace("rounds = 2", "rounds = 9999"), "epsilon", 3),

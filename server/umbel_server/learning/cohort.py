@@ -61,7 +61,10 @@ class Gathering:
                     "raise sampling_rate in the run's plan, or enroll more devices."
                 )
             return found
-        return dict(sorted(found.items())[: self.plan.devices])
+        if len(found) <= self.plan.devices:
+            return found
+        # By lot: always the same ones would pay for every round.
+        return dict(secrets.SystemRandom().sample(sorted(found.items()), self.plan.devices))
 
     def _online(self, charges: Mapping[DeviceId, int]) -> dict[NodeId, DeviceId]:
         timing, cap = self.plan.timing, self.plan.privacy.participations

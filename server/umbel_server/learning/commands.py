@@ -241,14 +241,18 @@ def _check(fleet: FleetDir, store: Store, plan: RunPlan) -> dict[str, Any]:
     """Return what a plan costs, if the fleet's policy and budget cover it."""
     from umbel_proto.package import read_package
     from umbel_server.learning.budget import plan_privacy
+    from umbel_server.learning.evaluate import HeldOut
     from umbel_server.learning.fleet_ledger import FleetLedger
     from umbel_server.learning.measure import quantities
 
     path = fleet.package(bytes.fromhex(plan.package_sha256))
     try:
-        manifest = read_package(path.read_bytes(), release_key=fleet.release_public()).manifest
+        package = read_package(path.read_bytes(), release_key=fleet.release_public())
     except OSError as exc:
         raise StorageError(f"{path} cannot be read ({exc.strerror}): publish the package again.") from exc
+    manifest = package.manifest
+    if plan.heldout:
+        HeldOut(package, Path(plan.heldout))  # Read now, so that the run does not fail for it later.
     asked = quantities(plan, len(manifest.labels))
     ledger = FleetLedger.of(store, fleet.runs)
     planned = plan_privacy(plan, fleet.policy(), manifest.dim, len(asked), ledger)
