@@ -36,6 +36,8 @@ app = typer.Typer()
 @app.command()
 def fail(how: str) -> None:
     if how == "interrupt":
+        # A shell starts what runs in the background with the signal ignored; a terminal's Ctrl-C comes through.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         os.kill(os.getpid(), signal.SIGINT)
         time.sleep(10)
     if how == "disk":
