@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 
@@ -15,6 +16,8 @@ from umbel_proto.wire import identity_pb2 as pb
 CREDENTIAL_LABEL = "umbel/1/credential"
 POLICY_LABEL = "umbel/1/policy"
 MAX_SIGNED_BYTES = 4096
+REMEMBERED = 2048
+"""Signed messages, of a few hundred bytes each, that a process need not verify again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,7 +187,13 @@ def open_policy(signed: bytes, *, authority: VerifyKey, fleet: FleetId) -> Fleet
     return policy
 
 
+@functools.lru_cache(maxsize=REMEMBERED)
 def _open(signed: bytes, label: str, authority: VerifyKey, what: str) -> bytes:
+    """Return the body of a signed message. The same bytes under the same key are verified once.
+
+    A device meets its peers' credentials in every round of a day. Only what verified is remembered,
+    and when it expires is looked at each time.
+    """
     if len(signed) > MAX_SIGNED_BYTES:
         raise CertificateError(f"The {what} has {len(signed)} bytes, more than {MAX_SIGNED_BYTES}.")
     try:
