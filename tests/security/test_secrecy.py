@@ -13,6 +13,7 @@ import resource
 import secrets
 import shutil
 import tempfile
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
@@ -520,7 +521,8 @@ def test_a_bug_of_ours_that_quotes_a_value_shows_where_it_is_and_not_the_value(
     post = Post()
 
     monkeypatch.setattr(np, "load", quoting)
-    flower._answer(post, message, ObjectTree(), contexts, federation.homes[0], federation.data[0])  # type: ignore[arg-type]
+    home, data, stop = federation.homes[0], federation.data[0], threading.Event()
+    flower._answer(post, message, ObjectTree(), contexts, home, data, stop)  # type: ignore[arg-type]
     monkeypatch.undo()
     assert post.sent is not None
     assert post.sent.error.reason == "RuntimeError"
