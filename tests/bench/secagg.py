@@ -71,6 +71,7 @@ from flwr.supercore.primitives.asymmetric import bytes_to_private_key, bytes_to_
 from harness import Report
 from numpy.typing import NDArray
 
+from umbel_proto.ids import DeviceId
 from umbel_proto.prg import TILE_BYTES, Keystream, Tile
 from umbel_proto.privacy.encode import Encoding, decode, encode
 from umbel_proto.privacy.plan import plan
@@ -261,6 +262,8 @@ class Round:
                     reply = self._ask_without_masks(name, noise)
                 elif masks:
                     self.masks.append(watch.total - before)
+                if masks:
+                    self._forget_words(name)
                 if masks and not self.device_peak:
                     self.device_peak = self._device_peak(state, fleet.requests[name])
                 self.sent += len(reply.message)
@@ -312,6 +315,14 @@ class Round:
         event = fleet.event(name, fleet.requests[name])
         fleet.devices[name], reply = device.step(replace(accepted, plus=(), minus=()), event)
         return device.Reply(reply.message, noise)
+
+    def _forget_words(self, name: DeviceId) -> None:
+        """Drop the copy that a device keeps in case it is asked again: here they would add up."""
+        state = self.fleet.devices[name]
+        assert isinstance(state, device.Masked)
+        answer = replace(state.answer, reply=replace(state.answer.reply, words=None))
+        self.fleet.devices[name] = replace(state, answer=answer)
+        self.fleet.replies.pop(name, None)
 
     def _device_peak(self, state: device.State, request: bytes) -> int:
         """Encode and mask once more, from the state before, and return the most memory in use."""
@@ -405,7 +416,9 @@ class Flower:
         self.seed_s, self.key_s = (self._combining(secret) for secret in (own.rd_seed, own.sk1))
 
     def _combining(self, secret: bytes) -> float:
-        dealt, watch = create_shares(secret, self.shape.threshold, self.shares), Watch()
+        # Flower combines all the shares it got, from those that survived.
+        got, watch = round(self.shares * (1 - lost_of(self.n) / self.n)), Watch()
+        dealt = create_shares(secret, self.shape.threshold, self.shares)[:got]
         assert watch.time(lambda: combine_shares(dealt)) == secret
         return watch.total
 
