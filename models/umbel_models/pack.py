@@ -57,7 +57,9 @@ def build(
         UsageError: The calibration inputs break the task's data contract, or are too few.
         PackageError: The parts do not fit together.
     """
-    files = task.files()
+    if task.committed is None:
+        raise UsageError(f"Task {task.model} has no graphs yet: export it first.")
+    files = task.committed()
     parameters = load_tensors(files[PARAMETERS], PARAMETERS)
     inputs = tuple(TensorSpec(f.name, f.dtype, (BATCH, *f.shape)) for f in task.contract.fields)
     shape = (BATCH, len(task.labels))

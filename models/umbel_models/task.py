@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,9 @@ from umbel_proto.contract import DataContract
 from umbel_proto.errors import UsageError
 from umbel_proto.ids import ModelName
 
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
 
 class Examples(NamedTuple):
     """Labelled examples.
@@ -20,10 +23,18 @@ class Examples(NamedTuple):
     Args:
         x: Inputs, float32, shape (n, *example), in the contract's unit.
         y: Labels, int64, shape (n,).
+        cohort: Number of the cohort each belongs to, int64, shape (n,), for judging fairness; no model sees it.
+        source: Who or what each was measured on, int64, shape (n,): examples of one source belong on one device.
     """
 
     x: NDArray[np.float32]
     y: NDArray[np.int64]
+    cohort: NDArray[np.int64] | None = None
+    source: NDArray[np.int64] | None = None
+
+    def take(self, rows: NDArray[Any]) -> Examples:
+        """Return the examples of some rows: their numbers, or a mask."""
+        return Examples(*(None if part is None else part[rows] for part in self))  # type: ignore[arg-type]
 
 
 class Split(NamedTuple):
@@ -41,24 +52,62 @@ class Split(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
+class About:
+    """What a model card says and no program can find out.
+
+    Args:
+        purpose: What the model is for, in one sentence.
+        data: Where its data comes from, with the source to cite.
+        limits: What it must not be used for, and what it is known to get wrong.
+        license: Of the data, an SPDX identifier where there is one.
+    """
+
+    purpose: str
+    data: str
+    limits: tuple[str, ...] = ()
+    license: str = ""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Task:
-    """A task of the workbench.
+    """A task of the workbench: all that a package, its card and a federated run of it are made from.
+
+    Nothing here imports torch before it is asked for a module.
 
     Args:
         model: Name of the model line it begins.
+        module: Returns the network with its initial parameters: x, shape (batch, *example), -> logits, shape
+            (batch, labels). Called twice it returns equal ones.
+        loss: Maps logits and labels y, int64 (batch,), to one loss per example, shape (batch,).
         labels: Name of each class.
         contract: What inputs must look like.
         decision_threshold: Confidence from which a prediction needs no review.
-        files: Returns ``infer.onnx``, ``grad.onnx``, ``dpgrad.onnx`` and ``params.safetensors`` by name.
         data: Returns the task's data.
+        about: For the model card.
+        trainable: Names of the parameters that training changes; all of them where there is none.
+        cohorts: Name of each cohort of ``Examples.cohort``.
+        committed: Returns the graphs and ``params.safetensors`` by name where they are kept beside the task,
+            so that packing needs no torch; otherwise they are exported.
     """
 
     model: ModelName
+    module: Callable[[], nn.Module]
+    loss: Callable[[Tensor, Tensor], Tensor]
     labels: tuple[str, ...]
     contract: DataContract
     decision_threshold: float
-    files: Callable[[], Mapping[str, bytes]]
     data: Callable[[], Split]
+    about: About
+    trainable: tuple[str, ...] = ()
+    cohorts: tuple[str, ...] = ()
+    committed: Callable[[], Mapping[str, bytes]] | None = None
+
+
+def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
+    """Return the cross entropy of each example, shape (batch,), of logits (batch, classes): a task's loss."""
+    from torch.nn import functional
+
+    return functional.cross_entropy(logits, y, reduction="none")
 
 
 def find(name: str) -> Task:

@@ -53,7 +53,8 @@ def with_onnx(package: Package, count: int) -> Epoch:
 def with_torch(package: Package, count: int) -> Epoch:
     import torch
 
-    from umbel_models.tasks.digits.module import DigitsNet, loss
+    from umbel_models.task import cross_entropy as loss
+    from umbel_models.tasks.digits.module import DigitsNet
 
     torch.set_num_threads(1)
     x, y = (torch.from_numpy(array) for array in examples(count))

@@ -19,7 +19,7 @@ from umbel_proto.package import GOLDEN
 
 
 def rows(examples: Examples) -> list[bytes]:
-    return [x.tobytes() + bytes([y]) for x, y in zip(*examples, strict=True)]
+    return [x.tobytes() + bytes([y]) for x, y in zip(*examples[:2], strict=True)]
 
 
 def test_the_three_parts_hold_every_digit_once() -> None:

@@ -21,7 +21,7 @@ from umbel_models import tflite
 from umbel_models.quantize import embed
 from umbel_models.runtime import Session
 from umbel_models.tasks.digits.module import initial
-from umbel_models.tasks.digits.task import DIGITS
+from umbel_models.tasks.digits.task import files
 from umbel_models.tflite.errors import UnsupportedOperatorError
 from umbel_models.tflite.flatbuffer import SIGNATURE, version
 from umbel_models.tflite.flatbuffer import Tensor as Written
@@ -155,7 +155,7 @@ def inputs(name: str, batch: int) -> NDArray[np.float32] | NDArray[np.int64]:
 @functools.cache
 def digits() -> bytes:
     parameters = {name: value.detach().numpy() for name, value in initial(0).named_parameters()}
-    return bytes(embed(DIGITS.files()["infer.onnx"], parameters).SerializeToString())
+    return bytes(embed(files()["infer.onnx"], parameters).SerializeToString())
 
 
 def run(file: bytes, x: NDArray[np.generic]) -> dict[str, NDArray[np.float32]]:
@@ -301,7 +301,7 @@ def test_a_choice_between_values_is_made_element_by_element(operator: str) -> No
 
 def test_parameters_outside_the_graph_are_refused() -> None:
     with pytest.raises(UsageError, match="embed"):
-        tflite.convert(DIGITS.files()["infer.onnx"], batch=None)
+        tflite.convert(files()["infer.onnx"], batch=None)
 
 
 @pytest.mark.parametrize("batch", [0, -1])

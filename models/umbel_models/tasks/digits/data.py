@@ -39,7 +39,7 @@ def split(seed: int = 0) -> Split:
     Args:
         seed: Which examples go where; the same seed, the same parts.
     """
-    x, y = load()
+    x, y, *_ = load()
     source = np.random.default_rng(seed)
     # Examples in random order, then sorted by how far through its own class each one stands: any stretch
     # of the result holds the classes in proportion.

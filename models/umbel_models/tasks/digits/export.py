@@ -18,18 +18,16 @@ import safetensors.numpy
 
 from umbel_models.graphs.export import export
 from umbel_models.graphs.same import require_same
-from umbel_models.tasks.digits.module import initial, loss
-from umbel_models.tasks.digits.task import DIGITS, FILES
+from umbel_models.tasks.digits.task import DIGITS, FILES, files
 from umbel_proto.errors import UmbelError
 
-SEED = 0
 HERE = Path(__file__).parent
 
 
 def make() -> Mapping[str, bytes]:
     """Return the files' bytes, by name. Takes about 20 s."""
-    module = initial(SEED)
-    graphs = export(module, loss, DIGITS.contract.fields[0].shape)
+    module = DIGITS.module()
+    graphs = export(module, DIGITS.loss, DIGITS.contract.fields[0].shape)
     parameters = {name: value.detach().numpy() for name, value in module.named_parameters()}
     files = (graphs.infer, graphs.gradient, graphs.clipped, safetensors.numpy.save(parameters))
     return dict(zip(FILES, files, strict=True))
@@ -58,7 +56,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         made = make()
         if parser.parse_args(arguments).check:
-            check(made, DIGITS.files())
+            check(made, files())
         else:
             for name, data in made.items():
                 (HERE / name).write_bytes(data)

@@ -6,7 +6,6 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from umbel_models.tasks.digits.task import LEVELS
 
@@ -33,11 +32,6 @@ class DigitsNet(nn.Module):
         x = self.pool(self.relu(self.conv1(x)))
         x = self.pool(self.relu(self.conv2(x)))
         return cast(Tensor, self.output(self.relu(self.hidden(self.flatten(x)))))
-
-
-def loss(logits: Tensor, y: Tensor) -> Tensor:
-    """Return the cross entropy of each example, shape (batch,)."""
-    return functional.cross_entropy(logits, y, reduction="none")
 
 
 def initial(seed: int) -> DigitsNet:
