@@ -74,7 +74,7 @@ def fit(
     with _repeatable(seed):
         for epoch in range(1, epochs + 1):
             total = 0.0
-            for rows in torch.split(torch.randperm(len(x)), batch_size):  # type: ignore[no-untyped-call]
+            for rows in torch.split(torch.randperm(len(x)), batch_size):
                 optimizer.zero_grad()
                 mean = (share[rows] * loss(trained(x[rows]), y[rows])).mean()
                 if not torch.isfinite(mean):
