@@ -9,7 +9,6 @@ import enum
 import json
 import logging
 import math
-import os
 import sys
 import time
 from pathlib import Path
@@ -21,6 +20,7 @@ from umbel_proto.errors import StorageError, UsageError
 from umbel_proto.ids import DeviceId, FleetId, check_name
 from umbel_server.clock import system_clock
 from umbel_server.fleet.layout import FleetDir
+from umbel_server.keep import keep_running
 from umbel_server.signals import StopSignals
 
 if TYPE_CHECKING:
@@ -121,7 +121,9 @@ def create(
     typer.echo(f"  gateway     {settings.gateway}")
     typer.echo(f"  enrollment  {settings.enrollment}")
     typer.echo(f"  superlink   {settings.superlink}")
-    typer.echo(f"Next:  umbel serve gateway --fleet {made.path}")
+    typer.echo("Next, each in a terminal or a service of its own:")
+    for service in ("gateway", "opener", "superlink", "superexec"):
+        typer.echo(f"  umbel serve {service} --fleet {made.path}")
 
 
 @fleet.command()
@@ -306,7 +308,7 @@ def superlink(directory: FleetOption) -> None:
 
 @serve.command()
 def superexec(directory: FleetOption) -> None:
-    """Run Flower's SuperExec, which starts the server process of each run that `umbel rounds` asks for."""
+    """Run Flower's SuperExec, which starts the server process of each run that `umbel rounds` asks for; again if it ends."""
     from umbel_proto.errors import MissingExtraError
 
     try:
@@ -316,9 +318,13 @@ def superexec(directory: FleetOption) -> None:
             raise
         raise MissingExtraError("server", "The SuperExec") from exc
     opened = FleetDir.open(directory)
-    command = superexec_command(opened)
-    environment = {**flower_environment(opened), "UMBEL_FLEET": str(opened.path)}
-    os.execve(command[0], command, environment)  # noqa: S606  # This process becomes it: no shell wanted.
+    _log()
+    # Flower's ends where one connection to the SuperLink fails, as while that starts again.
+    keep_running(
+        "superexec",
+        superexec_command(opened),
+        {**flower_environment(opened), "UMBEL_FLEET": str(opened.path)},
+    )
 
 
 def _log() -> None:
