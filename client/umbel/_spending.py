@@ -88,14 +88,9 @@ def spending(home: DeviceHome) -> Spending:
     return Spending(
         delta=delta,
         budget=policy.budget_epsilon,
-        charges=tuple(
-            (charge, ledger.spent(charges[: index + 1], delta)) for index, charge in enumerate(charges)
-        ),
+        charges=tuple(zip(charges, ledger.course(charges, delta), strict=True)),
         example_budget=policy.example_budget_epsilon,
-        trainings=tuple(
-            (training, examples.spent(trainings[: index + 1], delta))
-            for index, training in enumerate(trainings)
-        ),
+        trainings=tuple(zip(trainings, examples.course(trainings, delta), strict=True)),
         unprotected=examples.unprotected((charge.sid for charge in charges), trainings),
     )
 

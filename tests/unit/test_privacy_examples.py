@@ -18,6 +18,7 @@ from umbel_proto.privacy.examples import (
     ExampleCharge,
     NoisySteps,
     check,
+    course,
     noise_for,
     sampled_gaussian_rdp,
     spent,
@@ -89,6 +90,18 @@ def test_no_training_costs_nothing_and_one_without_noise_everything() -> None:
     assert spent([], DELTA) == 0
     assert spent([charge(1, NoisySteps(0.1, 1, 0.0))], DELTA) == math.inf
     assert spent([charge(1, NoisySteps(0.1, 1, 1e-200))], DELTA) == math.inf
+
+
+def test_the_course_says_what_was_spent_after_each_charge() -> None:
+    releases = [
+        NoisySteps(0.1, 30, 1.0),
+        NoisySteps(0.2, 5, 2.0),
+        NoisySteps(0.1, 7, 1.0),
+        NoisySteps(0.1, 3, 0.0),
+    ]
+    mixed = [charge(number, release) for number, release in enumerate(releases)]
+    each = [spent(mixed[:count], DELTA) for count in range(1, len(mixed) + 1)]
+    assert course(mixed, DELTA) == pytest.approx(each, rel=1e-12)
 
 
 def test_a_charge_over_the_budget_is_refused_with_what_to_change() -> None:

@@ -12,7 +12,7 @@ import pytest
 from umbel_proto.errors import BudgetError, UsageError
 from umbel_proto.ids import RunId
 from umbel_proto.privacy.accounting import epsilon
-from umbel_proto.privacy.ledger import Charge, check, spent
+from umbel_proto.privacy.ledger import Charge, check, course, spent
 
 DELTA = 1e-6
 CHARGE = Charge(RunId("digits-1"), 3, 0, bytes(32), 12_005_111, 10**6, Fraction(193_110_000), 1_800_000_000.0)
@@ -45,6 +45,14 @@ def test_the_same_session_charged_twice_counts_twice() -> None:
 def test_the_order_of_charges_does_not_matter() -> None:
     other = dataclasses.replace(CHARGE, variance=Fraction(10**8))
     assert spent([CHARGE, other], DELTA) == pytest.approx(spent([other, CHARGE], DELTA), rel=1e-14)
+
+
+def test_the_course_says_what_was_spent_after_each_charge() -> None:
+    other = dataclasses.replace(CHARGE, variance=Fraction(10**8))
+    mixed = [CHARGE, other, CHARGE, CHARGE, other, dataclasses.replace(CHARGE, variance=Fraction(0)), other]
+    each = [spent(mixed[:count], DELTA) for count in range(1, len(mixed) + 1)]
+    assert course(mixed, DELTA) == pytest.approx(each, rel=1e-12)
+    assert course([], DELTA) == []
 
 
 def test_a_round_without_noise_costs_everything() -> None:

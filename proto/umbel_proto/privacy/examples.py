@@ -130,6 +130,24 @@ def spent(charges: Iterable[ExampleCharge], delta: float) -> float:
     return rdp_to_epsilon(total, delta)
 
 
+def course(charges: Iterable[ExampleCharge], delta: float) -> list[float]:
+    """Return the epsilon after each charge, in their order: the last is what ``spent`` says of all.
+
+    Raises:
+        UsageError: ``delta`` is not in (0, 1).
+    """
+    total = np.zeros(ORDERS.shape)
+    step: dict[tuple[float, float], NDArray[np.float64]] = {}
+    after = []
+    for charge in charges:
+        rate, noise = charge.release.rate, charge.release.noise
+        if (rate, noise) not in step:
+            step[rate, noise] = NoisySteps(rate, 1, noise).rdp()
+        total = total + charge.release.steps * step[rate, noise]
+        after.append(rdp_to_epsilon(total, delta))
+    return after
+
+
 def unprotected(sessions: Iterable[bytes], trainings: Iterable[ExampleCharge]) -> int:
     """Return in how many sessions an update left that no noisy training is charged for.
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 
 import numpy as np
+from numpy.typing import NDArray
 
 from umbel_proto.errors import BudgetError, UsageError
 from umbel_proto.ids import RunId
@@ -74,6 +75,25 @@ def spent(charges: Iterable[Charge], delta: float) -> float:
     for (bound_sq, padded, variance), count in counts.items():
         total += count * release_rdp(bound_sq=bound_sq, padded=padded, variance=float(variance))
     return rdp_to_epsilon(total, delta, SKELLAM_ORDERS)
+
+
+def course(charges: Iterable[Charge], delta: float) -> list[float]:
+    """Return the epsilon after each charge, in their order: the last is what ``spent`` says of all.
+
+    Raises:
+        UsageError: ``delta`` is not in (0, 1).
+    """
+    total = np.zeros(SKELLAM_ORDERS.shape)
+    curves: dict[tuple[int, int, Fraction], NDArray[np.float64]] = {}
+    after = []
+    for charge in charges:
+        key = (charge.bound_sq, charge.padded, charge.variance)
+        if key not in curves:
+            bound_sq, padded, variance = key
+            curves[key] = release_rdp(bound_sq=bound_sq, padded=padded, variance=float(variance))
+        total = total + curves[key]
+        after.append(rdp_to_epsilon(total, delta, SKELLAM_ORDERS))
+    return after
 
 
 def check(charges: Iterable[Charge], new: Charge, *, budget_epsilon: float, budget_delta: float) -> float:
