@@ -27,6 +27,7 @@ from umbel_proto.ids import DeviceId, RunId
 from umbel_proto.secagg.engine import TRAIN
 from umbel_proto.secagg.pairwise import CONFIRM, MASK, SHARE, UNMASK
 from umbel_server.learning.link import Answer, NodeId, Payload
+from umbel_server.learning.lock import require_free
 from umbel_server.learning.run import run_to_end
 
 KINDS = (TRAIN, SHARE, MASK, CONFIRM, UNMASK)
@@ -222,10 +223,14 @@ def test_a_second_server_of_the_same_run_is_refused_and_changes_nothing(federati
         with pytest.raises(UsageError, match=f"Run two is driven by process {first.pid} already"):
             run_to_end(federation.fleet, run, link)
         assert link.sent == []
+        # The command asks before it starts another process, and names the same one.
+        with pytest.raises(UsageError, match=f"Run two is driven by process {first.pid} already"):
+            require_free(federation.fleet.runs / run)
         with federation.fleet.open_store() as store:
             running = store.runs.running_attempt(run)
         assert running is not None
         assert (running.round, running.attempt, running.phase) == (ROUNDS, 1, "mask")
         assert federation.record(run)[0].state == "running"
+    require_free(federation.fleet.runs / run)
     run_to_end(federation.fleet, run, federation.link())
     check_run(federation, plan, run)

@@ -146,6 +146,7 @@ def recorded(fleet: FleetDir, *, epsilon: float) -> None:
             "accuracy": 0.75,
             "clip": 2.0,
             "epsilon_server": epsilon,
+            "epsilon_release": epsilon,
             "metrics": {"loss": {"mean": 0.5, "error": 0.1}},
         }
         for attempt, state in ((1, "aborted"), (2, "opened")):

@@ -19,6 +19,7 @@ import typer
 from umbel_proto.errors import MissingExtraError, RefusedError, StorageError, UmbelError, UsageError
 from umbel_proto.ids import RunId, check_name
 from umbel_server.fleet.layout import FleetDir
+from umbel_server.learning.lock import require_free
 from umbel_server.learning.plan import RunPlan
 
 if TYPE_CHECKING:
@@ -86,6 +87,7 @@ def resume(run: str, directory: FleetOption, as_json: JsonOption = False) -> Non
         record = _record(store, run)
         if record.state != "running":
             raise RefusedError(f"Run {run} is {record.state}: only one that still runs can be resumed.")
+        require_free(fleet.runs / record.id)
         with _control(fleet) as control:
             _register(store, control)
             control.start(fleet, record.id)
@@ -104,7 +106,9 @@ def stop(
 ) -> None:
     """End a run after the round it is in."""
     with FleetDir.open(directory).open_store() as store:
-        _record(store, run)
+        record = _record(store, run)
+        if record.state != "running":
+            raise RefusedError(f"Run {run} is {record.state}: only one that still runs can be stopped.")
         store.runs.finish(RunId(run), "stopped", reason)
     if as_json:
         _print_json({"run": run, "state": "stopped"})
@@ -121,7 +125,7 @@ def list_(directory: FleetOption, as_json: JsonOption = False) -> None:
         _print_json(lines)
         return
     _print_table(
-        ("run", "model", "state", "rounds", "accuracy", "epsilon", "reason"),
+        ("run", "model", "state", "rounds", "accuracy", "epsilon", "to out-\nsiders", "reason"),
         [
             (
                 line["run"],
@@ -130,6 +134,7 @@ def list_(directory: FleetOption, as_json: JsonOption = False) -> None:
                 f"{line['rounds_done']}/{line['rounds']}",
                 _cell(line["accuracy"], ".3f"),
                 _number(line["epsilon_server"]),
+                _number(line["epsilon_release"]),
                 line["reason"],
             )
             for line in lines
@@ -314,7 +319,7 @@ def _summary(record: RunRecord, rounds: Sequence[RoundRecord]) -> dict[str, Any]
         "accuracy": figures.get("accuracy"),
         # A number that is not finite is kept as None: there was no noise.
         "epsilon_server": spent["epsilon_server"],
-        "epsilon_release": spent.get("epsilon_release"),
+        "epsilon_release": spent["epsilon_release"],
         "delta": plan.privacy.delta,
         "created_s": record.created_s,
         "finished_s": record.finished_s,

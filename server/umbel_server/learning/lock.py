@@ -36,15 +36,38 @@ def driving(directory: Path) -> Iterator[None]:
     except OSError as exc:
         raise storage_error(exc, path) from exc
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as exc:
-            holder = os.pread(descriptor, 20, 0).decode("ascii", "replace").strip() or "unknown"
-            raise UsageError(
-                f"Run {directory.name} is driven by process {holder} already: wait for its end, or stop it first."
-            ) from exc
+        _take(descriptor, directory)
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"{os.getpid()}\n".encode("ascii"), 0)
         yield
     finally:
         os.close(descriptor)
+
+
+def require_free(directory: Path) -> None:
+    """Say so if a process drives a run; otherwise do nothing.
+
+    Args:
+        directory: The run's, whether it exists or not.
+
+    Raises:
+        UsageError: A process drives it.
+    """
+    try:
+        descriptor = os.open(directory / LOCK, os.O_RDWR)
+    except OSError:
+        return  # Nobody drove it yet, or what is wrong will be found by who does.
+    try:
+        _take(descriptor, directory)
+    finally:
+        os.close(descriptor)
+
+
+def _take(descriptor: int, directory: Path) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as exc:
+        holder = os.pread(descriptor, 20, 0).decode("ascii", "replace").strip() or "unknown"
+        raise UsageError(
+            f"Run {directory.name} is driven by process {holder} already: wait for its end, or stop it first."
+        ) from exc
