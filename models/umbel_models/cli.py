@@ -6,11 +6,13 @@ import io
 import json
 import os
 import tempfile
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from umbel_models.task import TASKS, find
 from umbel_proto.errors import MissingExtraError, PackageError, StorageError, UsageError
 from umbel_proto.keys import SigningKey, VerifyKey
 from umbel_proto.manifest import Manifest, Scalar
@@ -34,6 +36,13 @@ LineageOption = Annotated[
 ]
 
 
+class By(StrEnum):
+    """What the devices of a split differ in."""
+
+    label = "label"
+    source = "source"
+
+
 @app.command()
 def build(
     task: Annotated[str, typer.Argument(help="The task: digits.")],
@@ -48,8 +57,6 @@ def build(
 ) -> None:
     """Write the first package of a task, with its initial parameters."""
     pack_module = _workbench()
-    from umbel_models.task import find
-
     data = pack_module.build(
         find(task),
         key=_signing_key(key),
@@ -93,24 +100,37 @@ def pack(
 
 @app.command()
 def split(
-    task: Annotated[str, typer.Argument(help="The task: digits.")],
+    task: Annotated[str, typer.Argument(help=f"The task: {', '.join(sorted(TASKS))}.")],
     out: Annotated[Path, typer.Option("--out", help="The directory to write to.")],
     devices: Annotated[int, typer.Option(min=1, help="How many devices share the training data.")] = 8,
-    alpha: Annotated[float, typer.Option(help="How evenly: 100 nearly even, 0.1 a class or two each.")] = 1.0,
+    by: Annotated[
+        By | None,
+        typer.Option(help="What devices differ in: by default source, such as a person, where data has one."),
+    ] = None,
+    alpha: Annotated[
+        float | None,
+        typer.Option(help="By label, how evenly: 100 nearly even, 0.1 a class or two each; 1."),
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Who gets what; the same seed, the same split.")] = 0,
 ) -> None:
     """Share a task's data among devices: shard-N.npz, train.npz, heldout.npz and calibration.npz."""
     _workbench()
     import numpy as np
 
-    from umbel_models.task import find
-    from umbel_models.tasks.digits.data import shards
+    from umbel_models.federated import by_label, by_source
 
     parts = find(task).data()
-    out.mkdir(parents=True, exist_ok=True)
+    if by is None:
+        by = By.label if parts.train.source is None else By.source
+    if by is By.label:
+        shards = by_label(parts.train, devices, alpha=1.0 if alpha is None else alpha, seed=seed)
+    elif alpha is None:
+        shards = by_source(parts.train, devices, seed=seed)
+    else:
+        raise UsageError("--alpha says how evenly labels are shared: give --by label as well.")
     files = {"train": parts.train, "heldout": parts.held_out, "calibration": parts.calibration}
-    for number, shard in enumerate(shards(parts.train, devices, alpha=alpha, seed=seed)):
-        files[f"shard-{number}"] = shard
+    files |= {f"shard-{number}": shard for number, shard in enumerate(shards)}
+    out.mkdir(parents=True, exist_ok=True)
     for name, examples in files.items():
         buffer = io.BytesIO()
         np.savez(buffer, x=examples.x, y=examples.y)

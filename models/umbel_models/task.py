@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -110,15 +111,20 @@ def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
     return functional.cross_entropy(logits, y, reduction="none")
 
 
+TASKS = {
+    "digits": "umbel_models.tasks.digits.task:DIGITS",
+}
+"""Where each task stands, by name: a task is imported when it is asked for, and no other."""
+
+
 def find(name: str) -> Task:
     """Return the task called ``name``.
 
     Raises:
         UsageError: There is none.
     """
-    from umbel_models.tasks.digits.task import DIGITS
-
-    tasks = {task.model: task for task in (DIGITS,)}
-    if name not in tasks:
-        raise UsageError(f"There is no task {name!r}: choose one of {', '.join(sorted(tasks))}.")
-    return tasks[ModelName(name)]
+    if name not in TASKS:
+        raise UsageError(f"There is no task {name!r}: choose one of {', '.join(sorted(TASKS))}.")
+    module, _, constant = TASKS[name].partition(":")
+    task: Task = getattr(import_module(module), constant)
+    return task

@@ -30,9 +30,10 @@ from umbel._data import Examples
 from umbel.train import TrainPlan
 from umbel.train.local import accuracy_on, federated_averaging, train_locally
 from umbel.train.onnx import OnnxTrainer
+from umbel_models.federated import by_label
 from umbel_models.pack import build
 from umbel_models.task import find
-from umbel_models.tasks.digits.data import shards, split
+from umbel_models.tasks.digits.data import split
 from umbel_proto.encoding import digest
 from umbel_proto.errors import UsageError
 from umbel_proto.ids import DeviceId
@@ -120,7 +121,9 @@ class World:
         data = build(find("digits"), key=key, version=1, lineage={})
         self.package: Package = read_package(data, release_key=key.public)
         parts = split(seed=1)
-        self.shards = [Examples(each.x, each.y) for each in shards(parts.train, DEVICES, alpha=10.0, seed=1)]
+        self.shards = [
+            Examples(each.x, each.y) for each in by_label(parts.train, DEVICES, alpha=10.0, seed=1)
+        ]
         self.held = Examples(parts.held_out.x, parts.held_out.y)
         self.accuracy = accuracy_on(self.package, self.held)
         self._trainer = OnnxTrainer(self.package)

@@ -18,9 +18,10 @@ from umbel._enroll import enroll
 from umbel._home import DeviceHome
 from umbel._participant import Participant, Saved
 from umbel._shelf import Shelf
+from umbel_models.federated import by_label
 from umbel_models.pack import build
 from umbel_models.task import Split, find
-from umbel_models.tasks.digits.data import shards, split
+from umbel_models.tasks.digits.data import split
 from umbel_proto.credentials import FleetPolicy
 from umbel_proto.errors import UmbelError
 from umbel_proto.ids import DeviceId, FleetId, ModelName, RunId
@@ -109,7 +110,7 @@ class Federation:
         self.heldout = root / "heldout.npz"
         np.savez(self.heldout, x=self.parts.held_out.x, y=self.parts.held_out.y)
         with self.fleet.open_store() as store, Gateway(self.fleet, store):
-            for number, shard in enumerate(shards(self.parts.train, devices, alpha=1.0, seed=1)):
+            for number, shard in enumerate(by_label(self.parts.train, devices, alpha=1.0, seed=1)):
                 home = DeviceHome(root / f"device-{number}")
                 token = invite(self.fleet, store, device=f"dev-{number}").to_text()
                 enroll(home, token, now_s=system_clock())
