@@ -71,7 +71,7 @@ def fit(
     optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=WEIGHT_DECAY)
     steps = max(1, epochs * math.ceil(len(x) / batch_size))
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    with _repeatable(seed):
+    with repeatable(seed):
         for epoch in range(1, epochs + 1):
             total = 0.0
             for rows in torch.split(torch.randperm(len(x)), batch_size):
@@ -98,7 +98,7 @@ def predict(module: nn.Module, x: NDArray[np.float32]) -> NDArray[np.float32]:
     """
     if not np.isfinite(x).all():
         raise UsageError("An input holds a value that is not finite: clean the data first.")
-    with _repeatable(0), torch.no_grad():
+    with repeatable(0), torch.no_grad():
         parts = [
             module(torch.from_numpy(x[i : i + _PREDICTED_AT_ONCE])).numpy()
             for i in range(0, max(1, len(x)), _PREDICTED_AT_ONCE)
@@ -130,7 +130,8 @@ def _tensors(examples: Examples, weights: NDArray[np.floating] | None) -> tuple[
 
 
 @contextlib.contextmanager
-def _repeatable(seed: int) -> Iterator[None]:
+def repeatable(seed: int) -> Iterator[None]:
+    """Run on one thread and under a seed, and put both back as they were."""
     # With several threads sums are split as the machine likes, and their last bits with them. The caller's
     # random state and number of threads are left as they were.
     threads = torch.get_num_threads()
