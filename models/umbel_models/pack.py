@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import safetensors.numpy
@@ -17,7 +18,9 @@ from umbel_proto.keys import SigningKey
 from umbel_proto.manifest import (
     BATCH,
     CLIPPED_GRADIENT,
+    EXPLAIN,
     GRADIENT,
+    INSIDE,
     FloatVector,
     Manifest,
     Parameter,
@@ -34,6 +37,7 @@ FP32_TOLERANCE = 1e-4
 # layer. A wrong kernel or a damaged weight moves it by much more.
 INT8_TOLERANCE = 0.1
 OUTPUTS = ("probabilities", "logits")
+GRAPH_FILES = {GRADIENT: "grad.onnx", CLIPPED_GRADIENT: "dpgrad.onnx", EXPLAIN: "explain.onnx"}
 
 
 def build(
@@ -61,28 +65,31 @@ def build(
         raise UsageError(f"Task {task.model} has no graphs yet: export it first.")
     files = task.committed()
     parameters = load_tensors(files[PARAMETERS], PARAMETERS)
+    trainable = _order(files["grad.onnx"])
+    frozen = sorted(parameters.keys() - set(trainable))
     inputs = tuple(TensorSpec(f.name, f.dtype, (BATCH, *f.shape)) for f in task.contract.fields)
     shape = (BATCH, len(task.labels))
     manifest = Manifest(
         model=task.model,
         version=version,
-        parameters=tuple(Parameter(name, parameters[name].shape) for name in _order(files["grad.onnx"])),
+        parameters=tuple(Parameter(name, parameters[name].shape) for name in trainable),
+        frozen=tuple(Parameter(name, parameters[name].shape) for name in frozen),
         inputs=inputs,
         outputs=tuple(TensorSpec(name, "float32", shape) for name in OUTPUTS),
         labels=task.labels,
         contract=task.contract,
         variants={
-            "fp32": Variant("onnx", "infer.onnx", external=True, tolerance=FP32_TOLERANCE),
-            "int8": Variant("onnx", "int8.onnx", external=False, tolerance=INT8_TOLERANCE),
+            "fp32": Variant("onnx", "infer.onnx", weights=PARAMETERS, tolerance=FP32_TOLERANCE),
+            "int8": Variant("onnx", "int8.onnx", weights=INSIDE, tolerance=INT8_TOLERANCE),
         },
         default_variant="fp32",
         decision_threshold=task.decision_threshold,
-        graphs={GRADIENT: "grad.onnx", CLIPPED_GRADIENT: "dpgrad.onnx"},
+        graphs={purpose: name for purpose, name in GRAPH_FILES.items() if name in files},
         lineage={"task": task.model, **(lineage or {})},
     )
     if calibration is None:
         calibration = task.data().calibration.x
-    return _pack(manifest, files, manifest.join(parameters), calibration, key)
+    return _pack(manifest, files, parameters, calibration, key)
 
 
 def repack(
@@ -114,32 +121,31 @@ def repack(
         raise UsageError(f"Version {version} is not newer than {manifest.version}, which it is made from.")
     facts = {**(lineage or {}), "base_sha256": base.sha256, "base_version": manifest.version}
     files = {name: base.file(name) for name in manifest.files}
-    return _pack(replace(manifest, version=version, lineage=facts), files, parameters, calibration, key)
+    manifest = replace(manifest, version=version, lineage=facts)
+    return _pack(manifest, files, base.split(parameters), calibration, key)
 
 
 def _pack(
     manifest: Manifest,
     files: Mapping[str, bytes],
-    vector: FloatVector,
+    parameters: Mapping[str, NDArray[np.float32]],
     calibration: NDArray[np.float32],
     key: SigningKey,
 ) -> bytes:
-    parameters = manifest.split(vector)
-    manifest.join(parameters)  # refuses values that are not finite
+    manifest.part(parameters)  # refuses values that are not finite
     calibration, _ = manifest.contract.check(calibration)
     contents = {
         **files,
-        PARAMETERS: safetensors.numpy.save(parameters),
+        PARAMETERS: safetensors.numpy.save(dict(parameters)),
         "int8.onnx": quantize(files["infer.onnx"], parameters, calibration),
     }
-    contents[GOLDEN] = golden(manifest, contents, parameters, calibration)
+    contents[GOLDEN] = golden(manifest, contents, calibration)
     return write_package(manifest, contents, key)
 
 
 def golden(
     manifest: Manifest,
     files: Mapping[str, bytes],
-    parameters: Mapping[str, NDArray[np.float32]],
     inputs: NDArray[np.float32],
 ) -> bytes:
     """Return golden vectors: some inputs, and what every variant makes of them here.
@@ -149,13 +155,17 @@ def golden(
     """
     outputs: dict[str, dict[str, NDArray[np.float32]]] = {}
     for name, variant in manifest.variants.items():
-        opened = Session(files[variant.file], parameters if variant.external else None)
+        opened = Session(files[variant.file], _weights(files, variant))
         outputs[name] = dict(zip(OUTPUTS, opened.run(list(OUTPUTS), {"x": inputs}), strict=True))
     rows = _surest([variant["probabilities"] for variant in outputs.values()])
     chosen = {
         f"{name}.{output}": values[output][rows] for name, values in outputs.items() for output in OUTPUTS
     }
     return bytes(safetensors.numpy.save({"x": inputs[rows], **chosen}))
+
+
+def _weights(files: Mapping[str, bytes], variant: Variant) -> dict[str, NDArray[Any]]:
+    return {} if variant.weights == INSIDE else load_tensors(files[variant.weights], variant.weights)
 
 
 def _surest(probabilities: list[NDArray[np.float32]]) -> NDArray[np.int64]:

@@ -6,14 +6,19 @@
 ``manifest.json``     ``umbel_proto.manifest``: what everything else is, and its SHA-256
 ``manifest.sig``      Ed25519 signature of the release key over the bytes of ``manifest.json``
 ``infer.onnx``        x -> probabilities, logits; its parameters are external, by name
-``params.safetensors``  the parameters, float32, once for all graphs
+``params.safetensors``  the parameters, trainable and frozen, float32, once for all graphs
 ``golden.safetensors``  inputs ``x`` and, for each variant, ``VARIANT.OUTPUT``
 ``grad.onnx``         parameters, x, y, w -> gradients, loss (models that can be trained)
 ``dpgrad.onnx``       parameters, x, y, w, clip -> sums of per-example clipped gradients, loss, norms
-``int8.onnx``         the quantized graph, complete in itself (where there is one)
+``explain.onnx``      x, baseline, target -> attributions, logits, residual
+``int8.onnx``         the quantized graph (where there is one)
+``card.json``         what the model is for, and its figures
+``baseline.json``     histograms of what it was made for
 ====================  =======================================================================
 
 Bytes in, bytes out: reading and writing files is the caller's business.
+
+Source: docs/spec/package.md.
 """
 
 from __future__ import annotations
@@ -24,6 +29,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import safetensors
 import safetensors.numpy
 from numpy.typing import NDArray
@@ -31,7 +37,7 @@ from numpy.typing import NDArray
 from umbel_proto.archive import read_archive, write_archive
 from umbel_proto.errors import PackageError, UsageError, VerificationError
 from umbel_proto.keys import SIGNATURE_BYTES, SigningKey, VerifyKey
-from umbel_proto.manifest import FileEntry, FloatVector, Manifest, parse_manifest
+from umbel_proto.manifest import INSIDE, FileEntry, FloatVector, Manifest, parse_manifest
 
 LABEL = "umbel/1/package"
 MANIFEST = "manifest.json"
@@ -78,19 +84,47 @@ class Package:
         return load_tensors(self.file(name), name)
 
     def parameters(self) -> FloatVector:
-        """Return the parameter vector, shape (dim,), in the manifest's order.
+        """Return the vector of the trainable parameters, shape (dim,), in the manifest's order.
 
         Raises:
             PackageError: The arrays are not those of the manifest.
         """
+        return self._parted()[0]
+
+    def frozen(self) -> dict[str, NDArray[np.float32]]:
+        """Return the parameters that training leaves as they are, by name: what gradient graphs take.
+
+        Raises:
+            PackageError: The arrays are not those of the manifest.
+        """
+        return self._parted()[1] if self.manifest.frozen else {}
+
+    def split(self, vector: FloatVector) -> dict[str, NDArray[np.float32]]:
+        """Return all parameters by name, as the graphs that predict and explain take them.
+
+        Args:
+            vector: Values of the trainable ones, shape (dim,); the frozen ones are the package's.
+
+        Raises:
+            UsageError: The vector has another shape: it is not of this model.
+            PackageError: The package's arrays are not those of the manifest.
+        """
+        return {**self.manifest.split(vector), **self.frozen()}
+
+    def weights(self, variant: str) -> dict[str, NDArray[Any]]:
+        """Return the arrays that a variant's graph takes by name; none where it holds them itself.
+
+        Raises:
+            PackageError: The package's arrays are not those of the manifest.
+        """
+        name = self.manifest.variants[variant].weights
+        return {} if name == INSIDE else self.tensors(name)
+
+    def _parted(self) -> tuple[FloatVector, dict[str, NDArray[np.float32]]]:
         try:
-            return self.manifest.join(self.tensors(PARAMETERS))
+            return self.manifest.part(self.tensors(PARAMETERS))
         except UsageError as exc:
             raise PackageError(str(exc)) from exc
-
-    def split(self, vector: FloatVector) -> dict[str, NDArray[Any]]:
-        """Cut a parameter vector, shape (dim,), into named arrays: see ``Manifest.split``."""
-        return dict(self.manifest.split(vector))
 
 
 def load_tensors(raw: bytes, what: str) -> dict[str, NDArray[Any]]:
@@ -181,11 +215,15 @@ def _open(data: bytes) -> dict[str, memoryview]:
 
 def _check_parts(package: Package) -> None:
     manifest = package.manifest
-    needed = {PARAMETERS, GOLDEN, *manifest.graphs.values(), *(v.file for v in manifest.variants.values())}
+    variants = manifest.variants.values()
+    needed = {PARAMETERS, GOLDEN, *manifest.graphs.values(), *manifest.documents.values()}
+    needed |= {variant.file for variant in variants} | {variant.weights for variant in variants} - {INSIDE}
     missing = sorted(needed - manifest.files.keys())
     if missing:
         raise PackageError(f"The manifest speaks of {missing[0]}, which the package does not hold.")
     package.parameters()
+    for name in manifest.variants:
+        package.weights(name)
     golden = package.tensors(GOLDEN)
     expected = {"x"} | {
         f"{variant}.{spec.name}" for variant in manifest.variants for spec in manifest.outputs

@@ -40,8 +40,7 @@ def each_us(work: Callable[[], object], calls: int) -> Callable[[], float]:
 
 def bare_run(package: Package, variant: str, x: np.ndarray) -> Callable[[], object]:
     form = package.manifest.variants[variant]
-    parameters = package.split(package.parameters()) if form.external else None
-    session = open_session(package.file(form.file), form.file, parameters)
+    session = open_session(package.file(form.file), form.file, package.weights(variant))
     return lambda: session.run(["probabilities"], {"x": x})
 
 

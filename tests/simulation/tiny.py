@@ -32,7 +32,7 @@ from umbel.train.onnx import OnnxTrainer
 from umbel_models.pack import golden
 from umbel_proto.contract import DataContract, Field
 from umbel_proto.ids import DeviceId, ModelName
-from umbel_proto.manifest import BATCH, GRADIENT, Manifest, Parameter, TensorSpec, Variant
+from umbel_proto.manifest import BATCH, GRADIENT, INSIDE, Manifest, Parameter, TensorSpec, Variant
 from umbel_proto.package import GOLDEN, PARAMETERS, Package, read_package, write_package
 from umbel_server.fleet.layout import FleetDir
 from umbel_server.fleet.publish import publish
@@ -209,7 +209,7 @@ def _package_parts() -> tuple[Manifest, dict[str, bytes]]:
         outputs=outputs,
         labels=("a", "b", "c"),
         contract=DataContract((Field("x", "float32", (FEATURES,), -10, 10),)),
-        variants={"fp32": Variant("onnx", "infer.onnx", external=False, tolerance=1e-4)},
+        variants={"fp32": Variant("onnx", "infer.onnx", weights=INSIDE, tolerance=1e-4)},
         default_variant="fp32",
         decision_threshold=0.5,
         graphs={GRADIENT: "grad.onnx"},
@@ -220,7 +220,7 @@ def _package_parts() -> tuple[Manifest, dict[str, bytes]]:
         PARAMETERS: safetensors.numpy.save(values),
     }
     inputs = chance.standard_normal((32, FEATURES)).astype(np.float32)
-    return manifest, {**files, GOLDEN: golden(manifest, files, values, inputs)}
+    return manifest, {**files, GOLDEN: golden(manifest, files, inputs)}
 
 
 _FORWARD = (

@@ -114,7 +114,7 @@ def test_a_file_that_the_manifest_does_not_list_is_refused() -> None:
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        (changed(format=2), "format 2"),
+        (changed(format=1), "format 1"),
         (changed(version=0), "version 0"),
         (changed(version=True), "version of the manifest is bool"),
         (changed(surprise=1), "surprise"),
@@ -143,7 +143,7 @@ def test_even_the_fleet_cannot_sign_nonsense(change: Callable[[dict[str, Any]], 
 
 def test_a_key_that_stands_twice_in_the_manifest_is_refused() -> None:
     with pytest.raises(PackageError, match="twice"):
-        parse_manifest(b'{"format": 1, "format": 1}')
+        parse_manifest(b'{"format": 2, "format": 2}')
 
 
 @pytest.mark.parametrize(

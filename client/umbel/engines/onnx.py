@@ -15,7 +15,7 @@ from umbel_proto.package import Package
 
 
 def open_session(
-    graph: bytes, what: str, parameters: Mapping[str, NDArray[np.float32]] | None = None
+    graph: bytes, what: str, parameters: Mapping[str, NDArray[Any]] | None = None
 ) -> ort.InferenceSession:
     """Open a graph on one thread.
 
@@ -62,8 +62,7 @@ class OnnxEngine:
 
     def __init__(self, package: Package, variant: str) -> None:
         form = package.manifest.variants[variant]
-        parameters = package.split(package.parameters()) if form.external else None
-        self._session = open_session(package.file(form.file), form.file, parameters)
+        self._session = open_session(package.file(form.file), form.file, package.weights(variant))
         self._input = package.manifest.inputs[0].name
         self._variant = variant
 

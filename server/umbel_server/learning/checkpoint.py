@@ -40,7 +40,7 @@ def path_of(directory: Path, number: int) -> Path:
 
 def save(position: Position, directory: Path, package: Package) -> None:
     """Write a position, atomically."""
-    arrays = dict(package.split(position.parameters))
+    arrays = dict(package.manifest.split(position.parameters))
     arrays[_CLIP] = np.array([position.clip], np.float64)
     arrays |= {_MOMENT + name: moment for name, moment in position.moments.items()}
     write_atomically(path_of(directory, position.round), safetensors.numpy.save(arrays))

@@ -141,7 +141,7 @@ class _Run:
                 break
             position = self._round(position)
         write_atomically(
-            self._dir / TRAINED, safetensors.numpy.save(self._package.split(position.parameters))
+            self._dir / TRAINED, safetensors.numpy.save(self._package.manifest.split(position.parameters))
         )
         return not self._stopped()
 

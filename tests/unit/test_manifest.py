@@ -1,0 +1,148 @@
+"""A manifest says what a package's files are: parameters that train and that do not, graphs, documents."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.numpy
+from hypothesis import given
+from hypothesis import strategies as st
+
+from model_packages import RELEASE, first, opened, resigned
+from umbel_proto.errors import PackageError, UsageError
+from umbel_proto.manifest import (
+    CALIBRATION,
+    CARD,
+    CLIPPED_GRADIENT,
+    GRADIENT,
+    QUANTIZATION,
+    Manifest,
+    Parameter,
+    parse_manifest,
+)
+from umbel_proto.package import PARAMETERS, Package, read_package
+
+HEAD = ("output.weight", "output.bias")
+
+
+def with_head_only(body: dict[str, Any]) -> None:
+    """Let only the last layer be trained."""
+    body["frozen"] = [entry for entry in body["parameters"] if entry["name"] not in HEAD]
+    body["parameters"] = [entry for entry in body["parameters"] if entry["name"] in HEAD]
+    body["graphs"] = {}
+
+
+@pytest.fixture(scope="module")
+def head_only() -> Package:
+    return opened(resigned(first(), with_head_only))
+
+
+def manifest(**values: Any) -> Manifest:
+    return replace(opened(first()).manifest, **values)
+
+
+def test_only_trainable_parameters_are_in_the_vector(head_only: Package) -> None:
+    arrays = opened(first()).tensors(PARAMETERS)
+    assert head_only.manifest.dim == sum(arrays[name].size for name in HEAD)
+    expected = np.concatenate([arrays[p.name].ravel() for p in head_only.manifest.parameters])
+    np.testing.assert_array_equal(head_only.parameters(), expected)
+
+
+def test_splitting_a_vector_adds_the_frozen_parameters(head_only: Package) -> None:
+    arrays = head_only.split(np.zeros(head_only.manifest.dim, np.float32))
+    whole = opened(first()).tensors(PARAMETERS)
+    assert arrays.keys() == whole.keys()
+    for name, value in arrays.items():
+        np.testing.assert_array_equal(value, np.zeros_like(value) if name in HEAD else whole[name])
+    assert head_only.frozen().keys() == whole.keys() - set(HEAD)
+
+
+def test_a_frozen_parameter_is_no_part_of_an_update(head_only: Package) -> None:
+    with pytest.raises(UsageError, match="names differ"):
+        head_only.manifest.join(head_only.tensors(PARAMETERS))
+
+
+def test_frozen_parameters_are_checked_like_the_others() -> None:
+    arrays = opened(first()).tensors(PARAMETERS)
+    arrays["conv1.bias"] = np.full_like(arrays["conv1.bias"], np.inf)
+    data = resigned(first(), with_head_only, **{PARAMETERS: safetensors.numpy.save(arrays)})
+    with pytest.raises(PackageError, match="not finite"):
+        read_package(data, release_key=RELEASE.public)
+
+
+def test_a_model_without_trainable_parameters_has_an_empty_vector() -> None:
+    everything = opened(first()).manifest.parameters
+    data = resigned(first(), lambda body: body.update(parameters=[], frozen=body["parameters"], graphs={}))
+    package = opened(data)
+    assert package.manifest.frozen == everything
+    assert package.parameters().shape == (0,)
+    assert package.split(package.parameters()).keys() == {parameter.name for parameter in everything}
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        ({"frozen": (Parameter("hidden.bias", (32,)),)}, "twice"),
+        ({"parameters": (), "graphs": {GRADIENT: "grad.onnx"}}, "no parameter to train"),
+        ({"parameters": (), "graphs": {CLIPPED_GRADIENT: "dpgrad.onnx"}}, "no parameter to train"),
+        ({"graphs": {"magic": "grad.onnx"}}, "magic.*update umbel"),
+        ({"documents": {"poem": "card.json"}}, "poem.*update umbel"),
+        ({"graphs": {CALIBRATION: "infer.onnx"}}, "calibration graph without"),
+        ({"documents": {QUANTIZATION: "int8.json"}}, "calibration graph without"),
+    ],
+)
+def test_a_manifest_that_makes_no_sense_cannot_be_made(values: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(UsageError, match=sentence):
+        manifest(**values)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (lambda body: body.pop("frozen"), "frozen"),
+        (lambda body: body["variants"]["int8"].update(weights="int8.safetensors"), r"int8\.safetensors"),
+        (lambda body: body["variants"]["int8"].update(weights="grad.onnx"), "safetensors format"),
+        (lambda body: body["variants"]["int8"].update(weights=None), "weights of a variant is NoneType"),
+        (lambda body: body["documents"].update(card="card2.json"), r"card2\.json"),
+        (lambda body: body["labels"].__setitem__(0, "\x1b[2J"), "cannot be printed"),
+        (lambda body: body["labels"].__setitem__(0, "\ud800"), "cannot be printed"),
+        (lambda body: body["lineage"].update({"a\nb": 1}), "cannot be printed"),
+        (lambda body: body["files"].update({"../up": body["files"]["infer.onnx"]}), "a file's name"),
+    ],
+)
+def test_the_fleets_own_key_does_not_make_nonsense_legal(
+    change: Callable[[dict[str, Any]], None], sentence: str
+) -> None:
+    with pytest.raises(PackageError, match=sentence):
+        read_package(resigned(first(), change), release_key=RELEASE.public)
+
+
+@pytest.mark.parametrize("number", ["1e999", "-1e999"])
+def test_a_number_beyond_a_float_is_refused(number: str) -> None:
+    raw = manifest().to_json().replace(b'"lineage": {', f'"lineage": {{"a": {number}, '.encode())
+    assert number.encode() in raw
+    with pytest.raises(PackageError, match="range"):
+        parse_manifest(raw)
+
+
+def test_documents_are_found_by_purpose() -> None:
+    described = manifest(documents={CARD: "card.json"})
+    assert parse_manifest(described.to_json()) == described
+
+
+@given(st.integers(0, 8))
+def test_parting_and_splitting_are_inverse_wherever_the_line_is_drawn(line: int) -> None:
+    package = opened(first())
+    parameters = package.manifest.parameters
+    parted = manifest(parameters=parameters[:line], frozen=parameters[line:], graphs={})
+    arrays = package.tensors(PARAMETERS)
+    vector, frozen = parted.part(arrays)
+    again = {**parted.split(vector), **frozen}
+    assert json.dumps(sorted(again)) == json.dumps(sorted(arrays))
+    for name, value in arrays.items():
+        np.testing.assert_array_equal(again[name], value)
