@@ -1,0 +1,1 @@
+"""Responsible training: fairness, calibration, robustness and explanations, each with numbers for the card."""
