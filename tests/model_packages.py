@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from umbel._shelf import Shelf
-from umbel.train import TrainResult
+from umbel.train import TrainPlan, TrainResult
 from umbel.train.onnx import OnnxTrainer
 from umbel_models.pack import build, repack
 from umbel_models.task import Split
@@ -41,11 +41,7 @@ def training() -> TrainResult:
         opened(first()).parameters(),
         digits().train.x,
         digits().train.y,
-        epochs=12,
-        batch_size=32,
-        learning_rate=0.05,
-        momentum=0.9,
-        seed=1,
+        TrainPlan(epochs=12, batch_size=32, learning_rate=0.05, momentum=0.9, seed=1),
     )
 
 

@@ -38,14 +38,13 @@ def examples(count: int) -> tuple[Vector, NDArray[np.int64]]:
 
 
 def with_onnx(package: Package, count: int) -> Epoch:
+    from umbel.train import TrainPlan
     from umbel.train.onnx import OnnxTrainer
 
     trainer, start, (x, y) = OnnxTrainer(package), package.parameters(), examples(count)
 
     def epoch() -> Vector:
-        return trainer.train(
-            start, x, y, epochs=1, batch_size=BATCH, learning_rate=RATE, momentum=MOMENTUM, seed=1
-        ).parameters
+        return trainer.train(start, x, y, TrainPlan(1, BATCH, RATE, MOMENTUM, 1)).parameters
 
     return epoch
 

@@ -6,6 +6,8 @@ import functools
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,8 +16,9 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from model_packages import digits, first, opened, resigned
+from umbel._data import Examples
 from umbel.engines.onnx import open_session
-from umbel.train import ExamplePrivacy, Trainer, TrainPlan, TrainResult
+from umbel.train import Controls, ExamplePrivacy, Trainer, TrainPlan, TrainResult
 from umbel.train.descent import MAX_ROWS, SLACK
 from umbel.train.onnx import OnnxTrainer
 from umbel.train.torch import TorchTrainer
@@ -29,7 +32,7 @@ ALARM = 1e-9
 
 TRAINERS: dict[str, Callable[[Package], Trainer]] = {
     "onnx": OnnxTrainer,
-    "torch": lambda package: TorchTrainer(package.manifest, DigitsNet(), loss),
+    "torch": lambda package: TorchTrainer(package, DigitsNet(), loss),
 }
 
 
@@ -51,13 +54,21 @@ def start() -> NDArray[np.float32]:
     return opened(first()).parameters()
 
 
-def train(trainer: Trainer, rows: int | slice = 50, **settings: object) -> TrainResult:
-    chosen: dict[str, object] = {
-        "epochs": 2, "batch_size": 16, "learning_rate": 0.05, "momentum": 0.9, "seed": 7,
-    }  # fmt: skip
+PLAN = TrainPlan(epochs=2, batch_size=16, learning_rate=0.05, momentum=0.9, seed=7)
+
+
+def train(
+    trainer: Trainer,
+    rows: int | slice = 50,
+    *,
+    held_back: Examples | None = None,
+    controls: Controls | None = None,
+    **settings: Any,
+) -> TrainResult:
     x, y = digits().train[:2]
     part = slice(rows) if isinstance(rows, int) else rows
-    return trainer.train(start(), x[part], y[part], **{**chosen, **settings})  # type: ignore[arg-type]
+    plan = replace(PLAN, **settings)
+    return trainer.train(start(), x[part], y[part], plan, held_back=held_back, controls=controls)
 
 
 def one_step(trainer: Trainer, rows: int | slice, privacy: ExamplePrivacy) -> NDArray[np.float64]:
@@ -211,9 +222,9 @@ def test_an_example_whose_gradient_overflows_counts_nothing_and_is_not_told(trai
     # A server that sends huge parameters must not learn from a refusal which examples overflow.
     x, y = digits().train[:2]
     huge = start() * np.float32(1e12)
-    settings = {"epochs": 1, "batch_size": 8, "learning_rate": 1.0, "momentum": 0.0, "seed": 0}
+    plan = TrainPlan(1, 8, 1.0, 0.0, 0, ExamplePrivacy(1.0, 1.0))
     blank = np.concatenate([np.zeros_like(x[:1]), x[:7]])
-    result = trainer.train(huge, blank, y[:8], privacy=ExamplePrivacy(1.0, 1.0), **settings)  # type: ignore[arg-type]
+    result = trainer.train(huge, blank, y[:8], plan)
     assert np.isfinite(result.parameters).all()
 
 
@@ -276,7 +287,7 @@ class More(DigitsNet):
 @pytest.mark.parametrize(("module", "name"), [(Wide, r"conv1\.weight"), (More, r"extra\.bias")])
 def test_a_module_of_another_model_is_refused(module: type[torch.nn.Module], name: str) -> None:
     with pytest.raises(UsageError, match=name):
-        TorchTrainer(opened(first()).manifest, module(), loss)
+        TorchTrainer(opened(first()), module(), loss)
 
 
 class Mixed(DigitsNet):
@@ -291,7 +302,7 @@ class Mixed(DigitsNet):
 
 
 def test_opacus_refuses_a_module_that_mixes_examples() -> None:
-    mixing = TorchTrainer(opened(first()).manifest, Mixed(), loss)
+    mixing = TorchTrainer(opened(first()), Mixed(), loss)
     with pytest.raises(UsageError, match="keep the examples"):
         train(mixing, privacy=ExamplePrivacy(1.0, 1.0))
 
@@ -308,7 +319,7 @@ class ChannelsLast(DigitsNet):
 
 def test_a_convolutions_gradients_do_not_depend_on_how_its_input_lies_in_memory() -> None:
     # Opacus' own rule for convolutions gets this wrong, without a word.
-    trainer = TorchTrainer(opened(first()).manifest, ChannelsLast(), loss)
+    trainer = TorchTrainer(opened(first()), ChannelsLast(), loss)
     total = one_step(trainer, 24, ExamplePrivacy(1.5, 0.0))
     np.testing.assert_allclose(total, clipped_sum(24, 1.5), atol=1e-5)
 
@@ -316,7 +327,7 @@ def test_a_convolutions_gradients_do_not_depend_on_how_its_input_lies_in_memory(
 def test_the_modules_own_values_do_not_matter_and_stay() -> None:
     module = DigitsNet()
     before = {name: value.clone() for name, value in module.state_dict().items()}
-    train(TorchTrainer(opened(first()).manifest, module, loss))
+    train(TorchTrainer(opened(first()), module, loss))
     for name, value in module.state_dict().items():
         torch.testing.assert_close(value, before[name], rtol=0, atol=0)
 

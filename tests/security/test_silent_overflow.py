@@ -93,7 +93,6 @@ def test_a_model_that_overflows_on_some_data_is_answered_like_any_other(
 def test_the_probe_tells_the_data_apart_where_nothing_hides_it(tiny: TinyFederation) -> None:
     """Else the test above would hold for a model that overflows nowhere."""
     plan = TrainPlan(1, EXAMPLES, 0.5, 0.0, 3)
-    settings = {"epochs": 1, "batch_size": EXAMPLES, "learning_rate": 0.5, "momentum": 0.0, "seed": 3}
     assert plan.steps(EXAMPLES) == 1
     trainer = OnnxTrainer(tiny.package)
     y = np.arange(EXAMPLES) % CLASSES
@@ -102,9 +101,9 @@ def test_the_probe_tells_the_data_apart_where_nothing_hides_it(tiny: TinyFederat
         x[5, 0] = largest
         if diverges:
             with pytest.raises(DivergedError):
-                trainer.train(probe(tiny), x, y, **settings)
+                trainer.train(probe(tiny), x, y, plan)
         else:
-            trainer.train(probe(tiny), x, y, **settings)
+            trainer.train(probe(tiny), x, y, plan)
 
 
 def test_a_run_whose_steps_overflow_on_every_device_learns_nothing_and_ends(tiny: TinyFederation) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,8 +12,9 @@ import torch
 from numpy.typing import NDArray
 
 from model_packages import digits, first, opened, resigned
+from umbel._data import Examples
 from umbel.engines.onnx import open_session
-from umbel.train import TrainResult
+from umbel.train import Controls, Ended, ExamplePrivacy, Meter, TrainPlan, TrainResult
 from umbel.train.descent import SHUFFLE_LABEL
 from umbel.train.onnx import OnnxTrainer
 from umbel_models.task import cross_entropy as loss
@@ -26,10 +29,13 @@ def trainer() -> OnnxTrainer:
     return OnnxTrainer(opened(first()))
 
 
-def train(rows: int = 50, **settings: float) -> TrainResult:
-    chosen = {"epochs": 2, "batch_size": 16, "learning_rate": 0.05, "momentum": 0.9, "seed": 7} | settings
+PLAN = TrainPlan(epochs=2, batch_size=16, learning_rate=0.05, momentum=0.9, seed=7)
+SHORT = TrainPlan(epochs=1, batch_size=8, learning_rate=0.1, momentum=0.0, seed=0)
+
+
+def train(rows: int = 50, **settings: Any) -> TrainResult:
     x, y = digits().train[:2]
-    return trainer().train(opened(first()).parameters(), x[:rows], y[:rows], **chosen)  # type: ignore[arg-type]
+    return trainer().train(opened(first()).parameters(), x[:rows], y[:rows], replace(PLAN, **settings))
 
 
 def torch_net() -> DigitsNet:
@@ -116,7 +122,7 @@ def test_training_leaves_the_given_parameters_alone() -> None:
     start = opened(first()).parameters()
     kept = start.copy()
     x, y = digits().train[:2]
-    trainer().train(start, x[:20], y[:20], epochs=1, batch_size=8, learning_rate=0.1, momentum=0.0, seed=0)
+    trainer().train(start, x[:20], y[:20], SHORT)
     np.testing.assert_array_equal(start, kept)
 
 
@@ -127,11 +133,10 @@ def test_training_lowers_the_loss() -> None:
 def test_a_closed_trainer_opens_again() -> None:
     own = OnnxTrainer(opened(first()))
     x, y = digits().train[:2]
-    settings = {"epochs": 1, "batch_size": 8, "learning_rate": 0.1, "momentum": 0.0, "seed": 0}
-    before = own.train(opened(first()).parameters(), x[:20], y[:20], **settings)  # type: ignore[arg-type]
+    before = own.train(opened(first()).parameters(), x[:20], y[:20], SHORT)
     own.close()
     own.close()
-    after = own.train(opened(first()).parameters(), x[:20], y[:20], **settings)  # type: ignore[arg-type]
+    after = own.train(opened(first()).parameters(), x[:20], y[:20], SHORT)
     assert before.parameters.tobytes() == after.parameters.tobytes()
 
 
@@ -172,49 +177,228 @@ def test_training_that_diverges_says_so() -> None:
 def test_labels_that_are_no_labels_are_refused(y: NDArray[np.int64]) -> None:
     x = digits().train.x[:4]
     with pytest.raises(UsageError, match=r"[Ll]abel"):
-        trainer().train(
-            opened(first()).parameters(),
-            x,
-            y,
-            epochs=1,
-            batch_size=2,
-            learning_rate=0.1,
-            momentum=0.0,
-            seed=0,
-        )
+        trainer().train(opened(first()).parameters(), x, y, SHORT)
 
 
 def test_examples_that_break_the_contract_are_refused() -> None:
     x, y = digits().train[:2]
     with pytest.raises(UsageError, match="over 16"):
-        trainer().train(
-            opened(first()).parameters(),
-            x[:4] * 16,
-            y[:4],
-            epochs=1,
-            batch_size=2,
-            learning_rate=0.1,
-            momentum=0.0,
-            seed=0,
-        )
+        trainer().train(opened(first()).parameters(), x[:4] * 16, y[:4], SHORT)
 
 
 def test_parameters_of_another_model_are_refused() -> None:
     x, y = digits().train[:2]
     with pytest.raises(UsageError, match="13706 parameters"):
-        trainer().train(
-            np.zeros(5, np.float32),
-            x[:4],
-            y[:4],
-            epochs=1,
-            batch_size=2,
-            learning_rate=0.1,
-            momentum=0.0,
-            seed=0,
-        )
+        trainer().train(np.zeros(5, np.float32), x[:4], y[:4], SHORT)
 
 
 def test_a_model_without_a_gradient_graph_cannot_be_trained() -> None:
     data = resigned(first(), lambda body: body.update(graphs={}))
     with pytest.raises(UsageError, match="no gradient graph"):
         OnnxTrainer(opened(data))
+
+
+def test_fedprox_follows_torchs_loop_with_the_term_in_the_loss() -> None:
+    rows, epochs, batch, mu, clip = 60, 2, 16, 0.3, 1.5
+    x, y = (torch.tensor(values[:rows]) for values in digits().train[:2])
+    net, start = torch_net(), [value.detach().clone() for value in torch_net().parameters()]
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.05, momentum=0.9)
+    for epoch in range(epochs):
+        for part in torch.tensor(order(7, epoch, rows)).split(batch):
+            away = sum((p - p0).square().sum() for p, p0 in zip(net.parameters(), start, strict=True))
+            optimizer.zero_grad()
+            (loss(net(x[part]), y[part]).mean() + mu / 2 * away).backward()
+            torch.nn.utils.clip_grad_norm_(net.parameters(), clip)
+            optimizer.step()
+    ours = train(rows, epochs=epochs, batch_size=batch, fedprox_mu=mu, gradient_clip=clip)
+    np.testing.assert_allclose(ours.parameters, vector(net), atol=2e-5)
+    assert np.abs(ours.parameters - train(rows, epochs=epochs, batch_size=batch).parameters).max() > 1e-3
+
+
+PLAIN = replace(PLAN, momentum=0.0)
+
+
+def controls(seed: int) -> Controls:
+    chance = np.random.default_rng(seed)
+    server, own = chance.normal(scale=0.01, size=(2, opened(first()).manifest.dim)).astype(np.float32)
+    return Controls(server, own)
+
+
+def corrected(given: Controls | None, rows: int = 50, **settings: Any) -> TrainResult:
+    x, y = digits().train[:2]
+    plan = replace(PLAIN, **settings)
+    return trainer().train(opened(first()).parameters(), x[:rows], y[:rows], plan, controls=given)
+
+
+def test_scaffold_takes_the_steps_of_its_algorithm() -> None:
+    given, rows = controls(1), 50
+    x, y = (torch.tensor(values[:rows]) for values in digits().train[:2])
+    net, steps = torch_net(), 0
+    drift = torch.tensor(given.server - given.own)
+    for epoch in range(2):
+        for part in torch.tensor(order(7, epoch, rows)).split(16):
+            gradients = torch.autograd.grad(loss(net(x[part]), y[part]).mean(), list(net.parameters()))
+            pieces = torch.split(drift, [value.numel() for value in net.parameters()])
+            with torch.no_grad():
+                for value, gradient, piece in zip(net.parameters(), gradients, pieces, strict=True):
+                    value -= 0.05 * (gradient + piece.view_as(value))
+            steps += 1
+    ours = corrected(given)
+    np.testing.assert_allclose(ours.parameters, vector(net), atol=2e-5)
+    # Option II, as it is printed.
+    moved = opened(first()).parameters() - vector(net)
+    expected = given.own - given.server + moved / (steps * 0.05)
+    assert ours.control is not None
+    np.testing.assert_allclose(ours.control, expected, atol=1e-4)
+
+
+def test_equal_controls_correct_nothing_and_the_next_one_is_the_mean_gradient() -> None:
+    same = Controls(controls(1).own, controls(1).own)
+    result, plain = corrected(same), corrected(None)
+    assert result.parameters.tobytes() == plain.parameters.tobytes()
+    assert plain.control is None
+    one = corrected(same, 16, epochs=1)  # a single step: the mean of gradients is that gradient
+    net = torch_net()
+    x, y = (torch.tensor(values[:16]) for values in digits().train[:2])
+    loss(net(x), y).mean().backward()
+    gradient = np.concatenate([value.grad.numpy().ravel() for value in net.parameters()])  # type: ignore[union-attr]
+    assert one.control is not None
+    np.testing.assert_allclose(one.control, gradient, atol=1e-5)
+
+
+def test_training_leaves_the_given_controls_alone() -> None:
+    given = controls(2)
+    corrected(given)
+    np.testing.assert_array_equal(given.server, controls(2).server)
+    np.testing.assert_array_equal(given.own, controls(2).own)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"momentum": 0.9}, {"optimizer": "adam"}, {"weight_decay": 0.1}, {"fedprox_mu": 0.1}]
+)
+def test_scaffold_is_refused_where_its_algorithm_says_nothing(settings: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match="SCAFFOLD takes plain steps"):
+        corrected(controls(1), **settings)
+
+
+def test_controls_of_another_model_are_refused() -> None:
+    short = np.zeros(5, np.float32)
+    for given in (Controls(short, controls(1).own), Controls(controls(1).server, short)):
+        with pytest.raises(UsageError, match="13706 parameters"):
+            corrected(given)
+
+
+def held_back(rows: int = 30) -> Examples:
+    x, y = digits().train[:2]
+    return Examples(x[-rows:], y[-rows:])
+
+
+def patient(patience: int, judge: Examples | None, **settings: Any) -> TrainResult:
+    x, y = digits().train[:2]
+    plan = replace(PLAN, patience=patience, **settings)
+    return trainer().train(opened(first()).parameters(), x[:50], y[:50], plan, held_back=judge)
+
+
+def test_training_ends_when_the_loss_on_what_was_held_back_has_stopped_falling() -> None:
+    # A rate so high that the held-back loss jumps about: judged here by torch, epoch after epoch.
+    rate, patience, judge = 0.2, 2, held_back()
+    losses: list[float] = []
+    for epochs in range(1, 13):
+        arrays = opened(first()).split(train(epochs=epochs, learning_rate=rate).parameters)
+        net = torch_net()
+        net.load_state_dict({name: torch.tensor(value) for name, value in arrays.items()})
+        losses.append(float(loss(net(torch.tensor(judge.x)), torch.tensor(judge.y)).mean().detach()))
+    last = next(
+        epoch
+        for epoch in range(patience, len(losses))
+        if min(losses[epoch - 1 : epoch + 1]) >= min(losses[: epoch - 1])
+    )
+    ours = patient(patience, judge, epochs=12, learning_rate=rate)
+    assert (ours.ended, ours.steps) == (Ended.PATIENCE, 4 * (last + 1))
+    assert last + 1 < 12
+    expected = train(epochs=last + 1, learning_rate=rate).parameters
+    assert ours.parameters.tobytes() == expected.tobytes()
+
+
+def test_patience_that_is_never_tried_changes_nothing() -> None:
+    assert patient(5, held_back()).parameters.tobytes() == train().parameters.tobytes()
+    assert patient(5, held_back()).ended is Ended.EPOCHS
+
+
+def test_patience_needs_examples_to_judge_by() -> None:
+    for nothing in (None, Examples(held_back().x, None)):
+        with pytest.raises(UsageError, match="hold some back"):
+            patient(1, nothing)
+    with pytest.raises(UsageError, match="over 16"):
+        patient(1, Examples(held_back().x * 16, held_back().y))
+
+
+def test_patience_would_tell_of_private_examples_and_is_refused() -> None:
+    with pytest.raises(UsageError, match="would not stay private"):
+        replace(PLAN, patience=1, privacy=ExamplePrivacy(1.0, 1.0))
+
+
+class Ticking:
+    """A clock, or a counter of joules, that goes on by one unit whenever it is looked at."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        self.now += 1.0
+        return self.now
+
+
+def metered(meter: Meter, **settings: Any) -> TrainResult:
+    own = OnnxTrainer(opened(first()), meter=meter)
+    x, y = digits().train[:2]
+    return own.train(opened(first()).parameters(), x[:50], y[:50], replace(PLAN, **settings))
+
+
+@pytest.mark.parametrize("privacy", [None, ExamplePrivacy(1.0, 1.0)])
+@pytest.mark.parametrize(("limit", "ended"), [("time_limit_s", Ended.TIME), ("energy_limit_j", Ended.ENERGY)])
+def test_a_limit_ends_training_after_the_step_that_reached_it(
+    limit: str, ended: Ended, privacy: ExamplePrivacy | None
+) -> None:
+    meter = Meter(Ticking(), None) if ended is Ended.TIME else Meter(joules=Ticking())
+    result = metered(meter, privacy=privacy, **{limit: 3.0})
+    assert (result.ended, result.steps) == (ended, 3)
+    if privacy is None:
+        # The same three steps that an unlimited training begins with: 3 full batches of 16 are 48 rows of 50.
+        assert result.parameters.tobytes() != train().parameters.tobytes()
+        x, y = digits().train[:2]
+        rows = order(7, 0, 50)[:48]
+        net = torch_net()
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.05, momentum=0.9)
+        for part in np.split(rows, 3):
+            optimizer.zero_grad()
+            loss(net(torch.tensor(x[part])), torch.tensor(y[part])).mean().backward()
+            optimizer.step()
+        np.testing.assert_allclose(result.parameters, vector(net), atol=2e-5)
+
+
+def test_a_limit_charges_what_was_planned() -> None:
+    private = replace(PLAN, privacy=ExamplePrivacy(1.0, 1.0))
+    limited = replace(private, time_limit_s=1e-9, energy_limit_j=1e-9)
+    assert limited.release(50) == private.release(50)
+
+
+def test_the_first_step_is_always_taken() -> None:
+    assert metered(Meter(joules=Ticking()), time_limit_s=1e-9, energy_limit_j=1e-9).steps == 1
+
+
+def test_a_limit_that_is_not_reached_changes_nothing() -> None:
+    result = metered(Meter(Ticking(), Ticking()), time_limit_s=1e6, energy_limit_j=1e6)
+    assert result.ended is Ended.EPOCHS
+    assert result.parameters.tobytes() == train().parameters.tobytes()
+
+
+def test_training_says_what_time_and_energy_it_took() -> None:
+    result = metered(Meter(Ticking(), Ticking()))
+    assert (result.seconds, result.joules) == (1.0, 1.0)  # looked at when it began, and when it had ended
+    assert metered(Meter(Ticking())).joules is None
+
+
+def test_an_energy_limit_that_nobody_can_measure_is_refused() -> None:
+    with pytest.raises(UsageError, match="counter of joules"):
+        metered(Meter(), energy_limit_j=5.0)

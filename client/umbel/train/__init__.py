@@ -2,87 +2,79 @@
 
 from __future__ import annotations
 
-import math
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
+from umbel._data import Examples
+from umbel.train.plan import ADAM, OPTIMIZERS, SGD, ExamplePrivacy, TrainPlan
 from umbel_proto.errors import UsageError
 from umbel_proto.manifest import FloatVector
-from umbel_proto.privacy.examples import NoisySteps
 
-MIN_CLIP, MAX_CLIP = 1e-6, 1e6
-MIN_NOISE, MAX_NOISE = 1e-3, 1e4
+__all__ = [
+    "ADAM",
+    "METER",
+    "OPTIMIZERS",
+    "SGD",
+    "Controls",
+    "DivergedError",
+    "Ended",
+    "ExamplePrivacy",
+    "Meter",
+    "TrainPlan",
+    "TrainResult",
+    "Trainer",
+]
 
 
 class DivergedError(UsageError):
     """Training led to values that are not finite."""
 
 
-@dataclass(frozen=True, slots=True)
-class ExamplePrivacy:
-    """How training keeps each example private, whoever sees what comes out: DP-SGD.
+class Ended(StrEnum):
+    """Why a training ended."""
 
-    Args:
-        clip: Largest L2 norm of an example's gradient, loss per model unit, in [1e-6, 1e6].
-        noise: Standard deviation of the noise in a sum of gradients, over ``clip``, in [1e-3, 1e4]; 0 only
-            clips, which protects nothing.
-
-    Source: docs/spec/privacy.md, "Example-level privacy".
-    """
-
-    clip: float
-    noise: float
-
-    def __post_init__(self) -> None:
-        if not MIN_CLIP <= self.clip <= MAX_CLIP:
-            raise UsageError(f"example_clip is {self.clip}: choose {MIN_CLIP:g} to {MAX_CLIP:g}.")
-        if not (self.noise == 0 or MIN_NOISE <= self.noise <= MAX_NOISE):
-            raise UsageError(f"example_noise is {self.noise}: choose {MIN_NOISE:g} to {MAX_NOISE:g}, or 0.")
+    EPOCHS = "epochs"  # All of them were done.
+    PATIENCE = "patience"  # The loss on what was held back had stopped falling.
+    TIME = "time"
+    ENERGY = "energy"
 
 
 @dataclass(frozen=True, slots=True)
-class TrainPlan:
-    """How to train.
+class Meter:
+    """What a training's limits are measured with.
 
     Args:
-        epochs: Passes over the data, >= 1.
-        batch_size: Examples in a step, >= 1.
-        learning_rate: Length of a step, > 0.
-        momentum: How much of the last step goes into the next, in [0, 1).
-        seed: Order of the examples, in [0, 2**64). Privacy draws its own, from the operating system.
-        privacy: How each example is kept private; None if it is not.
+        clock: Tells the time, seconds; only differences count.
+        joules: Tells how much energy has been used so far, joules; only differences count. None where nobody
+            knows: such a device refuses a plan with an energy limit.
     """
 
-    epochs: int
-    batch_size: int
-    learning_rate: float
-    momentum: float
-    seed: int
-    privacy: ExamplePrivacy | None = None
+    clock: Callable[[], float] = time.monotonic
+    joules: Callable[[], float] | None = None
 
-    def __post_init__(self) -> None:
-        if not 1 <= self.epochs <= 1000:
-            raise UsageError(f"epochs is {self.epochs}: choose 1 to 1000.")
-        if not 1 <= self.batch_size <= 65536:
-            raise UsageError(f"batch_size is {self.batch_size}: choose 1 to 65536.")
-        if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
-            raise UsageError(f"learning_rate is {self.learning_rate}: choose a number > 0.")
-        if not 0 <= self.momentum < 1:
-            raise UsageError(f"momentum is {self.momentum}: choose a number in [0, 1).")
-        if not 0 <= self.seed < 1 << 64:
-            raise UsageError("seed does not fit 64 bits: choose 0 to 2**64 - 1.")
 
-    def steps(self, count: int) -> int:
-        """Return how many steps training on ``count`` examples takes."""
-        return self.epochs * math.ceil(count / self.batch_size)
+METER = Meter()
 
-    def release(self, count: int) -> NoisySteps | None:
-        """Return what training on ``count`` >= 1 examples gives away about one; None if that is everything."""
-        if self.privacy is None:
-            return None
-        return NoisySteps(min(1.0, self.batch_size / count), self.steps(count), self.privacy.noise)
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Controls:
+    """SCAFFOLD's control variates: which way the gradient of all devices points, and which way one device's.
+
+    Args:
+        server: The mean of all devices' (c), shape (dim,).
+        own: This device's (c_i), shape (dim,); zeros before its first training. It stays on the device: it
+            tells as much about the examples as an update does.
+
+    Source: Karimireddy et al., ICML 2020 (arXiv 1910.06378), algorithm 1.
+    """
+
+    server: FloatVector = field(repr=False)
+    own: FloatVector = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -96,46 +88,48 @@ class TrainResult:
             private epoch happened to draw nobody.
         examples: How many examples there were.
         steps: How many steps were taken.
+        ended: Why there were no more.
+        seconds: How long they took.
+        joules: How much energy they took; None where nobody knows.
+        control: This device's next control variate, shape (dim,), if ``Controls`` were given.
     """
 
     parameters: FloatVector = field(repr=False)
     loss: float
     examples: int
     steps: int
+    ended: Ended = Ended.EPOCHS
+    seconds: float = 0.0
+    joules: float | None = None
+    control: FloatVector | None = field(default=None, repr=False)
 
 
 class Trainer(Protocol):
-    """Trains one model. Without ``privacy`` the same arguments give the same bits on the same machine."""
+    """Trains one model. Without privacy and limits the same arguments give the same bits on the same machine."""
 
     def train(
         self,
         parameters: FloatVector,
         x: NDArray[Any],
         y: NDArray[Any],
+        plan: TrainPlan,
         *,
-        epochs: int,
-        batch_size: int,
-        learning_rate: float,
-        momentum: float,
-        seed: int,
-        privacy: ExamplePrivacy | None = None,
+        held_back: Examples | None = None,
+        controls: Controls | None = None,
     ) -> TrainResult:
         """Return ``parameters``, shape (dim,), improved on local examples.
 
         Args:
-            parameters: Where to start, shape (dim,).
-            x: Examples, shape (n, *example).
+            parameters: Where to start, shape (dim,); they are not changed.
+            x: Examples, shape (n, *example), that keep the data contract.
             y: Labels, whole numbers, shape (n,).
-            epochs: See ``TrainPlan``, as for all that follow.
-            batch_size: Examples in a step.
-            learning_rate: Length of a step.
-            momentum: How much of the last step goes into the next.
-            seed: Order of the examples.
-            privacy: How each example is kept private. Whoever lets the result leave the device charges
-                ``TrainPlan.release`` first.
+            plan: What to do. Whoever lets the result leave the device charges ``plan.release`` first.
+            held_back: Labelled examples that are not among them, for a plan with ``patience``.
+            controls: SCAFFOLD's terms; left out, it is not SCAFFOLD.
 
         Raises:
-            UsageError: The data breaks the contract, the settings make no sense, or training diverged.
+            UsageError: The data breaks the contract, the settings do not fit together, training diverged, or
+                the model cannot be trained as the plan says.
         """
 
     def close(self) -> None:

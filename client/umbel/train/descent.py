@@ -1,17 +1,18 @@
-"""Gradient descent with momentum, plain and with noise; whatever computes the gradients.
-
-Momentum is torch's: ``v = momentum * v + g; p = p - learning_rate * v``, v = 0 at the start.
-"""
+"""Descent along gradients, plain and with noise; whatever computes the gradients."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from umbel.train import DivergedError, TrainPlan, TrainResult
+from umbel._data import Examples
+from umbel.train import METER, SGD, Controls, DivergedError, Ended, Meter, TrainPlan, TrainResult
+from umbel.train.optimizer import clip_norm, optimizer_of, pull
 from umbel_proto.encoding import digest
 from umbel_proto.errors import UsageError
 from umbel_proto.manifest import FloatVector, Manifest
@@ -36,7 +37,8 @@ Weights = NDArray[np.float32]
 class Gradients(Protocol):
     """Computes gradients at the parameters of one training, which change between calls.
 
-    Rows of weight 0 change nothing; all other weights are 1. What is returned holds until the next call.
+    Rows of weight 0 change nothing; all other weights are 1. What is returned is the caller's to change, until
+    the next call.
     """
 
     def mean(self, x: NDArray[Any], y: NDArray[np.int64], w: Weights) -> tuple[FloatVector, float]:
@@ -46,6 +48,64 @@ class Gradients(Protocol):
         self, x: NDArray[Any], y: NDArray[np.int64], w: Weights, clip: float
     ) -> tuple[FloatVector, float]:
         """Return the weighted sum of gradients, each clipped to an L2 norm of ``clip``, and of losses."""
+
+    def loss(self, x: NDArray[Any], y: NDArray[np.int64], w: Weights) -> float:
+        """Return the weighted mean of losses."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Work:
+    """What a training is to do, checked.
+
+    Args:
+        plan: How.
+        x: Examples, shape (n, *example), n >= 1.
+        y: Labels, shape (n,).
+        held_back: Examples and labels to judge by, where the plan has ``patience``; else None.
+        controls: SCAFFOLD's terms, or None.
+        meter: What limits are measured with.
+    """
+
+    plan: TrainPlan
+    x: NDArray[Any] = field(repr=False)
+    y: NDArray[np.int64] = field(repr=False)
+    held_back: tuple[NDArray[Any], NDArray[np.int64]] | None = field(default=None, repr=False)
+    controls: Controls | None = None
+    meter: Meter = METER
+
+
+def prepare(
+    manifest: Manifest,
+    x: NDArray[Any],
+    y: NDArray[Any],
+    plan: TrainPlan,
+    *,
+    held_back: Examples | None,
+    controls: Controls | None,
+    meter: Meter,
+) -> Work:
+    """Return what a trainer was asked for, as ``descend`` takes it; see ``Trainer.train``.
+
+    Raises:
+        UsageError: The data breaks the contract, or the settings do not fit together.
+    """
+    judge = None
+    if plan.patience:
+        if held_back is None or held_back.y is None:
+            raise UsageError("patience needs labelled examples to judge by: hold some back from training.")
+        judge = checked(manifest, held_back.x, held_back.y)
+    if plan.energy_limit_j and meter.joules is None:
+        raise UsageError(
+            "energy_limit_j needs a counter of joules, and this trainer has none: give it a meter, or no limit."
+        )
+    if controls is not None:
+        if plan.optimizer != SGD or plan.momentum or plan.weight_decay or plan.fedprox_mu:
+            raise UsageError(
+                "SCAFFOLD takes plain steps: choose optimizer sgd, with momentum, weight_decay and fedprox_mu 0."
+            )
+        manifest.split(controls.server)
+        manifest.split(controls.own)
+    return Work(plan, *checked(manifest, x, y), judge, controls, meter)
 
 
 def checked(manifest: Manifest, x: NDArray[Any], y: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.int64]]:
@@ -66,54 +126,116 @@ def checked(manifest: Manifest, x: NDArray[Any], y: NDArray[Any]) -> tuple[NDArr
     return inputs, labels.astype(np.int64)
 
 
-def descend(
-    current: FloatVector, gradients: Gradients, x: NDArray[Any], y: NDArray[np.int64], plan: TrainPlan
-) -> TrainResult:
+def descend(current: FloatVector, gradients: Gradients, work: Work) -> TrainResult:
     """Change parameters in place, as the plan says.
 
     Args:
         current: The parameters, shape (dim,); ``gradients`` sees them change.
         gradients: Computes gradients.
-        x: Examples, shape (n, *example), n >= 1.
-        y: Labels, shape (n,).
-        plan: What to do.
+        work: What to do.
 
     Raises:
         DivergedError: Training diverged.
     """
     with np.errstate(over="ignore", invalid="ignore"):  # What overflows is found at the end.
-        return _descend(current, gradients, x, y, plan)
+        return _descend(current, gradients, work)
 
 
-def _descend(
-    current: FloatVector, gradients: Gradients, x: NDArray[Any], y: NDArray[np.int64], plan: TrainPlan
-) -> TrainResult:
-    velocity = np.zeros_like(current)
-    rate, momentum = np.float32(plan.learning_rate), np.float32(plan.momentum)
-    per_epoch = plan.steps(len(y)) // plan.epochs
+def _descend(current: FloatVector, gradients: Gradients, work: Work) -> TrainResult:
+    plan, controls = work.plan, work.controls
+    optimizer = optimizer_of(plan, len(current))
+    start = current.copy() if plan.fedprox_mu or controls is not None else current
+    drift = None if controls is None else controls.server - controls.own
+    per_epoch = plan.steps(len(work.y)) // plan.epochs
     total, seen, steps = 0.0, 0, 0
     private = plan.privacy is not None
-    taken = _private(gradients, len(current), x, y, plan) if private else _plain(gradients, x, y, plan)
-    for gradient, loss, rows in taken:
+    stop = _Stop(work, gradients, per_epoch)
+    for gradient, loss, rows in (_private if private else _plain)(gradients, len(current), work):
         if steps % per_epoch == 0:
             total, seen = 0.0, 0
-        velocity *= momentum
-        velocity += gradient
-        current -= rate * velocity
+        if plan.fedprox_mu:
+            pull(gradient, current, start, plan.fedprox_mu)
+        if plan.gradient_clip:
+            clip_norm(gradient, plan.gradient_clip)
+        if drift is not None:
+            gradient += drift
+        optimizer.step(current, gradient)
         total, seen, steps = total + loss, seen + rows, steps + 1
+        if stop.now(steps):
+            break
     # A private result is judged by its parameters alone, which have noise: refusing it tells of no example.
     if not (np.isfinite(current).all() and (private or np.isfinite(total))):
         raise DivergedError(f"Training diverged at learning rate {plan.learning_rate:g}: choose a lower one.")
-    return TrainResult(current, total / max(seen, 1), len(y), steps)
+    return TrainResult(
+        current,
+        total / max(seen, 1),
+        len(work.y),
+        steps,
+        stop.why,
+        stop.seconds,
+        stop.joules,
+        # Option II: the mean of the gradients that were taken, from how far they led.
+        None if drift is None else (start - current) / np.float32(steps * plan.learning_rate) - drift,
+    )
 
 
-def _plain(
-    gradients: Gradients, x: NDArray[Any], y: NDArray[np.int64], plan: TrainPlan
-) -> Iterator[tuple[FloatVector, float, int]]:
+class _Stop:
+    """Says after which step a training ends, and why."""
+
+    def __init__(self, work: Work, gradients: Gradients, per_epoch: int) -> None:
+        self._work, self._gradients, self._per_epoch = work, gradients, per_epoch
+        self._best, self._in_vain = math.inf, 0
+        joules = work.meter.joules
+        self._begin_s, self._begin_j = work.meter.clock(), 0.0 if joules is None else joules()
+        self.why = Ended.EPOCHS
+
+    @property
+    def seconds(self) -> float:
+        """How long training has taken."""
+        return self._work.meter.clock() - self._begin_s
+
+    @property
+    def joules(self) -> float | None:
+        """How much energy training has taken; None where nobody knows."""
+        joules = self._work.meter.joules
+        return None if joules is None else joules() - self._begin_j
+
+    def now(self, steps: int) -> bool:
+        """Return whether the step just taken, the ``steps``-th, was the last by anything but the epochs."""
+        plan = self._work.plan
+        if steps == plan.epochs * self._per_epoch:
+            return False
+        if plan.time_limit_s and self.seconds >= plan.time_limit_s:
+            self.why = Ended.TIME
+        elif plan.energy_limit_j and (self.joules or 0.0) >= plan.energy_limit_j:
+            self.why = Ended.ENERGY
+        elif plan.patience and steps % self._per_epoch == 0 and self._out_of_patience():
+            self.why = Ended.PATIENCE
+        return self.why is not Ended.EPOCHS
+
+    def _out_of_patience(self) -> bool:
+        assert self._work.held_back is not None
+        loss = _mean_loss(self._gradients, *self._work.held_back, self._work.plan.batch_size)
+        # What is not a number is lower than nothing.
+        self._best, self._in_vain = (loss, 0) if loss < self._best else (self._best, self._in_vain + 1)
+        return self._in_vain >= self._work.plan.patience
+
+
+def _mean_loss(gradients: Gradients, x: NDArray[Any], y: NDArray[np.int64], size: int) -> float:
+    total = 0.0
+    for begin in range(0, len(y), size):
+        rows = np.arange(begin, min(begin + size, len(y)))
+        padded, weights = _pad(rows, size)
+        total += gradients.loss(x[padded], y[padded], weights) * len(rows)
+    return total / len(y)
+
+
+def _plain(gradients: Gradients, _dim: int, work: Work) -> Iterator[tuple[FloatVector, float, int]]:
     """Yield each step's gradient, sum of losses and number of examples.
 
     Every batch has ``batch_size`` rows; those that only fill up the last one weigh nothing.
     """
+    x, y, plan = work.x, work.y, work.plan
     for epoch in range(plan.epochs):
         # The order needs no secrecy. A keystream gives the same one under every version of numpy.
         words = Keystream(digest(SHUFFLE_LABEL, plan.seed, epoch)).uint64(len(y))
@@ -125,13 +247,12 @@ def _plain(
             yield gradient, loss * len(rows), len(rows)
 
 
-def _private(
-    gradients: Gradients, dim: int, x: NDArray[Any], y: NDArray[np.int64], plan: TrainPlan
-) -> Iterator[tuple[FloatVector, float, int]]:
+def _private(gradients: Gradients, dim: int, work: Work) -> Iterator[tuple[FloatVector, float, int]]:
     """Yield each step's noised gradient, sum of losses and number of examples drawn.
 
     Source: docs/spec/privacy.md, 9.2 to 9.5.
     """
+    x, y, plan = work.x, work.y, work.plan
     release, privacy = plan.release(len(y)), plan.privacy
     assert release is not None
     assert privacy is not None

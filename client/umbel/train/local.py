@@ -4,18 +4,19 @@ With one file of data such rounds are central training, with several federated a
 
 Source: McMahan et al., "Communication-Efficient Learning of Deep Networks from Decentralized
 Data", AISTATS 2017 (arXiv 1602.05629), algorithm 1, with every device counting the same, as in a
-secure sum.
+secure sum. SCAFFOLD: Karimireddy et al., ICML 2020 (arXiv 1910.06378), algorithm 1.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 
 import numpy as np
 
 from umbel._data import Examples
 from umbel.engines.onnx import open_session
-from umbel.train import Trainer, TrainPlan, TrainResult
+from umbel.train import Controls, Trainer, TrainPlan, TrainResult
 from umbel_proto.encoding import digest
 from umbel_proto.errors import UsageError
 from umbel_proto.ids import DeviceId
@@ -38,6 +39,8 @@ def train_locally(
     *,
     round_: int,
     device: DeviceId,
+    held_back: Examples | None = None,
+    controls: Controls | None = None,
     charge: Callable[[NoisySteps | None], object] | None = None,
 ) -> TrainResult:
     """Return what one device makes of the parameters in one round; the only training that a fleet does.
@@ -49,6 +52,8 @@ def train_locally(
         plan: What to do; its seed is mixed with the round and the device.
         round_: The round.
         device: Whose examples they are.
+        held_back: Others of the device's to judge by, for a plan with ``patience``.
+        controls: SCAFFOLD's terms, if it is to be SCAFFOLD.
         charge: Told what training will give away about an example, before it begins; None stands for
             everything. Charges it, or refuses. Left out where nothing leaves this machine.
 
@@ -61,17 +66,8 @@ def train_locally(
         raise UsageError(f"The data of {device} holds no labels: training needs an array y.")
     if charge is not None:
         charge(plan.release(len(examples)))
-    return trainer.train(
-        start,
-        examples.x,
-        examples.y,
-        epochs=plan.epochs,
-        batch_size=plan.batch_size,
-        learning_rate=plan.learning_rate,
-        momentum=plan.momentum,
-        seed=training_seed(plan.seed, round_, device),
-        privacy=plan.privacy,
-    )
+    own = replace(plan, seed=training_seed(plan.seed, round_, device))
+    return trainer.train(start, examples.x, examples.y, own, held_back=held_back, controls=controls)
 
 
 def federated_averaging(
@@ -81,6 +77,7 @@ def federated_averaging(
     *,
     rounds: int,
     plan: TrainPlan,
+    scaffold: bool = False,
 ) -> Iterator[FloatVector]:
     """Yield the global parameters, shape (dim,), after each round.
 
@@ -90,14 +87,24 @@ def federated_averaging(
         shards: Each device's examples, with labels.
         rounds: How many rounds.
         plan: What each device does in a round; its seed is mixed with the round and the device.
+        scaffold: Whether devices correct their steps by SCAFFOLD's control variates, option II, with all
+            devices in every round.
     """
-    current = start
+    current, shared = start, np.zeros_like(start)
+    own = dict.fromkeys(shards, shared)
     for number in range(1, rounds + 1):
-        total = np.zeros_like(current)
+        total, turn = np.zeros_like(current), np.zeros_like(current)
         for device, examples in shards.items():
-            trained = train_locally(trainer, current, examples, plan, round_=number, device=device)
+            given = Controls(shared, own[device]) if scaffold else None
+            trained = train_locally(
+                trainer, current, examples, plan, round_=number, device=device, controls=given
+            )
             total += trained.parameters - current
+            if trained.control is not None:
+                turn += trained.control - own[device]
+                own[device] = trained.control
         current = current + total / np.float32(len(shards))
+        shared = shared + turn / np.float32(len(shards))
         yield current
 
 

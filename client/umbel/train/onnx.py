@@ -10,31 +10,33 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from umbel._data import Examples
 from umbel.engines.onnx import open_session
-from umbel.train import ExamplePrivacy, TrainPlan, TrainResult
-from umbel.train.descent import Weights, checked, descend
+from umbel.train import METER, Controls, Meter, TrainPlan, TrainResult
+from umbel.train.descent import Weights, descend, prepare
 from umbel_proto.errors import UsageError
 from umbel_proto.manifest import CLIPPED_GRADIENT, GRADIENT, FloatVector
 from umbel_proto.package import Package
 
 
 class OnnxTrainer:
-    """Stochastic gradient descent with momentum over a package's gradient graphs.
+    """Stochastic gradient descent over a package's gradient graphs.
 
     Args:
         package: The package of the model.
+        meter: What limits on time and energy are measured with.
 
     Raises:
         UsageError: The package has no gradient graph: this model cannot be trained.
     """
 
-    def __init__(self, package: Package) -> None:
+    def __init__(self, package: Package, *, meter: Meter = METER) -> None:
         manifest = package.manifest
         if GRADIENT not in manifest.graphs:
             raise UsageError(
                 f"Model {manifest.model} {manifest.version} has no gradient graph: it cannot be trained."
             )
-        self._package = package
+        self._package, self._meter = package, meter
         self._sessions: dict[str, ort.InferenceSession] = {}
 
     def train(
@@ -42,40 +44,24 @@ class OnnxTrainer:
         parameters: FloatVector,
         x: NDArray[Any],
         y: NDArray[Any],
+        plan: TrainPlan,
         *,
-        epochs: int,
-        batch_size: int,
-        learning_rate: float,
-        momentum: float,
-        seed: int,
-        privacy: ExamplePrivacy | None = None,
+        held_back: Examples | None = None,
+        controls: Controls | None = None,
     ) -> TrainResult:
-        """Improve a parameter vector on local examples, as ``umbel.train.descent`` says.
-
-        Args:
-            parameters: Where to start, shape (dim,); it is not changed.
-            x: Examples, shape (n, *example), that keep the data contract.
-            y: Labels, whole numbers, shape (n,).
-            epochs: Passes over the data.
-            batch_size: Examples in a step.
-            learning_rate: Length of a step.
-            momentum: How much of the last step goes into the next, in [0, 1).
-            seed: Order of the examples.
-            privacy: How each example is kept private; see ``Trainer``.
+        """Improve a parameter vector on local examples: see ``Trainer``.
 
         Raises:
-            UsageError: The data breaks the contract, the settings make no sense, training diverged, or the
-                package has no graph to keep examples private with.
+            UsageError: The data breaks the contract, the settings do not fit together, training diverged, or
+                the package has no graph to keep examples private with.
             PackageError: onnxruntime cannot run the graph.
         """
-        plan = TrainPlan(epochs, batch_size, learning_rate, momentum, seed, privacy)
         manifest = self._package.manifest
-        inputs, labels = checked(manifest, x, y)
+        work = prepare(manifest, x, y, plan, held_back=held_back, controls=controls, meter=self._meter)
         current = np.array(parameters, np.float32)
         arrays = manifest.split(current)  # views: they follow every step
-        kind = GRADIENT if privacy is None else CLIPPED_GRADIENT
-        gradients = _Gradients(self._open(kind), manifest.inputs[0].name, arrays)
-        return descend(current, gradients, inputs, labels, plan)
+        kind = GRADIENT if plan.privacy is None else CLIPPED_GRADIENT
+        return descend(current, _Gradients(self._open(kind), manifest.inputs[0].name, arrays), work)
 
     def close(self) -> None:
         """Drop the sessions, and hand the memory they held back to the system where the C library can."""
@@ -92,7 +78,9 @@ class OnnxTrainer:
                 "examples cannot be kept private. Build the package again with this umbel."
             )
         if kind not in self._sessions:
-            self._sessions[kind] = open_session(self._package.file(graphs[kind]), graphs[kind])
+            self._sessions[kind] = open_session(
+                self._package.file(graphs[kind]), graphs[kind], self._package.frozen()
+            )
         return self._sessions[kind]
 
 
@@ -118,6 +106,14 @@ class _Gradients:
         self, x: NDArray[Any], y: NDArray[np.int64], w: Weights, clip: float
     ) -> tuple[FloatVector, float]:
         return self._run("sum", {self._example: x, "y": y, "w": w, "clip": np.array(clip, np.float32)})
+
+    def loss(self, x: NDArray[Any], y: NDArray[np.int64], w: Weights) -> float:
+        options = ort.RunOptions()
+        # Without this the whole graph runs, gradients and all.
+        options.only_execute_path_to_fetches = True
+        feed = {**self._parameters, self._example: x, "y": y, "w": w}
+        (loss,) = self._session.run(["loss"], feed, options)
+        return float(loss)
 
     def _run(self, prefix: str, inputs: Mapping[str, NDArray[Any]]) -> tuple[FloatVector, float]:
         outputs = [*(f"{prefix}.{name}" for name in self._parameters), "loss"]

@@ -3,7 +3,7 @@
 A package holds graphs and parameters, no module. So whoever embeds umbel brings the module that the graphs
 were exported from, and its loss:
 
-    trainer = TorchTrainer(package.manifest, Net(), lambda logits, y: cross_entropy(logits, y, reduction="none"))
+    trainer = TorchTrainer(package, Net(), lambda logits, y: cross_entropy(logits, y, reduction="none"))
 
 It trains as ``OnnxTrainer`` does, on the same draws and with the same noise; only the gradients are torch's.
 """
@@ -18,10 +18,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from umbel.train import ExamplePrivacy, TrainPlan, TrainResult
-from umbel.train.descent import Weights, checked, descend
+from umbel._data import Examples
+from umbel.train import METER, Controls, Meter, TrainPlan, TrainResult
+from umbel.train.descent import Weights, descend, prepare
 from umbel_proto.errors import MissingExtraError, UsageError
 from umbel_proto.manifest import FloatVector, Manifest
+from umbel_proto.package import Package
 
 try:
     import torch
@@ -39,22 +41,24 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 class TorchTrainer:
-    """Stochastic gradient descent with momentum over a torch module.
+    """Stochastic gradient descent over a torch module.
 
     Args:
-        manifest: Of the model's package. Its parameters are the module's, by name; their order in vectors
-            is the manifest's.
+        package: The package of the model. Its parameters are the module's, by name; their order in vectors is
+            its manifest's.
         module: The network that the package was exported from; it is copied. Its own values do not matter.
         loss: Maps what the module gives and labels, int64 (batch,), to one loss per example, (batch,).
+        meter: What limits on time and energy are measured with.
 
     Raises:
         MissingExtraError: torch or Opacus is not installed; raised when this file is imported.
         UsageError: The module's parameters are not the manifest's.
     """
 
-    def __init__(self, manifest: Manifest, module: nn.Module, loss: Loss) -> None:
+    def __init__(self, package: Package, module: nn.Module, loss: Loss, *, meter: Meter = METER) -> None:
+        manifest = package.manifest
         shapes = {name: tuple(value.shape) for name, value in module.named_parameters()}
-        for parameter in manifest.parameters:
+        for parameter in (*manifest.parameters, *manifest.frozen):
             if shapes.pop(parameter.name, None) != parameter.shape:
                 raise UsageError(
                     f"The module has no parameter {parameter.name} of shape {parameter.shape}, as model "
@@ -65,47 +69,40 @@ class TorchTrainer:
                 f"Model {manifest.model} has no parameter {min(shapes)}, as the module has: give the module that "
                 "its package was exported from."
             )
-        self._manifest, self._module, self._loss = manifest, copy.deepcopy(module).train(), loss
+        self._package, self._meter, self._loss = package, meter, loss
+        self._module = copy.deepcopy(module).train()
+        fixed = {name: torch.from_numpy(np.array(value)) for name, value in package.frozen().items()}
+        for name, value in self._module.named_parameters():
+            value.requires_grad_(name not in fixed)
+            if name in fixed:
+                value.data = fixed[name]
 
     def train(
         self,
         parameters: FloatVector,
         x: NDArray[Any],
         y: NDArray[Any],
+        plan: TrainPlan,
         *,
-        epochs: int,
-        batch_size: int,
-        learning_rate: float,
-        momentum: float,
-        seed: int,
-        privacy: ExamplePrivacy | None = None,
+        held_back: Examples | None = None,
+        controls: Controls | None = None,
     ) -> TrainResult:
-        """Improve a parameter vector on local examples, as ``umbel.train.descent`` says.
-
-        Args:
-            parameters: Where to start, shape (dim,); it is not changed.
-            x: Examples, shape (n, *example), that keep the data contract.
-            y: Labels, whole numbers, shape (n,).
-            epochs: Passes over the data.
-            batch_size: Examples in a step.
-            learning_rate: Length of a step.
-            momentum: How much of the last step goes into the next, in [0, 1).
-            seed: Order of the examples.
-            privacy: How each example is kept private; see ``Trainer``.
+        """Improve a parameter vector on local examples: see ``Trainer``.
 
         Raises:
-            UsageError: The data breaks the contract, the settings make no sense, training diverged, or
+            UsageError: The data breaks the contract, the settings do not fit together, training diverged, or
                 Opacus cannot keep the examples of this module apart.
         """
-        plan = TrainPlan(epochs, batch_size, learning_rate, momentum, seed, privacy)
-        inputs, labels = checked(self._manifest, x, y)
+        manifest = self._package.manifest
+        work = prepare(manifest, x, y, plan, held_back=held_back, controls=controls, meter=self._meter)
         current = np.array(parameters, np.float32)
         module = copy.deepcopy(self._module)
-        arrays = self._manifest.split(current)
-        for name, value in module.named_parameters():
-            value.data = torch.from_numpy(arrays[name])  # A view: it follows every step.
-        gradients = _Gradients(module, self._loss, self._manifest, private=privacy is not None)
-        return descend(current, gradients, inputs, labels, plan)
+        arrays = manifest.split(current)
+        values = dict(module.named_parameters())
+        for name, array in arrays.items():
+            values[name].data = torch.from_numpy(array)  # A view: it follows every step.
+        gradients = _Gradients(module, self._loss, manifest, private=plan.privacy is not None)
+        return descend(current, gradients, work)
 
     def close(self) -> None:
         """Do nothing: torch keeps no session."""
@@ -160,6 +157,12 @@ class _Gradients:
         sums = _flat([value.summed_grad for value in self._ordered])
         optimizer.zero_grad()
         return sums, float(loss.detach())
+
+    def loss(self, x: NDArray[Any], y: NDArray[np.int64], w: Weights) -> float:
+        weights = torch.from_numpy(w)
+        with torch.no_grad():
+            losses = self._loss(self._module(torch.from_numpy(x)), torch.from_numpy(y))
+        return float((weights * losses).sum() / weights.sum())
 
 
 def _require_apart(module: nn.Module, shape: tuple[int, ...]) -> None:
