@@ -112,6 +112,7 @@ def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
 
 
 TASKS = {
+    "credit": "umbel_models.tasks.credit.task:CREDIT",
     "digits": "umbel_models.tasks.digits.task:DIGITS",
 }
 """Where each task stands, by name: a task is imported when it is asked for, and no other."""

@@ -1,0 +1,1 @@
+"""Credit applications from a structural causal model: a task whose unfairness is made to measure."""
