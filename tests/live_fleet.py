@@ -123,6 +123,13 @@ class LiveFleet:
 
         self.supervisor.wait(f"phase {phase} of round {round_}", begun, timeout_s=timeout_s)
 
+    def wait_for_words(self, number: int, words: str, *, timeout_s: float) -> None:
+        """Wait until a device has written words to its log."""
+        log = self.federation.root / "log" / f"dev-{number}.log"
+        self.supervisor.wait(
+            f"{words!r} of device {number}", lambda: words in log.read_text(), timeout_s=timeout_s
+        )
+
     def charges(self, number: int) -> list[Charge]:
         """Return what a device's ledger holds."""
         with Ledger(self.federation.homes[number].ledger) as ledger:

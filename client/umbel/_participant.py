@@ -18,12 +18,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from umbel._contribution import Contribution, contribute
+from umbel._contribution import Contribution, TrainerFactory, contribute
 from umbel._data import read_examples
 from umbel._files import read_file
 from umbel._home import DeviceHome
 from umbel._ledger import Ledger
 from umbel._shelf import Shelf
+from umbel.train.onnx import OnnxTrainer
 from umbel_proto.errors import (
     BudgetError,
     RefusedError,
@@ -83,11 +84,20 @@ class Participant:
     Args:
         home: The enrolled device.
         data: Its training data, an ``.npz`` file with ``x`` and ``y``.
+        trainer: Makes the trainer of a package that this device has verified.
         clock: Tells the time, Unix seconds.
     """
 
-    def __init__(self, home: DeviceHome, data: Path, *, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        home: DeviceHome,
+        data: Path,
+        *,
+        trainer: TrainerFactory = OnnxTrainer,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
         self._home = home
+        self._trainer = trainer
         self._data = data
         self._clock = clock
         self._identity = home.identity
@@ -175,12 +185,20 @@ class Participant:
         if not np.isfinite(start).all():
             raise RemoteProtocolError(SERVER, "the model holds values that are not finite")
         examples = read_examples(self._data)
+        log.info("trains for round %d of run %s", descriptor.round, descriptor.run)
 
         def charge(release: NoisySteps | None) -> None:
             self._charge_training(session, release)
 
         return contribute(
-            package, start, examples, plan, descriptor, device=self._identity.device, charge=charge
+            package,
+            start,
+            examples,
+            plan,
+            descriptor,
+            device=self._identity.device,
+            charge=charge,
+            trainer_of=self._trainer,
         )
 
     def _charge_training(self, session: Session, release: NoisySteps | None) -> None:
