@@ -1,0 +1,120 @@
+"""Rewrite an inference graph so that the weights int8 should hold are plain inputs of their operators.
+
+What is computed stays the same, up to rounding. New tensors are computed by nodes of the graph from its
+parameters, so they can be computed again from other values; onnxruntime's own merges leave no such trace.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+from onnx import GraphProto, ModelProto, NodeProto, helper, numpy_helper
+
+
+def fold(model: ModelProto) -> ModelProto:
+    """Return a model with normalization by constants inside convolutions, and weights that are not repeated."""
+    folded = ModelProto()
+    folded.CopyFrom(model)
+    _fold_norms(folded)
+    _drop_repeats(folded)
+    return folded
+
+
+def _fold_norms(model: ModelProto) -> None:
+    """Give a convolution the scale and shift of the batch norm after it (running statistics)."""
+    graph = model.graph
+    makers = {name: node for node in graph.node for name in node.output}
+    ranks = _ranks(model)
+    nodes: list[NodeProto] = []
+    for node in graph.node:
+        convolution = makers.get(node.input[0]) if node.op_type == "BatchNormalization" else None
+        if (
+            convolution is None
+            or convolution.op_type != "Conv"
+            or _readers(graph, node.input[0]) != 1
+            or _attribute(node, "training_mode", 0)
+        ):
+            nodes.append(node)
+            continue
+        _, scale, shift, mean, variance = node.input
+        name, weight = node.output[0], convolution.input[1]
+        shape = np.array([-1, *[1] * (ranks[weight] - 1)], np.int64)
+        constants = {f"{name}.epsilon": np.float32(_attribute(node, "epsilon", 1e-5)), f"{name}.shape": shape}
+        graph.initializer.extend(
+            numpy_helper.from_array(np.asarray(value), key) for key, value in constants.items()
+        )
+        steps = [
+            ("Add", [variance, f"{name}.epsilon"], "spread"),
+            ("Sqrt", [f"{name}.spread"], "deviation"),
+            ("Div", [scale, f"{name}.deviation"], "factor"),
+            ("Reshape", [f"{name}.factor", f"{name}.shape"], "factors"),
+            ("Mul", [weight, f"{name}.factors"], "weight"),
+        ]
+        if len(convolution.input) > 2:
+            steps.append(("Sub", [convolution.input[2], mean], "centered"))
+        else:
+            steps.append(("Neg", [mean], "centered"))
+        steps += [
+            ("Mul", [f"{name}.centered", f"{name}.factor"], "scaled"),
+            ("Add", [f"{name}.scaled", shift], "bias"),
+        ]
+        merged = NodeProto()
+        merged.CopyFrom(convolution)
+        merged.input[:] = [convolution.input[0], f"{name}.weight", f"{name}.bias"]
+        merged.output[:] = [name]
+        nodes = [other for other in nodes if other is not convolution]
+        nodes += [helper.make_node(kind, inputs, [f"{name}.{output}"]) for kind, inputs, output in steps]
+        nodes.append(merged)
+    _replace(graph, nodes)
+
+
+def _drop_repeats(model: ModelProto) -> None:
+    """Let MatMul broadcast a matrix that an Expand before it repeats for each step of a sequence."""
+    graph = model.graph
+    makers = {name: node for node in graph.node for name in node.output}
+    inferred = onnx.shape_inference.infer_shapes(model).graph
+    shapes = {
+        value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim]
+        for value in (*inferred.value_info, *inferred.input)
+    }
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    for node in graph.node:
+        repeat = makers.get(node.input[1]) if node.op_type == "MatMul" else None
+        if repeat is None or repeat.op_type != "Expand" or repeat.input[1] not in constants:
+            continue
+        target = numpy_helper.to_array(constants[repeat.input[1]]).tolist()
+        matrix, left = shapes.get(repeat.input[0], []), shapes.get(node.input[0], [])
+        # A dimension that is unknown, the batch, reads as 0.
+        if len(matrix) == 2 and 0 not in matrix and matrix == target[-2:] and left[:-2] == target[:-2]:
+            node.input[1] = repeat.input[0]
+    kept = {value.name for value in graph.output}
+    _replace(
+        graph,
+        [
+            n
+            for n in graph.node
+            if n.op_type != "Expand" or kept & set(n.output) or _readers(graph, n.output[0])
+        ],
+    )
+
+
+def _ranks(model: ModelProto) -> dict[str, int]:
+    inferred = onnx.shape_inference.infer_shapes(model).graph
+    found = {value.name: len(value.type.tensor_type.shape.dim) for value in inferred.value_info}
+    return found | {tensor.name: len(tensor.dims) for tensor in model.graph.initializer}
+
+
+def _readers(graph: GraphProto, name: str) -> int:
+    inside = sum(name in node.input for node in graph.node)
+    return inside + sum(value.name == name for value in graph.output)
+
+
+def _attribute(node: NodeProto, name: str, default: float) -> float:
+    found = [helper.get_attribute_value(attribute) for attribute in node.attribute if attribute.name == name]
+    return float(found[0]) if found else default
+
+
+def _replace(graph: GraphProto, nodes: list[NodeProto]) -> None:
+    copies = [NodeProto.FromString(node.SerializeToString()) for node in nodes]
+    del graph.node[:]
+    graph.node.extend(copies)
