@@ -87,6 +87,7 @@ class Task:
         about: For the model card.
         trainable: Names of the parameters that training changes; all of them where there is none.
         cohorts: Name of each cohort of ``Examples.cohort``.
+        columns: Name of each input, in their order, for explanations; none where they have no names.
         committed: Returns the graphs and ``params.safetensors`` by name where they are kept beside the task,
             so that packing needs no torch; otherwise they are exported.
     """
@@ -101,6 +102,7 @@ class Task:
     about: About
     trainable: tuple[str, ...] = ()
     cohorts: tuple[str, ...] = ()
+    columns: tuple[str, ...] = ()
     committed: Callable[[], Mapping[str, bytes]] | None = None
 
 

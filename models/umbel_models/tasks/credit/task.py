@@ -44,4 +44,5 @@ CREDIT = Task(
         license="CC0-1.0",
     ),
     cohorts=("A", "B"),
+    columns=tuple(feature.name for feature in FEATURES),
 )
