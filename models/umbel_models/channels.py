@@ -91,23 +91,37 @@ def removable(module: nn.Module, shape: Sequence[int]) -> list[Channels]:
     Raises:
         UsageError: There are none, or what the module does depends on its input's values.
     """
-    try:
-        traced = fx.symbolic_trace(module)
-        with torch.no_grad():
-            ShapeProp(traced).propagate(torch.zeros(2, *shape))
-    except Exception as exc:  # torch.fx raises what the module's own code meets
-        raise UsageError(
-            f"The channels of a {type(module).__name__} cannot be followed: {exc} Write it without conditions on "
-            "its values, or prune the parts it is made of."
-        ) from exc
     follower = _Follower(module)
-    for node in traced.graph.nodes:
+    for node in trace(module, shape).graph.nodes:
         follower.follow(node)
     found = list(follower.groups())
     if not found:
         why = " ".join(dict.fromkeys(follower.stops)) or "It has no hidden linear or convolutional layer."
         raise UsageError(f"No channel of this {type(module).__name__} can be removed. {why}")
     return found
+
+
+def trace(module: nn.Module, shape: Sequence[int]) -> fx.GraphModule:
+    """Return a module as the operations it consists of, each with the shape of what it gives for two examples.
+
+    Raises:
+        UsageError: What the module does depends on its input's values.
+    """
+    try:
+        traced = fx.symbolic_trace(module)
+        with torch.no_grad():
+            ShapeProp(traced).propagate(torch.zeros(2, *shape))
+    except Exception as exc:  # torch.fx raises what the module's own code meets
+        raise UsageError(
+            f"The operations of a {type(module).__name__} cannot be followed: {exc} Write it without conditions on "
+            "its values, or take the part of it that has none."
+        ) from exc
+    return traced
+
+
+def shape_of(node: fx.Node) -> tuple[int, ...]:
+    """Return the shape of what an operation gives, for two examples; () where it is no tensor."""
+    return tuple(getattr(node.meta.get("tensor_meta"), "shape", ()))
 
 
 @dataclass(eq=False)
@@ -269,7 +283,7 @@ class _Follower:
     def _moved(self, node: fx.Node, name: str, given: _Layout, rank: int) -> _Layout | None:
         """Return the layout behind an operation that moves or reduces axes; None where it is not known."""
         arguments = _arguments(self._layers, node)
-        shape, result = _shape(node.all_input_nodes[0]), _shape(node)
+        shape, result = shape_of(node.all_input_nodes[0]), shape_of(node)
         if name in _REDUCTIONS:
             axes = arguments("dim", 1, None)
             if axes is None:
@@ -327,13 +341,8 @@ def _last(values: Any) -> Any:
     return _last(values[-1]) if isinstance(values, tuple | list) else values
 
 
-def _shape(node: fx.Node) -> tuple[int, ...]:
-    meta = node.meta.get("tensor_meta")
-    return tuple(getattr(meta, "shape", ()))
-
-
 def _rank(node: fx.Node) -> int:
-    return len(_shape(node))
+    return len(shape_of(node))
 
 
 def _arguments(layers: dict[str, nn.Module], node: fx.Node) -> Callable[[str, int, Any], Any]:

@@ -262,7 +262,7 @@ def test_an_operation_that_is_not_known_keeps_its_channels_and_only_those() -> N
 @pytest.mark.parametrize(
     ("module", "shape", "sentence"),
     [
-        (Conditional(), (4,), "channels of a Conditional cannot be followed.*conditions"),
+        (Conditional(), (4,), "operations of a Conditional cannot be followed.*conditions"),
         (nn.Linear(4, 2), (4,), "has no hidden linear or convolutional layer"),
         (nn.Sequential(nn.Linear(4, 6), nn.Softmax(-1), nn.Linear(6, 2)), (4,), "Softmax '1' mixes channels"),
         (
