@@ -6,13 +6,17 @@ import io
 import json
 import os
 import tempfile
+import time
+import zipfile
+from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from umbel_models.task import TASKS, find
+from umbel_models.load import load_task
+from umbel_models.task import TASKS, Examples
 from umbel_proto.errors import MissingExtraError, PackageError, StorageError, UsageError
 from umbel_proto.keys import SigningKey, VerifyKey
 from umbel_proto.manifest import Manifest, Scalar
@@ -45,7 +49,9 @@ class By(StrEnum):
 
 @app.command()
 def build(
-    task: Annotated[str, typer.Argument(help="The task: digits.")],
+    task: Annotated[
+        str, typer.Argument(help=f"A Python file with one Task, or the task {', '.join(sorted(TASKS))}.")
+    ],
     out: OutOption,
     key: KeyOption,
     version: Annotated[int, typer.Option(min=1, help="The version to give it.")] = 1,
@@ -55,17 +61,20 @@ def build(
     ] = None,
     lineage: LineageOption = None,
 ) -> None:
-    """Write the first package of a task, with its initial parameters."""
+    """Write the first package of a task, with its initial parameters, exported and verified."""
     pack_module = _workbench()
+    signing = _signing_key(key)
+    loaded = load_task(task)
     data = pack_module.build(
-        find(task),
-        key=_signing_key(key),
+        loaded,
+        key=signing,
         version=version,
         calibration=None if calibration is None else _calibration(calibration),
         lineage=_lineage(lineage),
+        progress=_progress(),
     )
     _write(out, data)
-    typer.echo(f"{out}: {task} {version}, {len(data):,} bytes")
+    typer.echo(f"{out}: {loaded.model} {version}, {len(data):,} bytes")
 
 
 @app.command()
@@ -77,6 +86,9 @@ def pack(
     key: KeyOption,
     out: OutOption,
     lineage: LineageOption = None,
+    heldout: Annotated[
+        Path | None, typer.Option(help="An .npz file with x and y to evaluate on, for the card.")
+    ] = None,
 ) -> None:
     """Write the next version of a package: new parameters, quantized and with golden vectors anew."""
     pack_module = _workbench()
@@ -93,6 +105,8 @@ def pack(
         version=version,
         key=signing,
         lineage=_lineage(lineage),
+        held_out=None if heldout is None else _examples(heldout),
+        progress=_progress(),
     )
     _write(out, data)
     typer.echo(f"{out}: {package.manifest.model} {version}, {len(data):,} bytes")
@@ -119,7 +133,7 @@ def split(
 
     from umbel_models.federated import by_label, by_source
 
-    parts = find(task).data()
+    parts = load_task(task).data()
     if by is None:
         by = By.label if parts.train.source is None else By.source
     if by is By.label:
@@ -229,13 +243,37 @@ def _lineage(text: str | None) -> dict[str, Scalar]:
 
 
 def _calibration(path: Path) -> NDArray[Any]:
+    (x,) = _arrays(path, "x")
+    return x
+
+
+def _examples(path: Path) -> Examples:
+    import numpy as np
+
+    x, y = _arrays(path, "x", "y")
+    if len(x) != len(y) or y.dtype.kind not in "iu" or y.ndim != 1:
+        raise UsageError(f"{path} holds no labels y, one whole number for each x: write them as integers.")
+    return Examples(x, y.astype(np.int64))
+
+
+def _arrays(path: Path, *names: str) -> list[NDArray[Any]]:
     import numpy as np
 
     try:
         with np.load(path, allow_pickle=False) as arrays:
-            return np.asarray(arrays["x"])
-    except (OSError, ValueError, KeyError, TypeError) as exc:
-        raise UsageError(f"{path} is not an .npz file with an array x.") from exc
+            return [np.asarray(arrays[name]) for name in names]
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as exc:
+        wanted = f"an array {names[0]}" if len(names) == 1 else f"arrays {' and '.join(names)}"
+        raise UsageError(f"{path} is not an .npz file with {wanted}.") from exc
+
+
+def _progress() -> Callable[[str], None]:
+    begin = time.monotonic()
+
+    def tell(step: str) -> None:
+        typer.echo(f"{time.monotonic() - begin:6.1f} s  {step}", err=True)
+
+    return tell
 
 
 def _read(path: Path) -> bytes:

@@ -3,27 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 import numpy as np
 import safetensors.numpy
 from numpy.typing import NDArray
 
+from umbel_models import baseline
+from umbel_models.card import Card, Figures
+from umbel_models.evaluation import evaluate
+from umbel_models.exported import GRAPH_FILES, INFER, Progress, exported
 from umbel_models.quantize import quantize
 from umbel_models.runtime import Session
-from umbel_models.task import Task
+from umbel_models.task import Examples, Task
+from umbel_proto.contract import DataContract
 from umbel_proto.errors import UsageError
 from umbel_proto.keys import SigningKey
 from umbel_proto.manifest import (
+    BASELINE,
     BATCH,
-    CLIPPED_GRADIENT,
-    EXPLAIN,
-    GRADIENT,
+    CARD,
     INSIDE,
     FloatVector,
     Manifest,
-    Parameter,
     Scalar,
     TensorSpec,
     Variant,
@@ -37,7 +39,34 @@ FP32_TOLERANCE = 1e-4
 # layer. A wrong kernel or a damaged weight moves it by much more.
 INT8_TOLERANCE = 0.1
 OUTPUTS = ("probabilities", "logits")
-GRAPH_FILES = {GRADIENT: "grad.onnx", CLIPPED_GRADIENT: "dpgrad.onnx", EXPLAIN: "explain.onnx"}
+_DOCUMENTS = {CARD: "card.json", BASELINE: "baseline.json"}
+_EVALUATION_BATCH = 256
+# How the facts of a run's privacy begin.
+_PRIVACY = ("epsilon", "example_epsilon", "delta", "noise")
+
+Sections = Mapping[str, Figures]
+Arrays = dict[str, NDArray[np.float32]]
+
+
+def _silent(step: str) -> None:
+    del step
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Judged:
+    """What a new version is judged by.
+
+    Args:
+        card: The card without this version's figures.
+        examples: What it did not learn from; none where nobody gave any.
+        cohorts: Name of each cohort of the examples.
+        sections: Sections of the card that others made.
+    """
+
+    card: Card
+    examples: Examples | None
+    cohorts: tuple[str, ...]
+    sections: Sections
 
 
 def build(
@@ -47,49 +76,52 @@ def build(
     version: int = 1,
     calibration: NDArray[np.float32] | None = None,
     lineage: Mapping[str, Scalar] | None = None,
+    sections: Sections | None = None,
+    progress: Progress = _silent,
 ) -> bytes:
     """Return the first package of a task, with its initial parameters.
 
     Args:
-        task: The task.
+        task: The task. Its graphs are exported and verified here, unless they are kept beside it.
         key: The fleet's release key.
         version: The version to give it, >= 1.
         calibration: Inputs to quantize with and to take golden vectors from; by default the task's own.
         lineage: Facts about where it comes from.
+        sections: Sections to add to its card: figures by name.
+        progress: Told of each step before it begins.
 
     Raises:
-        UsageError: The calibration inputs break the task's data contract, or are too few.
-        PackageError: The parts do not fit together.
+        MissingExtraError: Exporting needs torch, and it is not installed.
+        UsageError: The module holds what cannot be exported, or the task's data breaks its contract.
+        PackageError: A graph does not compute what torch does, or the parts do not fit together.
     """
-    if task.committed is None:
-        raise UsageError(f"Task {task.model} has no graphs yet: export it first.")
-    files = task.committed()
-    parameters = load_tensors(files[PARAMETERS], PARAMETERS)
-    trainable = _order(files["grad.onnx"])
-    frozen = sorted(parameters.keys() - set(trainable))
-    inputs = tuple(TensorSpec(f.name, f.dtype, (BATCH, *f.shape)) for f in task.contract.fields)
+    made = exported(task, progress=progress)
     shape = (BATCH, len(task.labels))
     manifest = Manifest(
         model=task.model,
         version=version,
-        parameters=tuple(Parameter(name, parameters[name].shape) for name in trainable),
-        frozen=tuple(Parameter(name, parameters[name].shape) for name in frozen),
-        inputs=inputs,
+        parameters=made.trainable,
+        frozen=made.frozen,
+        inputs=tuple(TensorSpec(f.name, f.dtype, (BATCH, *f.shape)) for f in task.contract.fields),
         outputs=tuple(TensorSpec(name, "float32", shape) for name in OUTPUTS),
         labels=task.labels,
         contract=task.contract,
         variants={
-            "fp32": Variant("onnx", "infer.onnx", weights=PARAMETERS, tolerance=FP32_TOLERANCE),
+            "fp32": Variant("onnx", INFER, weights=PARAMETERS, tolerance=FP32_TOLERANCE),
             "int8": Variant("onnx", "int8.onnx", weights=INSIDE, tolerance=INT8_TOLERANCE),
         },
         default_variant="fp32",
         decision_threshold=task.decision_threshold,
-        graphs={purpose: name for purpose, name in GRAPH_FILES.items() if name in files},
+        graphs={purpose: name for purpose, name in GRAPH_FILES.items() if name in made.files},
         lineage={"task": task.model, **(lineage or {})},
     )
-    if calibration is None:
-        calibration = task.data().calibration.x
-    return _pack(manifest, files, parameters, calibration, key)
+    progress("reading the task's data")
+    data = task.data()
+    card = Card(task.model, version, task.about, _described(task.contract), task.labels)
+    judged = _Judged(card, data.held_out, task.cohorts, sections or {})
+    inputs = data.calibration.x if calibration is None else calibration
+    parameters = load_tensors(made.files[PARAMETERS], PARAMETERS)
+    return _pack(manifest, made.files, parameters, inputs, judged, key, progress)
 
 
 def repack(
@@ -100,20 +132,28 @@ def repack(
     version: int,
     key: SigningKey,
     lineage: Mapping[str, Scalar] | None = None,
+    held_out: Examples | None = None,
+    sections: Sections | None = None,
+    progress: Progress = _silent,
 ) -> bytes:
     """Return the package of new parameters for the model of ``base``: quantized and with golden vectors anew.
 
+    Figures of the base are not of these parameters: the card gets new ones, or none.
+
     Args:
         base: The package whose graphs, labels and contract to keep.
-        parameters: The new parameters, shape (dim,).
+        parameters: The new trainable parameters, shape (dim,).
         calibration: Inputs to quantize with and to take golden vectors from, shape (n, *example), n >= 16.
         version: The new version, greater than the base's.
         key: The fleet's release key.
         lineage: Facts about where the parameters come from; the base's hash and version are added.
+        held_out: Labelled examples to evaluate on.
+        sections: Sections to add to its card: figures by name.
+        progress: Told of each step before it begins.
 
     Raises:
         UsageError: The parameters are not the model's, the version is not newer, or the calibration
-            inputs break the contract or are too few.
+            inputs or the examples break the contract or are too few.
         PackageError: The parts do not fit together.
     """
     manifest = base.manifest
@@ -121,51 +161,126 @@ def repack(
         raise UsageError(f"Version {version} is not newer than {manifest.version}, which it is made from.")
     facts = {**(lineage or {}), "base_sha256": base.sha256, "base_version": manifest.version}
     files = {name: base.file(name) for name in manifest.files}
+    if CARD not in manifest.documents:
+        raise UsageError(
+            f"Package {manifest.model} {manifest.version} has no card: build it with this umbel."
+        )
+    card = Card.from_json(base.file(manifest.documents[CARD]))
+    card = replace(card, version=version, metrics=(), sections={})
     manifest = replace(manifest, version=version, lineage=facts)
-    return _pack(manifest, files, base.split(parameters), calibration, key)
+    judged = _Judged(card, held_out, (), sections or {})
+    return _pack(manifest, files, base.split(parameters), calibration, judged, key, progress)
 
 
 def _pack(
     manifest: Manifest,
     files: Mapping[str, bytes],
-    parameters: Mapping[str, NDArray[np.float32]],
+    parameters: Arrays,
     calibration: NDArray[np.float32],
+    judged: _Judged,
     key: SigningKey,
+    progress: Progress,
 ) -> bytes:
     manifest.part(parameters)  # refuses values that are not finite
     calibration, _ = manifest.contract.check(calibration)
+    progress("quantizing to int8")
     contents = {
         **files,
-        PARAMETERS: safetensors.numpy.save(dict(parameters)),
-        "int8.onnx": quantize(files["infer.onnx"], parameters, calibration),
+        PARAMETERS: safetensors.numpy.save(parameters),
+        "int8.onnx": quantize(files[INFER], parameters, calibration),
     }
+    progress("evaluating every variant")
     contents[GOLDEN] = golden(manifest, contents, calibration)
-    return write_package(manifest, contents, key)
+    manifest = replace(manifest, documents={**manifest.documents, **_DOCUMENTS})
+    return write_package(manifest, contents | _documents(manifest, contents, calibration, judged), key)
 
 
-def golden(
-    manifest: Manifest,
-    files: Mapping[str, bytes],
-    inputs: NDArray[np.float32],
-) -> bytes:
+def golden(manifest: Manifest, files: Mapping[str, bytes], inputs: NDArray[np.float32]) -> bytes:
     """Return golden vectors: some inputs, and what every variant makes of them here.
 
     The inputs are the ones every variant is surest of, in turn for each label, so that a device whose
     outputs lie within tolerance also gives the same labels.
     """
-    outputs: dict[str, dict[str, NDArray[np.float32]]] = {}
-    for name, variant in manifest.variants.items():
-        opened = Session(files[variant.file], _weights(files, variant))
-        outputs[name] = dict(zip(OUTPUTS, opened.run(list(OUTPUTS), {"x": inputs}), strict=True))
-    rows = _surest([variant["probabilities"] for variant in outputs.values()])
+    outputs = {name: run_variant(manifest, files, name, inputs) for name in manifest.variants}
+    rows = _surest([values["probabilities"] for values in outputs.values()])
     chosen = {
         f"{name}.{output}": values[output][rows] for name, values in outputs.items() for output in OUTPUTS
     }
     return bytes(safetensors.numpy.save({"x": inputs[rows], **chosen}))
 
 
-def _weights(files: Mapping[str, bytes], variant: Variant) -> dict[str, NDArray[Any]]:
-    return {} if variant.weights == INSIDE else load_tensors(files[variant.weights], variant.weights)
+def run_variant(
+    manifest: Manifest, files: Mapping[str, bytes], variant: str, inputs: NDArray[np.float32]
+) -> Arrays:
+    """Return the outputs of one variant, by name, each shape (n, classes).
+
+    Raises:
+        PackageError: Its graph cannot be run.
+    """
+    form = manifest.variants[variant]
+    weights = {} if form.weights == INSIDE else load_tensors(files[form.weights], form.weights)
+    opened = Session(files[form.file], weights)
+    # In batches: an evaluation of many examples must fit into memory.
+    pieces = [
+        opened.run(OUTPUTS, {manifest.inputs[0].name: inputs[begin : begin + _EVALUATION_BATCH]})
+        for begin in range(0, len(inputs), _EVALUATION_BATCH)
+    ]
+    return {name: np.concatenate([piece[i] for piece in pieces]) for i, name in enumerate(OUTPUTS)}
+
+
+def _documents(
+    manifest: Manifest, files: Mapping[str, bytes], calibration: NDArray[np.float32], judged: _Judged
+) -> dict[str, bytes]:
+    """Return the card and the baseline of this version, by file."""
+    inputs = calibration
+    if judged.examples is not None:
+        inputs, _ = manifest.contract.check(judged.examples.x)
+    answers = {name: run_variant(manifest, files, name, inputs) for name in manifest.variants}
+    said = {name: values["probabilities"] for name, values in answers.items()}
+    card = judged.card
+    if judged.examples is not None:
+        metrics = evaluate(said["fp32"], judged.examples, manifest.labels, judged.cohorts)
+        card = replace(card, metrics=metrics)
+    if "int8" in said:
+        card = card.with_section("quantization", _quantization(manifest, files, said, judged.examples))
+    for name, figures in judged.sections.items():
+        card = card.with_section(name, figures)
+    card = card.with_section("privacy", _privacy(manifest.lineage)).with_section("lineage", manifest.lineage)
+    return {
+        _DOCUMENTS[CARD]: card.to_json(),
+        _DOCUMENTS[BASELINE]: baseline.to_json(baseline.baseline(inputs, said[manifest.default_variant])),
+    }
+
+
+def _quantization(
+    manifest: Manifest,
+    files: Mapping[str, bytes],
+    said: Mapping[str, NDArray[np.float32]],
+    examples: Examples | None,
+) -> dict[str, Scalar]:
+    figures: dict[str, Scalar] = {}
+    for name, variant in manifest.variants.items():
+        weights = 0 if variant.weights == INSIDE else len(files[variant.weights])
+        figures[f"bytes {name}"] = len(files[variant.file]) + weights
+    agree = said["int8"].argmax(1) == said["fp32"].argmax(1)
+    figures["share of equal answers"] = float(agree.mean())
+    if examples is not None:
+        for name, probabilities in said.items():
+            figures[f"accuracy {name}"] = float((probabilities.argmax(1) == examples.y).mean())
+    return figures
+
+
+def _privacy(lineage: Mapping[str, Scalar]) -> dict[str, Scalar]:
+    figures = {name: value for name, value in lineage.items() if name.startswith(_PRIVACY)}
+    return figures or {"guarantee": "none is claimed for these parameters"}
+
+
+def _described(contract: DataContract) -> str:
+    parts = [
+        f"{f.name}: {f.dtype} {f.shape}, {f.minimum:g} to {f.maximum:g} {f.unit}".rstrip()
+        for f in contract.fields
+    ]
+    return "; ".join(parts)
 
 
 def _surest(probabilities: list[NDArray[np.float32]]) -> NDArray[np.int64]:
@@ -181,10 +296,3 @@ def _surest(probabilities: list[NDArray[np.float32]]) -> NDArray[np.int64]:
         rows = order[labels[order] == label]
         place[rows] = np.arange(len(rows))
     return np.sort(order[np.argsort(place[order], kind="stable")][:GOLDEN_INPUTS])
-
-
-def _order(gradient: bytes) -> list[str]:
-    import onnx
-
-    names = [value.name for value in onnx.load_from_string(gradient).graph.input]
-    return [name for name in names if name not in {"x", "y", "w"}]

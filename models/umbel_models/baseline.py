@@ -1,0 +1,83 @@
+"""What a model's inputs and answers looked like when it was made: ``baseline.json`` of a package.
+
+Telemetry later says what they look like. ``input``, ``input_mean`` and ``confidence`` have the names and
+edges of telemetry's histograms, so that the two compare cell by cell; the others are there for a closer look:
+
+- ``prediction``: how often each label was given, a cell for each label.
+- ``confidence.K``: confidence where label number K was given.
+- ``feature.K``: the values of feature K, where an example is a row of at most ``MAX_FEATURES``; otherwise
+  ``channel.K.mean`` and ``channel.K.deviation``, of each example's first axis.
+
+The edges of features and channels are twentieths of the data itself: every cell then says as much as any other.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from umbel_proto.histogram import CONFIDENCE, INPUT, Histogram
+
+FORMAT = 1
+MAX_FEATURES = 256
+_TWENTIETHS = np.arange(1, 20) / 20
+
+
+def baseline(x: NDArray[Any], probabilities: NDArray[np.float32]) -> tuple[Histogram, ...]:
+    """Return the histograms of some inputs and of what a model makes of them.
+
+    Args:
+        x: Inputs, shape (n, *example), n >= 1, in the contract's unit; NaN where a value is missing.
+        probabilities: The model's answers, shape (n, classes).
+    """
+    confidence, labels = probabilities.max(1), probabilities.argmax(1)
+    classes = probabilities.shape[1]
+    halves = tuple(number - 0.5 for number in range(1, classes))
+    values = x.astype(np.float64)
+    means = [float(row[np.isfinite(row)].mean()) for row in values if np.isfinite(row).any()]
+    return (
+        Histogram.empty("input", INPUT).observe(values),
+        Histogram.empty("input_mean", INPUT).observe(means),
+        Histogram.empty("prediction", halves).observe(labels),
+        Histogram.empty("confidence", CONFIDENCE).observe(confidence),
+        *(
+            Histogram.empty(f"confidence.{number}", CONFIDENCE).observe(confidence[labels == number])
+            for number in range(classes)
+        ),
+        *(Histogram.empty(name, edges(of)).observe(of) for name, of in _summaries(values)),
+    )
+
+
+def edges(values: NDArray[np.float64]) -> tuple[float, ...]:
+    """Return up to 19 edges that divide values evenly, of six digits; (0.0,) where there are none."""
+    finite = values[np.isfinite(values)]
+    if not finite.size:
+        return (0.0,)
+    return tuple(sorted({float(f"{value:.6g}") for value in np.quantile(finite, _TWENTIETHS)}))
+
+
+def to_json(histograms: Sequence[Histogram]) -> bytes:
+    """Return ``baseline.json``: the same histograms, the same bytes."""
+    body = {
+        "format": FORMAT,
+        "histograms": [
+            {"name": h.name, "edges": list(h.edges), "counts": list(h.counts), "sum": h.sum}
+            for h in histograms
+        ],
+    }
+    return json.dumps(body, separators=(",", ":"), ensure_ascii=True, allow_nan=False).encode()
+
+
+def _summaries(x: NDArray[np.float64]) -> Iterator[tuple[str, NDArray[np.float64]]]:
+    if x.ndim == 2 and x.shape[1] <= MAX_FEATURES:
+        for number in range(x.shape[1]):
+            yield f"feature.{number}", x[:, number]
+        return
+    for number in range(min(x.shape[1], MAX_FEATURES) if x.ndim > 2 else 0):
+        channel = x[:, number].reshape(len(x), -1)
+        yield f"channel.{number}.mean", channel.mean(1)
+        yield f"channel.{number}.deviation", channel.std(1)

@@ -1,0 +1,82 @@
+"""How good a model is on examples that it did not learn from: by label, by cohort, with intervals."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from umbel_models.card import Metric
+from umbel_models.task import Examples
+from umbel_proto.errors import UsageError
+
+_Z = 1.959964  # of a two-sided 95 % interval
+_LEAST = 1e-12  # one impossible example must not make a mean infinite
+
+
+def evaluate(
+    probabilities: NDArray[np.float32],
+    examples: Examples,
+    labels: Sequence[str],
+    cohorts: Sequence[str] = (),
+) -> tuple[Metric, ...]:
+    """Return the figures of a model card.
+
+    Args:
+        probabilities: What the model says of the examples, shape (n, classes).
+        examples: With labels; with cohorts, accuracy is told for each of them.
+        labels: Name of each class.
+        cohorts: Name of each cohort.
+
+    Raises:
+        UsageError: There is no example, or a label or cohort without a name.
+    """
+    count = len(examples.y)
+    if not count:
+        raise UsageError("There is no example to evaluate on: give some that were held out.")
+    _require_named(examples.y, labels, "label")
+    predicted = probabilities.argmax(1)
+    right = predicted == examples.y
+    given = probabilities[np.arange(count), examples.y].astype(np.float64)
+    metrics = [
+        Metric("examples", count),
+        _share("accuracy", right),
+        Metric("log loss", -float(np.log(np.maximum(given, _LEAST)).mean())),
+    ]
+    for number, name in enumerate(labels):
+        of, said = examples.y == number, predicted == number
+        if of.any():
+            metrics.append(_share("recall", said[of], f"label {name}"))
+        if said.any():
+            metrics.append(_share("precision", of[said], f"label {name}"))
+    if examples.cohort is not None:
+        _require_named(examples.cohort, cohorts, "cohort")
+        for number in np.unique(examples.cohort):
+            name = cohorts[number] if cohorts else str(number)
+            metrics.append(_share("accuracy", right[examples.cohort == number], f"cohort {name}"))
+    return tuple(metrics)
+
+
+def wilson(hits: int, count: int) -> tuple[float, float]:
+    """Return the 95 % interval of a share of which ``hits`` of ``count`` draws are seen, count >= 1.
+
+    Source:
+        Wilson, "Probable Inference, the Law of Succession, and Statistical Inference", JASA 22, 1927.
+    """
+    share, square = hits / count, _Z**2 / count
+    middle = share + square / 2
+    half = math.sqrt(square * (share * (1 - share) + square / 4))
+    return max(0.0, (middle - half) / (1 + square)), min(1.0, (middle + half) / (1 + square))
+
+
+def _share(kind: str, hits: NDArray[np.bool_], part: str = "") -> Metric:
+    return Metric(kind, float(hits.mean()), part, wilson(int(hits.sum()), len(hits)))
+
+
+def _require_named(numbers: NDArray[np.int64], names: Sequence[str], what: str) -> None:
+    if numbers.min() < 0 or (names and numbers.max() >= len(names)):
+        raise UsageError(
+            f"The examples have the {what} {numbers.max()}, and {len(names)} are named: name every {what}."
+        )

@@ -1,0 +1,93 @@
+"""The graphs and parameters of a task: those kept beside it, or exported from its module now."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Container, Mapping
+from dataclasses import dataclass
+
+import safetensors.numpy
+
+from umbel_models.task import Task
+from umbel_proto.errors import MissingExtraError, PackageError, UsageError
+from umbel_proto.manifest import CLIPPED_GRADIENT, EXPLAIN, GRADIENT, Parameter
+from umbel_proto.package import PARAMETERS, load_tensors
+
+INFER = "infer.onnx"
+GRAPH_FILES = {GRADIENT: "grad.onnx", CLIPPED_GRADIENT: "dpgrad.onnx", EXPLAIN: "explain.onnx"}
+_DTYPE = "float32"
+
+Progress = Callable[[str], object]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Exported:
+    """What a task's module became.
+
+    Args:
+        files: ``infer.onnx``, the graphs of ``GRAPH_FILES`` and ``params.safetensors``, by name.
+        trainable: The parameters that training changes, in the order of the module.
+        frozen: Those that it leaves, by name.
+    """
+
+    files: Mapping[str, bytes]
+    trainable: tuple[Parameter, ...]
+    frozen: tuple[Parameter, ...]
+
+
+def exported(task: Task, *, progress: Progress) -> Exported:
+    """Return a task's graphs, from its committed files or with torch.
+
+    Raises:
+        MissingExtraError: The task has no committed files, and torch is not installed.
+        UsageError: The module holds what cannot be exported; the message names the layer and the cure.
+        PackageError: A graph does not compute what torch does.
+    """
+    if task.committed is not None:
+        files = task.committed()
+    else:
+        progress("exporting and verifying graphs with torch")
+        files = _export(task)
+    arrays = load_tensors(files[PARAMETERS], PARAMETERS)
+    trainable = _trainable(files[GRAPH_FILES[GRADIENT]], arrays.keys())
+    frozen = sorted(arrays.keys() - set(trainable))
+    return Exported(
+        files,
+        tuple(Parameter(name, arrays[name].shape) for name in trainable),
+        tuple(Parameter(name, arrays[name].shape) for name in frozen),
+    )
+
+
+def _export(task: Task) -> dict[str, bytes]:
+    (field, *others) = task.contract.fields
+    if others or field.name != "x" or field.dtype != _DTYPE:
+        raise UsageError(
+            f"The data contract of task {task.model} must have one field: x, of {_DTYPE}. Join several inputs in one "
+            "array, and take them apart in the module."
+        )
+    try:
+        from umbel_models.graphs.export import export
+    except ImportError as exc:
+        raise MissingExtraError("models", "Exporting a torch module") from exc
+    module = task.module()
+    bounds = (field.minimum, field.maximum)
+    try:
+        graphs = export(module, task.loss, field.shape, trainable=task.trainable, bounds=bounds)
+    except (PackageError, UsageError) as exc:
+        raise type(exc)(f"Task {task.model} cannot be packed: {exc}") from exc
+    files = {
+        INFER: graphs.infer,
+        GRAPH_FILES[GRADIENT]: graphs.gradient,
+        GRAPH_FILES[CLIPPED_GRADIENT]: graphs.clipped,
+        GRAPH_FILES[EXPLAIN]: graphs.explain,
+        PARAMETERS: safetensors.numpy.save(
+            {n: value.detach().numpy() for n, value in module.named_parameters()}
+        ),
+    }
+    return {name: data for name, data in files.items() if data is not None}
+
+
+def _trainable(gradient: bytes, parameters: Container[str]) -> list[str]:
+    import onnx
+
+    inputs = [value.name for value in onnx.load_from_string(gradient).graph.input]
+    return [name for name in inputs if name in parameters]

@@ -1,0 +1,61 @@
+"""A task by name, or from the Python file of whoever brings one."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import sys
+import traceback
+from pathlib import Path
+
+from umbel_models.task import Task, find
+from umbel_proto.errors import UsageError
+
+
+def load_task(name: str) -> Task:
+    """Return a task.
+
+    Args:
+        name: One of umbel's own, such as ``digits``; or a Python file that makes one ``Task``. The file is run.
+
+    Raises:
+        UsageError: There is no such task, the file fails, or it holds no task or several.
+    """
+    if name.endswith(".py"):
+        return _from_file(Path(name))
+    return find(name)
+
+
+def _from_file(path: Path) -> Task:
+    if not path.is_file():
+        raise UsageError(f"There is no file {path}: give a Python file that makes a Task, or a task's name.")
+    # Two files of one name are two modules; a module must be importable while it runs, for dataclasses.
+    name = f"umbel_task_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16]}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    folder = str(path.resolve().parent)
+    sys.modules[name] = module
+    sys.path.insert(0, folder)  # as `python task.py` does: the file may import its neighbors
+    try:
+        spec.loader.exec_module(module)
+    except Exception as exc:  # whatever the file raises: it is not ours
+        del sys.modules[name]
+        raise UsageError(f"{path} cannot be run: {_where(exc, path)}.") from exc
+    finally:
+        sys.path.remove(folder)
+    tasks = {id(value): value for value in vars(module).values() if isinstance(value, Task)}
+    if len(tasks) != 1:
+        names = ", ".join(sorted(task.model for task in tasks.values()))
+        found = f"{len(tasks)} tasks ({names})" if tasks else "no Task"
+        raise UsageError(f"{path} holds {found}: give a file with one umbel_models.task.Task in it.")
+    return next(iter(tasks.values()))
+
+
+def _where(exc: Exception, path: Path) -> str:
+    text = " ".join(f"{type(exc).__name__}: {exc}".split()).rstrip(".")
+    if isinstance(exc, SyntaxError):
+        return f"line {exc.lineno}: {text}"
+    lines = [frame.lineno for frame in traceback.extract_tb(exc.__traceback__) if frame.filename == str(path)]
+    return f"line {lines[-1]}: {text}" if lines else text
