@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from umbel._data import Examples
-from umbel.train import DivergedError, ExamplePrivacy, TrainPlan
+from umbel.train import SGD, DivergedError, ExamplePrivacy, Trainer, TrainPlan
 from umbel.train.evaluate import MAX_HOLDBACK, evaluate, hold_back
 from umbel.train.local import train_locally
 from umbel.train.onnx import OnnxTrainer
@@ -31,6 +31,9 @@ from umbel_proto.wire import rounds_pb2, saved_pb2
 log = logging.getLogger(__name__)
 
 Vector = NDArray[np.float32]
+
+TrainerFactory = Callable[[Package], Trainer]
+"""Makes the trainer of a package: ``OnnxTrainer``, or what the device's owner brings."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -82,8 +85,12 @@ def asked_for(plan: rounds_pb2.TrainPlan, descriptor: Descriptor) -> tuple[Quant
     return asked
 
 
-def _settings(plan: rounds_pb2.TrainPlan) -> TrainPlan:
-    """Return how the server wants training to be done, within what a device does at all."""
+def settings_of(plan: rounds_pb2.TrainPlan) -> TrainPlan:
+    """Return how the server wants training to be done, within what a device does at all.
+
+    Raises:
+        RemoteProtocolError: It wants something else.
+    """
     if not 0 <= plan.holdback <= MAX_HOLDBACK:
         raise RemoteProtocolError(
             SERVER,
@@ -93,7 +100,28 @@ def _settings(plan: rounds_pb2.TrainPlan) -> TrainPlan:
         # Noise without a clip is no protection and no mistake to pass over: ExamplePrivacy refuses it.
         wanted = plan.example_clip != 0 or plan.example_noise != 0
         privacy = ExamplePrivacy(plan.example_clip, plan.example_noise) if wanted else None
-        return TrainPlan(plan.epochs, plan.batch_size, plan.learning_rate, plan.momentum, plan.seed, privacy)
+        if plan.optimizer == SGD:
+            raise UsageError("optimizer is 'sgd': leave it out.")
+        if plan.patience and not plan.holdback:
+            raise UsageError("patience needs a holdback to judge by.")
+        # Zero stands for what only Adam has.
+        adam = {"second_momentum": plan.second_momentum, "adaptivity": plan.adaptivity}
+        return TrainPlan(
+            plan.epochs,
+            plan.batch_size,
+            plan.learning_rate,
+            plan.momentum,
+            plan.seed,
+            privacy,
+            optimizer=plan.optimizer or SGD,
+            nesterov=plan.nesterov,
+            weight_decay=plan.weight_decay,
+            gradient_clip=plan.gradient_clip,
+            fedprox_mu=plan.fedprox_mu,
+            patience=plan.patience,
+            time_limit_s=plan.time_limit_s,
+            **(adam if plan.optimizer else {}),
+        )
     except UsageError as exc:
         raise RemoteProtocolError(SERVER, f"the plan is out of range: {exc}") from exc
 
@@ -107,6 +135,7 @@ def contribute(
     *,
     device: DeviceId,
     charge: Callable[[NoisySteps | None], object],
+    trainer_of: TrainerFactory = OnnxTrainer,
 ) -> Contribution:
     """Train on a device's examples, and measure what the plan asks for.
 
@@ -121,6 +150,7 @@ def contribute(
         descriptor: The session.
         device: The device.
         charge: See ``train_locally``.
+        trainer_of: Makes the trainer.
 
     Raises:
         BudgetError: ``charge`` says that the examples' budget does not cover it.
@@ -129,9 +159,9 @@ def contribute(
 
     Source: docs/spec/privacy.md, 2.14.
     """
-    asked, settings = asked_for(plan, descriptor), _settings(plan)
+    asked, settings = asked_for(plan, descriptor), settings_of(plan)
     training, evaluation = hold_back(examples, plan.holdback)
-    with contextlib.closing(OnnxTrainer(package)) as trainer:
+    with contextlib.closing(trainer_of(package)) as trainer:
         try:
             trained = train_locally(
                 trainer,
@@ -140,8 +170,10 @@ def contribute(
                 settings,
                 round_=descriptor.round,
                 device=device,
+                held_back=evaluation,
                 charge=charge,
             )
+            log.info("took %d steps in %.3g s: ended by %s", trained.steps, trained.seconds, trained.ended)
             update, training_loss = _update(trained.parameters, start), trained.loss
         except DivergedError as exc:
             log.warning("%s This device adds a zero update to the sum.", exc)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -18,21 +19,20 @@ from scipy import stats
 from model_packages import digits, first, opened, resigned
 from umbel._data import Examples
 from umbel.engines.onnx import open_session
-from umbel.train import Controls, ExamplePrivacy, Trainer, TrainPlan, TrainResult
+from umbel.train import Controls, Ended, ExamplePrivacy, Meter, Trainer, TrainPlan, TrainResult
 from umbel.train.descent import MAX_ROWS, SLACK
 from umbel.train.onnx import OnnxTrainer
 from umbel.train.torch import TorchTrainer
 from umbel_models.task import cross_entropy as loss
 from umbel_models.tasks.digits.module import DigitsNet
 from umbel_proto.errors import UsageError
-from umbel_proto.package import Package
 
 ALARM = 1e-9
 """How often a statistical test here is allowed to fail by chance."""
 
-TRAINERS: dict[str, Callable[[Package], Trainer]] = {
+TRAINERS: dict[str, Callable[..., Trainer]] = {
     "onnx": OnnxTrainer,
-    "torch": lambda package: TorchTrainer(package, DigitsNet(), loss),
+    "torch": lambda package, **more: TorchTrainer(package, DigitsNet(), loss, **more),
 }
 
 
@@ -45,8 +45,13 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module", params=TRAINERS)
-def trainer(request: pytest.FixtureRequest) -> Trainer:
-    return TRAINERS[request.param](opened(first()))
+def make(request: pytest.FixtureRequest) -> Callable[..., Trainer]:
+    return TRAINERS[request.param]
+
+
+@pytest.fixture(scope="module")
+def trainer(make: Callable[..., Trainer]) -> Trainer:
+    return make(opened(first()))
 
 
 @functools.cache
@@ -108,6 +113,79 @@ def test_every_trainer_gives_what_the_first_gives(trainer: Trainer) -> None:
     np.testing.assert_allclose(result.parameters, reference.parameters, atol=2e-5)
     assert result.loss == pytest.approx(reference.loss, rel=1e-4)
     assert (result.examples, result.steps) == (reference.examples, reference.steps) == (100, 21)
+
+
+DRAWN = ExamplePrivacy(0.5, 0.0)
+"""Without noise, and at rate 1, both trainers make the same steps."""
+
+PLANS: dict[str, dict[str, Any]] = {
+    "sgd": {"momentum": 0.0},
+    "momentum": {"momentum": 0.9},
+    "nesterov": {"momentum": 0.9, "nesterov": True},
+    "decay": {"weight_decay": 0.05},
+    "adam": {"optimizer": "adam", "momentum": 0.9, "learning_rate": 0.003},
+    "adam with decay": {"optimizer": "adam", "momentum": 0.9, "learning_rate": 0.003, "weight_decay": 0.05},
+    "clipped": {"gradient_clip": 0.8},
+    "fedprox": {"fedprox_mu": 0.5},
+    "fedprox, clipped, by adam": {
+        "optimizer": "adam", "momentum": 0.9, "learning_rate": 0.003, "fedprox_mu": 0.5, "gradient_clip": 0.8,
+    },
+    "scaffold": {"momentum": 0.0},
+    "scaffold, clipped": {"momentum": 0.0, "gradient_clip": 0.8},
+    "patience": {"patience": 1, "epochs": 30, "learning_rate": 0.15},
+    "patience, by adam": {"patience": 1, "epochs": 30, "optimizer": "adam", "learning_rate": 0.01},
+    "energy": {"energy_limit_j": 5.0},
+    "private": {"privacy": DRAWN, "batch_size": 50},
+    "private, by adam": {
+        "privacy": DRAWN, "batch_size": 50, "optimizer": "adam", "momentum": 0.9, "learning_rate": 0.003,
+    },
+    "private scaffold": {"privacy": DRAWN, "batch_size": 50, "momentum": 0.0},
+    "private fedprox, clipped, with a limit": {
+        "privacy": DRAWN, "batch_size": 50, "fedprox_mu": 0.5, "gradient_clip": 0.8, "epochs": 9, "energy_limit_j": 3.0,
+    },
+}  # fmt: skip
+
+
+def planned(trainer: Trainer, name: str) -> TrainResult:
+    x, y = digits().train[:2]
+    chance = np.random.default_rng(3)
+    server, own = (chance.normal(scale=0.01, size=start().shape).astype(np.float32) for _ in range(2))
+    return train(
+        trainer,
+        50,
+        held_back=Examples(x[-40:], y[-40:]) if "patience" in name else None,
+        controls=Controls(server, own) if "scaffold" in name else None,
+        **PLANS[name],
+    )
+
+
+@functools.cache
+def by_the_first(name: str) -> TrainResult:
+    return planned(OnnxTrainer(opened(first()), meter=Meter(joules=itertools.count().__next__)), name)
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_every_trainer_makes_the_same_of_every_plan(name: str, make: Callable[..., Trainer]) -> None:
+    reference = by_the_first(name)
+    result = planned(make(opened(first()), meter=Meter(joules=itertools.count().__next__)), name)
+    assert (result.steps, result.ended) == (reference.steps, reference.ended)
+    moved = np.linalg.norm(reference.parameters - start())
+    assert np.linalg.norm(result.parameters - reference.parameters) <= 5e-4 * moved
+    np.testing.assert_allclose(result.parameters, reference.parameters, rtol=1e-4, atol=1e-4)
+    assert result.loss == pytest.approx(reference.loss, rel=1e-4)
+    assert (result.control is None) == (reference.control is None) == ("scaffold" not in name)
+    if reference.control is not None:
+        np.testing.assert_allclose(result.control, reference.control, atol=1e-4)
+
+
+def test_the_plans_above_end_for_the_reasons_they_name_and_differ() -> None:
+    for name in PLANS:
+        ended = Ended.PATIENCE if "patience" in name else Ended.EPOCHS
+        if "energy_limit_j" in PLANS[name]:
+            ended = Ended.ENERGY
+        assert by_the_first(name).ended is ended, name
+    found = {by_the_first(name).parameters.tobytes() for name in PLANS}
+    assert len(found) == len(PLANS)
 
 
 def test_training_repeats_to_the_bit(trainer: Trainer) -> None:

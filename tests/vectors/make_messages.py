@@ -175,12 +175,47 @@ def train_plans() -> list[Case]:
         ("none of two", "wrong_length", []),
     ]
     plan: list[Field] = list(PLAN)
+    adam: list[Field] = [(11, b"adam"), (13, 0.99), (14, 1e-4)]
+    shared: list[Field] = [(15, 0.01), (16, 5.0), (17, 0.1), (18, 3), (19, 90.0)]
+    told = {
+        "weight_decay": 0.01,
+        "gradient_clip": 5.0,
+        "fedprox_mu": 0.1,
+        "patience": 3,
+        "time_limit_s": 90.0,
+    }
+    unwanted: list[tuple[str, list[Field]]] = [
+        ("an optimizer nobody knows", [(11, b"lion")]),
+        ("SGD by its name", [(11, b"sgd")]),
+        ("Adam without its numbers", adam[:1]),
+        ("Adam with a beta_2 of 1", [adam[0], (13, 1.0), adam[2]]),
+        ("Nesterov's momentum by Adam", [adam[0], (12, 1), *adam[1:]]),
+        ("a gradient clip below 0", [(16, -1.0)]),
+        ("a FedProx term that is no number", [(17, float("nan"))]),
+        ("patience with nothing held back", [(18, 3)]),
+        ("patience with private examples", [(10, 0.2), (18, 3), (20, 1.0), (21, 1.5)]),
+        ("a time limit without end", [(19, float("inf"))]),
+    ]
     cases = broken("TrainPlan", plan, empty="")
     return [
         good("the update alone", plan, plain),
         {**good("two quantities and a holdback", [*plan, *TWO, (10, 0.2)], plain), "summed": 2}
         | {"expected": {**plain, "auxiliary": asked, "holdback": 0.2}},
+        good(
+            "Adam and every limit",
+            [*plan, (10, 0.2), *adam, *shared],
+            {
+                **plain,
+                **told,
+                "holdback": 0.2,
+                "optimizer": "adam",
+                "second_momentum": 0.99,
+                "adaptivity": 1e-4,
+            },
+        ),
+        good("Nesterov's momentum", [*plan, (12, 1)], {**plain, "optimizer": "sgd", "nesterov": True}),
         *(case for case in cases if case["kind"]),
+        *(bad(comment, "out_of_range", [*plan, *more]) for comment, more in unwanted),
         bad("a model that is not UTF-8", "malformed", put(plan, 7, b"\xff\xfe")),
         *({**bad(c, kind, [*plan, *more]), "summed": 2} for c, kind, more in unasked),
         bad("one of none", "wrong_length", [*plan, TWO[0]]),

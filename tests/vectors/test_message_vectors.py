@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from umbel._contribution import asked_for
+from umbel._contribution import asked_for, settings_of
 from umbel_proto.errors import UmbelError
 from umbel_proto.secagg import messages
 from umbel_proto.secagg.canonical import parse, serialize
@@ -50,6 +50,9 @@ def read_train_plan(data: bytes, case: Case) -> tuple[Case, bytes]:
     fields = {name: getattr(m, name) for name in names}
     fields["package_sha256"] = m.package_sha256.hex()
     fields["auxiliary"] = [[q.name, q.low, q.high] for q in quantities]
+    settings = settings_of(m)
+    for name in case["expected"].keys() - fields.keys() if "expected" in case else ():
+        fields[name] = getattr(settings, name)
     return fields, serialize(m)
 
 

@@ -15,7 +15,7 @@ class TrainRequest(_message.Message):
     def __init__(self, descriptor: _Optional[bytes] = ..., plan: _Optional[bytes] = ...) -> None: ...
 
 class TrainPlan(_message.Message):
-    __slots__ = ("epochs", "batch_size", "learning_rate", "momentum", "seed", "package_sha256", "model", "package_version", "auxiliary", "holdback", "example_clip", "example_noise")
+    __slots__ = ("epochs", "batch_size", "learning_rate", "momentum", "seed", "package_sha256", "model", "package_version", "auxiliary", "holdback", "optimizer", "nesterov", "second_momentum", "adaptivity", "weight_decay", "gradient_clip", "fedprox_mu", "patience", "time_limit_s", "example_clip", "example_noise")
     EPOCHS_FIELD_NUMBER: _ClassVar[int]
     BATCH_SIZE_FIELD_NUMBER: _ClassVar[int]
     LEARNING_RATE_FIELD_NUMBER: _ClassVar[int]
@@ -26,6 +26,15 @@ class TrainPlan(_message.Message):
     PACKAGE_VERSION_FIELD_NUMBER: _ClassVar[int]
     AUXILIARY_FIELD_NUMBER: _ClassVar[int]
     HOLDBACK_FIELD_NUMBER: _ClassVar[int]
+    OPTIMIZER_FIELD_NUMBER: _ClassVar[int]
+    NESTEROV_FIELD_NUMBER: _ClassVar[int]
+    SECOND_MOMENTUM_FIELD_NUMBER: _ClassVar[int]
+    ADAPTIVITY_FIELD_NUMBER: _ClassVar[int]
+    WEIGHT_DECAY_FIELD_NUMBER: _ClassVar[int]
+    GRADIENT_CLIP_FIELD_NUMBER: _ClassVar[int]
+    FEDPROX_MU_FIELD_NUMBER: _ClassVar[int]
+    PATIENCE_FIELD_NUMBER: _ClassVar[int]
+    TIME_LIMIT_S_FIELD_NUMBER: _ClassVar[int]
     EXAMPLE_CLIP_FIELD_NUMBER: _ClassVar[int]
     EXAMPLE_NOISE_FIELD_NUMBER: _ClassVar[int]
     epochs: int
@@ -38,9 +47,18 @@ class TrainPlan(_message.Message):
     package_version: int
     auxiliary: _containers.RepeatedCompositeFieldContainer[Quantity]
     holdback: float
+    optimizer: str
+    nesterov: bool
+    second_momentum: float
+    adaptivity: float
+    weight_decay: float
+    gradient_clip: float
+    fedprox_mu: float
+    patience: int
+    time_limit_s: float
     example_clip: float
     example_noise: float
-    def __init__(self, epochs: _Optional[int] = ..., batch_size: _Optional[int] = ..., learning_rate: _Optional[float] = ..., momentum: _Optional[float] = ..., seed: _Optional[int] = ..., package_sha256: _Optional[bytes] = ..., model: _Optional[str] = ..., package_version: _Optional[int] = ..., auxiliary: _Optional[_Iterable[_Union[Quantity, _Mapping]]] = ..., holdback: _Optional[float] = ..., example_clip: _Optional[float] = ..., example_noise: _Optional[float] = ...) -> None: ...
+    def __init__(self, epochs: _Optional[int] = ..., batch_size: _Optional[int] = ..., learning_rate: _Optional[float] = ..., momentum: _Optional[float] = ..., seed: _Optional[int] = ..., package_sha256: _Optional[bytes] = ..., model: _Optional[str] = ..., package_version: _Optional[int] = ..., auxiliary: _Optional[_Iterable[_Union[Quantity, _Mapping]]] = ..., holdback: _Optional[float] = ..., optimizer: _Optional[str] = ..., nesterov: bool = ..., second_momentum: _Optional[float] = ..., adaptivity: _Optional[float] = ..., weight_decay: _Optional[float] = ..., gradient_clip: _Optional[float] = ..., fedprox_mu: _Optional[float] = ..., patience: _Optional[int] = ..., time_limit_s: _Optional[float] = ..., example_clip: _Optional[float] = ..., example_noise: _Optional[float] = ...) -> None: ...
 
 class Quantity(_message.Message):
     __slots__ = ("name", "low", "high")

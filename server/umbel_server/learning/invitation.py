@@ -14,7 +14,7 @@ from umbel_proto.privacy.auxiliary import Quantity
 from umbel_proto.privacy.encode import Encoding
 from umbel_proto.secagg.session import Descriptor, model_hash, plan_hash
 from umbel_proto.wire import rounds_pb2 as pb
-from umbel_server.learning.plan import RunPlan
+from umbel_server.learning.plan import ADAM, RunPlan
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +59,7 @@ def invite(
     """
     vector = parameters.astype("<f4", copy=False).tobytes()
     training, timing = plan.training, plan.timing
+    adam = training.optimizer == ADAM
     train_plan = pb.TrainPlan(
         epochs=training.epochs,
         batch_size=training.batch_size,
@@ -70,6 +71,16 @@ def invite(
         package_version=plan.version,
         auxiliary=[pb.Quantity(name=q.name, low=q.low, high=q.high) for q in quantities],
         holdback=training.holdback,
+        # What says nothing is left out: a device from before these settings reads the plan as well.
+        optimizer=ADAM if adam else "",
+        nesterov=training.nesterov,
+        second_momentum=training.second_momentum if adam else 0.0,
+        adaptivity=training.adaptivity if adam else 0.0,
+        weight_decay=training.weight_decay,
+        gradient_clip=training.gradient_clip,
+        fedprox_mu=training.fedprox_mu,
+        patience=training.patience,
+        time_limit_s=training.time_limit_s,
         example_clip=training.example_clip,
         example_noise=training.example_noise,
     ).SerializeToString(deterministic=True)

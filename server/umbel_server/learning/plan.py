@@ -13,6 +13,8 @@ from umbel_proto.privacy.auxiliary import ACCURACY, LOSS, TRAINING_LOSS
 from umbel_proto.privacy.plan import AUXILIARY_SHARE
 
 METRICS = (LOSS, ACCURACY, TRAINING_LOSS)
+SGD = "sgd"
+ADAM = "adam"
 OPTIMIZERS = ("fedavg", "fedavgm", "fedadam", "fedyogi")
 
 
@@ -23,13 +25,22 @@ class Training:
     Args:
         epochs: Passes over the data.
         batch_size: Examples a step.
-        learning_rate: Of SGD.
-        momentum: Of SGD, in [0, 1).
+        learning_rate: Length of a step.
+        momentum: Of SGD, or Adam's beta_1, in [0, 1).
         seed: Where the order of examples comes from; each device and round mixes it with its own name.
         holdback: Share of a device's examples that it never trains on and evaluates on, in [0, 1/2]; with 0 it
             evaluates on those it trains on.
         example_clip: Largest L2 norm of an example's gradient; 0 trains without example-level privacy.
         example_noise: Standard deviation of the noise in a step's sum of gradients, over ``example_clip``.
+        optimizer: ``sgd`` or ``adam``.
+        nesterov: Whether SGD's momentum looks a step ahead.
+        second_momentum: Adam's beta_2, in [0, 1).
+        adaptivity: Adam's epsilon, > 0.
+        weight_decay: How much of the parameters is added to their gradient, >= 0.
+        gradient_clip: Largest L2 norm of a step's gradient; 0 for any.
+        fedprox_mu: Pull of a device's steps towards the parameters it received, >= 0.
+        patience: Epochs without a lower loss on what is held back after which a device ends; 0 for none.
+        time_limit_s: Seconds after which a device begins no step; 0 for no limit.
     """
 
     epochs: int = 1
@@ -40,6 +51,15 @@ class Training:
     holdback: float = 0.0
     example_clip: float = 0.0
     example_noise: float = 0.0
+    optimizer: str = SGD
+    nesterov: bool = False
+    second_momentum: float = 0.999
+    adaptivity: float = 1e-8
+    weight_decay: float = 0.0
+    gradient_clip: float = 0.0
+    fedprox_mu: float = 0.0
+    patience: int = 0
+    time_limit_s: float = 0.0
 
     def __post_init__(self) -> None:
         _at_least("epochs", self.epochs, 1)
@@ -58,6 +78,34 @@ class Training:
             raise UsageError(
                 f"example_clip is {self.example_clip:g} and example_noise {self.example_noise:g}, and one without the "
                 "other protects no example: choose both > 0, or both 0."
+            )
+        self._check_descent()
+
+    def _check_descent(self) -> None:
+        # As every device insists on; see its ``TrainPlan``.
+        if self.optimizer == "scaffold":
+            raise UsageError(
+                "SCAFFOLD works in local rounds only, with umbel train --scaffold: in a run the noise that protects "
+                "devices would return in every step. Choose sgd, and fedprox_mu against drift."
+            )
+        if self.optimizer not in (SGD, ADAM):
+            raise UsageError(f"There is no optimizer {self.optimizer!r}: choose {SGD} or {ADAM}.")
+        if self.nesterov and (self.optimizer != SGD or self.momentum == 0):
+            raise UsageError("nesterov needs optimizer sgd and a momentum > 0: set them, or leave it out.")
+        if not 0 <= self.second_momentum < 1:
+            raise UsageError(f"second_momentum is {self.second_momentum}: choose a number in [0, 1).")
+        _positive("adaptivity", self.adaptivity)
+        for name in ("weight_decay", "gradient_clip", "fedprox_mu", "time_limit_s"):
+            if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
+                raise UsageError(f"{name} is {getattr(self, name)}: choose a number > 0, or 0 for none.")
+        if not 0 <= self.patience <= 1000:
+            raise UsageError(f"patience is {self.patience}: choose 1 to 1000 epochs, or 0 for none.")
+        if self.patience and not self.holdback:
+            raise UsageError("patience needs examples to judge by: set a holdback, such as 0.2.")
+        if self.patience and self.example_clip:
+            raise UsageError(
+                "patience ends training by a loss that no noise hides, so examples would not stay private: leave it "
+                "out, or example_clip and example_noise."
             )
 
 
@@ -281,6 +329,11 @@ class RunPlan:
                 f"min_cohort is {self.min_cohort}, and a round has {self.devices} devices: lower it, or raise devices."
             )
         _at_least("weight_cap", self.weight_cap, 0)
+        if self.training.time_limit_s > self.timing.train_timeout_s:
+            raise UsageError(
+                f"training.time_limit_s is {self.training.time_limit_s:g}, and the server waits for "
+                f"{self.timing.train_timeout_s:g} s: lower it, or raise timing.train_timeout_s."
+            )
         if len(self.package_sha256) != 64:
             raise UsageError("package_sha256 is not a SHA-256 in hex (64 digits).")
 
