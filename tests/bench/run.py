@@ -1,6 +1,6 @@
 """Run the benchmarks beside this file, one after the other, each in a process of its own.
 
-Usage: python tests/bench/run.py [NAME]
+Usage: python tests/bench/run.py [NAME or GROUP]
 """
 
 from __future__ import annotations
@@ -11,14 +11,15 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 NOT_BENCHMARKS = {"run", "harness", "secagg_plot"}
+GROUPS = {"models": ("export", "training", "inference", "quantized", "tflite", "compression")}
 
 
 def main() -> int:
     names = sorted(path.stem for path in HERE.glob("*.py") if path.stem not in NOT_BENCHMARKS)
-    wanted = sys.argv[1:] or names
+    wanted = [name for word in sys.argv[1:] for name in GROUPS.get(word, (word,))] or names
     for name in wanted:
         if name not in names:
-            print(f"There is no benchmark {name!r}: choose one of {', '.join(names)}.")
+            print(f"There is no benchmark {name!r}: choose one of {', '.join([*names, *GROUPS])}.")
             return 2
     # A missed target is printed and fails nothing; a benchmark that cannot run does.
     return max(

@@ -1,0 +1,143 @@
+"""From a torch module to graphs, and what a device then has to open, hold and install.
+
+- Export: all graphs of a module with their verification against torch, once, in a process of its own, so that
+  the first trace's imports count too; beside it the import of torch alone.
+- Opening: the median of several sessions, inference with its parameters as on a device, and training.
+- Install: the files of a distribution and of all that it needs, by their own records (``RECORD``), on this
+  machine; beside it the same for torch and Opacus. Compiled caches are not counted.
+"""
+
+from __future__ import annotations
+
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from importlib import metadata
+
+import numpy as np
+import onnxruntime as ort
+from harness import Report, seconds
+from packaging.requirements import Requirement
+
+EXPORT = """
+import sys, time
+begin = time.perf_counter()
+from umbel_models.graphs.export import export
+from umbel_models.task import find
+task = find(sys.argv[1])
+graphs = export(task.module(), task.loss, task.contract.fields[0].shape)
+print(time.perf_counter() - begin)
+"""
+TASKS = ("digits", "activity", "credit", "breast-cancer")
+RUNS = 15
+
+
+def child(code: str, *arguments: str) -> float:
+    ran = subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True, timeout=600
+    )
+    return float(ran.stdout.split()[-1])
+
+
+def exports(report: Report) -> None:
+    bare = child("import time\nbegin = time.perf_counter()\nimport torch\nprint(time.perf_counter() - begin)")
+    for name in TASKS:
+        report.value(
+            f"export and verify {name}, import torch beside it",
+            child(EXPORT, name),
+            unit="s",
+            baseline=bare,
+            at_most=20 if name == "digits" else None,
+        )
+
+
+def openings(report: Report) -> None:
+    """Time sessions of the digits CNN and of a network of 6.6 million parameters."""
+    from torch import nn
+
+    from umbel_models.graphs.export import export
+    from umbel_models.task import cross_entropy, find
+
+    digits = find("digits")
+    large = nn.Sequential(
+        nn.Conv2d(1, 32, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Conv2d(32, 64, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Flatten(), nn.Linear(3136, 2048), nn.ReLU(), nn.Linear(2048, 62),
+    )  # fmt: skip
+    for name, module, shape in (
+        ("digits", digits.module(), digits.contract.fields[0].shape),
+        ("6.6 M parameters", large, (1, 28, 28)),
+    ):
+        graphs = export(module, cross_entropy, shape)
+        values = {key: value.detach().numpy() for key, value in module.named_parameters()}
+        for what, graph, weights in (
+            ("inference", graphs.infer, values),
+            ("training", graphs.gradient, {}),
+            ("private training", graphs.clipped, {}),
+        ):
+
+            def opened(graph: bytes = graph, weights: dict[str, np.ndarray] = weights) -> None:
+                options = ort.SessionOptions()
+                options.intra_op_num_threads = 1
+                if weights:
+                    options.add_external_initializers(
+                        list(weights), [ort.OrtValue.ortvalue_from_numpy(value) for value in weights.values()]
+                    )
+                ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+
+            opened()
+            median = statistics.median(seconds(opened) for _ in range(RUNS))
+            report.value(f"open {what}, {name}", 1e3 * median, unit="ms", at_most=50)
+            report.value(f"  its graph, {name}", len(graph) / 1e3, unit="kB")
+
+
+def needed(name: str, extras: frozenset[str], seen: set[str]) -> Iterator[str]:
+    """Yield a distribution and all that it needs here, by name."""
+    key = name.lower().replace("_", "-")
+    if key in seen:
+        return
+    try:
+        requirements = metadata.requires(name) or []
+    except metadata.PackageNotFoundError:
+        return  # For another system.
+    seen.add(key)
+    yield key
+    for line in requirements:
+        requirement = Requirement(line)
+        marker = requirement.marker
+        if marker is None or any(marker.evaluate({"extra": extra}) for extra in (extras or {""})):
+            yield from needed(requirement.name, frozenset(requirement.extras), seen)
+
+
+def megabytes(names: Iterator[str]) -> float:
+    total = 0
+    for name in names:
+        for file in metadata.files(name) or ():
+            if file.suffix != ".pyc":
+                path = file.locate()
+                total += path.stat().st_size if path.is_file() else 0  # type: ignore[union-attr]
+    return total / 1e6
+
+
+def footprint(report: Report) -> None:
+    seen: set[str] = set()
+    torch = megabytes(name for root in ("torch", "opacus") for name in needed(root, frozenset(), seen))
+    for what, extras in (("a device that predicts", ""), ("one that joins rounds", "learn")):
+        size = megabytes(needed("umbel", frozenset({extras}), set()))
+        report.value(f"installed for {what}, torch and Opacus beside it", size, unit="MB", baseline=torch)
+
+
+def main() -> None:
+    report = Report("export")
+    begin = time.perf_counter()
+    exports(report)
+    openings(report)
+    footprint(report)
+    report.finish()
+    print(f"{time.perf_counter() - begin:.0f} s")
+
+
+if __name__ == "__main__":
+    main()
