@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from umbel_proto.errors import PackageError, UsageError
+from umbel_proto.errors import MissingExtraError, PackageError, UsageError
 from umbel_proto.package import Package
 
 Probabilities = NDArray[np.float32]
@@ -52,6 +52,7 @@ def load_engine(package: Package, variant: str | None = None) -> Engine:
 
     Raises:
         UsageError: The package has no such variant.
+        MissingExtraError: Its engine is not installed.
         PackageError: No engine of this umbel runs it, or its graph cannot be loaded.
     """
     manifest = package.manifest
@@ -61,10 +62,19 @@ def load_engine(package: Package, variant: str | None = None) -> Engine:
         raise UsageError(
             f"Model {manifest.model} {manifest.version} has no variant {name!r}: choose {known}."
         )
-    engine = manifest.variants[name].engine
-    if engine != "onnx":
-        raise PackageError(f"Variant {name} of {manifest.model} needs the engine {engine!r}: update umbel.")
-    # Loading onnxruntime takes longer than all of umbel: only who predicts pays for it.
-    from umbel.engines.onnx import OnnxEngine
+    # Loading a runtime takes longer than all of umbel: only who predicts pays for it.
+    match manifest.variants[name].engine:
+        case "onnx":
+            from umbel.engines.onnx import OnnxEngine
 
-    return OnnxEngine(package, name)
+            return OnnxEngine(package, name)
+        case "tflite":
+            try:
+                from umbel.engines.tflite import TfliteEngine
+            except ImportError as exc:
+                raise MissingExtraError("tflite", f"Variant {name} of {manifest.model}") from exc
+            return TfliteEngine(package, name)
+        case engine:
+            raise PackageError(
+                f"Variant {name} of {manifest.model} needs the engine {engine!r}: update umbel."
+            )

@@ -1,10 +1,19 @@
-"""ONNX to TFLite without TensorFlow, JAX or torch."""
+"""ONNX to TFLite without TensorFlow, JAX or torch, in float32 and in int8."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from numpy.typing import NDArray
+
 from umbel_proto.errors import MissingExtraError
 
-__all__ = ["convert"]
+__all__ = ["FLOAT_FILE", "INT8_FILE", "convert", "quantize", "variants"]
+
+FLOAT_FILE = "infer.tflite"
+INT8_FILE = "int8.tflite"
 
 
 def convert(onnx_bytes: bytes, *, batch: int | None) -> bytes:
@@ -24,10 +33,68 @@ def convert(onnx_bytes: bytes, *, batch: int | None) -> bytes:
         UsageError: The bytes are no such model.
         MissingExtraError: ai-edge-litert or onnx is not installed.
     """
-    try:
+    with _extra("Writing TFLite"):
         from umbel_models.tflite.conversion import write
+    return write(onnx_bytes, batch)
+
+
+def quantize(tflite_bytes: bytes, calibration: NDArray[Any]) -> bytes:
+    """Return the int8 form of a file that ``convert`` wrote: float in, float out, the same signature.
+
+    Args:
+        tflite_bytes: The file.
+        calibration: Inputs like those the model will meet, shape (n, *example), n >= 16.
+
+    Raises:
+        UnsupportedOperatorError: The model has recurrent layers or attention, which int8 makes larger or
+            slower. It is a ``UsageError``.
+        UsageError: There are too few inputs to calibrate with.
+        MissingExtraError: ai-edge-quantizer is not installed.
+    """
+    with _extra("Quantizing TFLite"):
+        from umbel_models.tflite.int8 import quantized
+    return quantized(tflite_bytes, calibration)
+
+
+def variants(
+    infer: bytes, parameters: Mapping[str, NDArray[Any]], calibration: NDArray[Any]
+) -> dict[str, bytes]:
+    """Return the TFLite files of a model for its package, weights inside, by file name.
+
+    ``infer.tflite`` has an open batch, or a batch of one where that cannot be written: engines run both.
+    ``int8.tflite`` is there unless int8 is refused for such a model.
+
+    Args:
+        infer: The inference graph, its parameters external.
+        parameters: Their values, by name, frozen ones too.
+        calibration: Inputs to quantize with, shape (n, *example), n >= 16.
+
+    Raises:
+        UnsupportedOperatorError: The graph cannot be written, not even with a batch of one.
+        UsageError: There are too few inputs to calibrate with.
+        MissingExtraError: ai-edge-litert or ai-edge-quantizer is not installed.
+    """
+    from umbel_models.tflite.errors import UnsupportedOperatorError
+
+    with _extra("Writing TFLite"):
+        from umbel_models.quantize import embed
+    whole = embed(infer, parameters).SerializeToString(deterministic=True)
+    try:
+        file = convert(whole, batch=None)
+    except UnsupportedOperatorError:
+        file = convert(whole, batch=1)
+    try:
+        return {FLOAT_FILE: file, INT8_FILE: quantize(file, calibration)}
+    except UnsupportedOperatorError:
+        return {FLOAT_FILE: file}
+
+
+@contextmanager
+def _extra(what: str) -> Iterator[None]:
+    """Turn a missing library into a sentence that says what to install."""
+    try:
+        yield
     except ModuleNotFoundError as exc:
         if (exc.name or "").startswith("umbel"):
             raise
-        raise MissingExtraError("models", "Writing TFLite") from exc
-    return write(onnx_bytes, batch)
+        raise MissingExtraError("models", what) from exc

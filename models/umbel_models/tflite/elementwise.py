@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from umbel_models.tflite.flatbuffer import Tensor
+from umbel_models.tflite.flatbuffer import EXACT, Tensor
 from umbel_models.tflite.lowering import MAX_BROADCAST_RANK, Handler, Lowering, has_input, last_shape
 from umbel_models.tflite.source import Node
 
@@ -130,8 +130,9 @@ def _hard_sigmoid(ctx: Lowering, node: Node) -> None:
 
 def _softplus_of(ctx: Lowering, x: Tensor) -> Tensor:
     """Return max(x, 0) + log(1 + exp(-|x|)), which cannot overflow."""
-    tail = ctx.unary("EXP", ctx.unary("NEG", ctx.unary("ABS", x)))
-    return ctx.binary("ADD", ctx.unary("RELU", x), ctx.unary("LOG", ctx.binary("ADD", tail, 1.0)))
+    with ctx.writer.scope(EXACT):
+        tail = ctx.unary("EXP", ctx.unary("NEG", ctx.unary("ABS", x)))
+        return ctx.binary("ADD", ctx.unary("RELU", x), ctx.unary("LOG", ctx.binary("ADD", tail, 1.0)))
 
 
 def _softplus(ctx: Lowering, node: Node) -> None:
@@ -152,6 +153,11 @@ def _softsign(ctx: Lowering, node: Node) -> None:
 def _erf(ctx: Lowering, node: Node) -> None:
     # TFLite has no such operator; GELU, its usual place, is recognized before (gelu.py).
     x, last = _float_input(ctx, node)
+    with ctx.writer.scope(EXACT):
+        ctx.bind(node, _erf_of(ctx, x), last=last)
+
+
+def _erf_of(ctx: Lowering, x: Tensor) -> Tensor:
     size = ctx.unary("ABS", x)
     t = ctx.binary("ADD", ctx.binary("MUL", size, _ERF_SCALE), 1.0)
     t = ctx.writer.emit("DIV", [ctx.scalar(1.0), t], t.shape)
@@ -160,7 +166,7 @@ def _erf(ctx: Lowering, node: Node) -> None:
         total = ctx.binary("MUL", ctx.binary("ADD", total, coefficient), t)
     tail = ctx.unary("EXP", ctx.unary("NEG", ctx.binary("MUL", x, x)))
     value = ctx.writer.emit("SUB", [ctx.scalar(1.0), ctx.binary("MUL", total, tail)], x.shape)
-    ctx.bind(node, ctx.binary("MUL", ctx.unary("SIGN", x), value), last=last)
+    return ctx.binary("MUL", ctx.unary("SIGN", x), value)
 
 
 def _binary(ctx: Lowering, node: Node) -> None:

@@ -6,7 +6,8 @@ prime is written as -1.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,11 @@ from numpy.typing import NDArray
 Shape = tuple[int, ...]
 
 SIGNATURE = "serving_default"  # the key that TensorFlow's own converter gives the main signature
+# Scopes: what names of tensors begin with where int8 must know what they are part of.
+EXACT = "exact/"
+"""Steps of a formula that int8 would spoil: squares, roots, logarithms."""
+RECURRENT = "recurrent/"
+ATTENTION = "attention/"
 _IDENTIFIER = b"TFL3"
 _ALIGNMENT = 16  # of constants, as the schema demands: kernels load them with vector instructions
 _TYPES: Mapping[str, int] = {
@@ -27,6 +33,7 @@ _TYPES: Mapping[str, int] = {
     "bool": schema.TensorType.BOOL,
 }
 TYPES = frozenset(_TYPES)
+_TYPE_NAMES = {**{number: name for name, number in _TYPES.items()}, schema.TensorType.INT8: "int8"}
 _OPTIONS: Mapping[str, str] = {
     "ADD": "AddOptions",
     "ARG_MAX": "ArgMaxOptions",
@@ -53,6 +60,11 @@ _OPTIONS: Mapping[str, str] = {
     "SUB": "SubOptions",
     "SUM": "ReducerOptions",
 }
+# Version 1 of these reads int8 as it does float32.
+_SAME_IN_INT8 = frozenset({
+    "DIV", "HARD_SWISH", "LEAKY_RELU", "PRELU", "QUANTIZE", "RELU_N1_TO_1", "RESHAPE", "SELECT_V2", "SQRT",
+    "SQUEEZE",
+})  # fmt: skip
 _ENUMS: Mapping[str, Any] = {
     "padding": schema.Padding,
     "fusedActivationFunction": schema.ActivationFunctionType,
@@ -99,6 +111,16 @@ class Writer:
         self._operators: list[Any] = []
         self._codes: dict[tuple[str, int], int] = {}
         self._constants: dict[tuple[Shape, str, bytes], Tensor] = {}
+        self._scope = ""
+
+    @contextmanager
+    def scope(self, name: str) -> Iterator[None]:
+        """Let the names of all tensors added in this context begin with ``name``; the outermost scope counts."""
+        outer, self._scope = self._scope, self._scope or name
+        try:
+            yield
+        finally:
+            self._scope = outer
 
     def is_open(self, size: int) -> bool:
         """Return whether a dimension depends on an open batch."""
@@ -112,7 +134,7 @@ class Writer:
         """Add a tensor; unnamed ones get a number."""
         made = schema.TensorT()
         signature = self.signature(shape) if not buffer else [int(size) for size in shape]
-        made.name = (name or f"t{len(self._tensors)}").encode()
+        made.name = (name or f"{self._scope}t{len(self._tensors)}").encode()
         made.type = _TYPES[dtype]
         made.shape = [1 if size == -1 else size for size in signature]
         if -1 in signature:
@@ -181,12 +203,64 @@ class Writer:
         model.description = b"umbel"
         model.operatorCodes = [_operator_code(*key) for key in self._codes]
         model.subgraphs, model.buffers, model.signatureDefs = [graph], self._buffers, [signature]
-        builder = flatbuffers.Builder(1 << 16)
-        builder.Finish(model.Pack(builder), _IDENTIFIER)
-        return bytes(builder.Output())
+        return _serialized(model)
 
     def _code(self, operator: str, number: int) -> int:
         return self._codes.setdefault((operator, number), len(self._codes))
+
+
+def mended(file: bytes) -> bytes:
+    """Return a file of ours as it should be after ai-edge-quantizer has changed its operators and constants.
+
+    Operators get the versions that their present types need, constants their alignment, and the signature
+    the graph's present inputs and outputs, in whose order it was written.
+    """
+    model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(file, 0))
+    [graph], [signature] = model.subgraphs, model.signatureDefs
+    for entries, tensors in ((signature.inputs, graph.inputs), (signature.outputs, graph.outputs)):
+        for entry, index in zip(entries, tensors, strict=True):
+            entry.tensorIndex = index
+    buffers = []
+    for given in model.buffers:
+        buffer = schema.BufferT()
+        if given.data is not None and len(given.data):
+            buffer = _AlignedBuffer()
+            buffer.data = given.data
+        buffers.append(buffer)
+    model.buffers = buffers
+    names = {number: name for name, number in vars(schema.BuiltinOperator).items() if name.isupper()}
+    codes: dict[tuple[str, int], int] = {}
+    for graph in model.subgraphs:
+        for operator in graph.operators:
+            name = names[model.operatorCodes[operator.opcodeIndex].builtinCode]
+            options = {} if operator.builtinOptions is None else vars(operator.builtinOptions)
+            inputs = [
+                Tensor(i, tuple(graph.tensors[i].shape), _TYPE_NAMES.get(graph.tensors[i].type, "other"))
+                for i in operator.inputs
+            ]
+            number = version(name, inputs, options)
+            if name == "MUL" and inputs[0].dtype == "int8":
+                scales = [
+                    graph.tensors[i].quantization.scale[0] for i in (*operator.inputs, *operator.outputs)
+                ]
+                number = 3 if scales[0] * scales[1] / scales[2] >= 1 else 2
+            operator.opcodeIndex = codes.setdefault((name, number), len(codes))
+    model.operatorCodes = [_operator_code(*key) for key in codes]
+    return _serialized(model)
+
+
+def scopes(file: bytes) -> frozenset[str]:
+    """Return the scopes that a file was written with: ``EXACT``, ``RECURRENT``, ``ATTENTION``."""
+    graph = schema.Model.GetRootAs(file, 0).Subgraphs(0)
+    names = [graph.Tensors(i).Name().decode() for i in range(graph.TensorsLength())]
+    known = (EXACT, RECURRENT, ATTENTION)
+    return frozenset(scope for scope in known if any(name.startswith(scope) for name in names))
+
+
+def _serialized(model: Any) -> bytes:
+    builder = flatbuffers.Builder(1 << 16)
+    builder.Finish(model.Pack(builder), _IDENTIFIER)
+    return bytes(builder.Output())
 
 
 def version(operator: str, inputs: Sequence[Tensor], options: Mapping[str, Any]) -> int:
@@ -195,15 +269,20 @@ def version(operator: str, inputs: Sequence[Tensor], options: Mapping[str, Any])
     Source: TensorFlow 2, ``lite/tools/versioning/op_version.cc``, ``GetBuiltinOperatorVersion``.
     """
     rank = max((len(tensor.shape) for tensor in inputs), default=0)
+    int8 = bool(inputs) and inputs[0].dtype == "int8"
     match operator:
         case "BROADCAST_TO":
-            return 2
+            return 3 if int8 else 2
         case "CONV_2D" if inputs[0].shape[3] != inputs[1].shape[3]:
             return 6  # grouped
+        case "CONV_2D" | "DEPTHWISE_CONV_2D" if int8:
+            return 3
         case "DEPTHWISE_CONV_2D" if options["dilationHFactor"] != 1 or options["dilationWFactor"] != 1:
             return 2
         case "FULLY_CONNECTED" if options.get("keepNumDims"):
             return 5
+        case "FULLY_CONNECTED" if int8:
+            return 4
         case "TRANSPOSE" if rank > 4:
             return 6 if rank > 5 else 4
         case "SLICE" if rank > 4:
@@ -212,6 +291,10 @@ def version(operator: str, inputs: Sequence[Tensor], options: Mapping[str, Any])
             return 4
         case "TRANSPOSE" | "STRIDED_SLICE" | "GATHER" if inputs[0].dtype == "bool":
             return 3
+        case "REVERSE_V2" | "TILE" if int8:
+            return 3
+        case _ if int8 and operator not in _SAME_IN_INT8:
+            return 2
     return 1
 
 

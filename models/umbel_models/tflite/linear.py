@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from umbel_models.tflite.flatbuffer import ATTENTION
 from umbel_models.tflite.lowering import Handler, Lowering
 from umbel_models.tflite.source import Node
 
@@ -46,7 +47,8 @@ def _matmul(ctx: Lowering, node: Node) -> None:
             x = ctx.read(node, index)
             wider = (1,) * (rank - len(shape)) + shape
             tensors.append(x if wider == shape else ctx.reshape(node, x, wider))
-    ctx.bind(node, ctx.writer.emit("BATCH_MATMUL", tensors, ctx.shape(node.outputs[0])))
+    with ctx.writer.scope(ATTENTION):
+        ctx.bind(node, ctx.writer.emit("BATCH_MATMUL", tensors, ctx.shape(node.outputs[0])))
 
 
 def _following_bias(ctx: Lowering, node: Node) -> tuple[NDArray[Any] | None, str]:

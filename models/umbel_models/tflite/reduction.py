@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from umbel_models.tflite.flatbuffer import Tensor
+from umbel_models.tflite.flatbuffer import EXACT, Tensor
 from umbel_models.tflite.lowering import Handler, Lowering, has_input, last_axis, last_shape
 from umbel_models.tflite.source import Node
 
@@ -92,6 +92,11 @@ def _instance_norm(ctx: Lowering, node: Node) -> None:
 
 def _normalized(ctx: Lowering, x: Tensor, axes: Sequence[int], epsilon: float) -> Tensor:
     """Return (x - mean) / sqrt(variance + epsilon), the mean taken off before the squares are summed."""
+    with ctx.writer.scope(EXACT):
+        return _centered_and_scaled(ctx, x, axes, epsilon)
+
+
+def _centered_and_scaled(ctx: Lowering, x: Tensor, axes: Sequence[int], epsilon: float) -> Tensor:
     over = ctx.indices(axes)
     kept = [1 if axis in axes else size for axis, size in enumerate(x.shape)]
     mean = ctx.writer.emit("MEAN", [x, over], kept, keepDims=True)

@@ -1,0 +1,185 @@
+"""int8 TFLite files answer as float32 ones do, and what int8 would harm is refused or left in float32."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from ai_edge_litert import schema_py_generated as schema
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+import model_packages as packages
+from onnx_exports import exported
+from umbel_models import tflite
+from umbel_models.tasks.digits.task import files
+from umbel_models.tflite.errors import UnsupportedOperatorError
+from umbel_models.tflite.flatbuffer import SIGNATURE
+from umbel_models.tflite.interpret import ends, run
+from umbel_proto.errors import UsageError
+
+OUTPUTS = ("probabilities", "logits")
+LEVEL = 1 / 255  # of the range of an activation: one step of int8
+
+
+@functools.cache
+def trained() -> dict[str, bytes]:
+    package = packages.opened(packages.release(2))
+    return tflite.variants(
+        files()["infer.onnx"], package.split(package.parameters()), packages.digits().calibration.x
+    )
+
+
+def accuracy(file: bytes) -> float:
+    held_out = packages.digits().held_out
+    [probabilities] = run(file, held_out.x, ["probabilities"])
+    return float((probabilities.argmax(axis=1) == held_out.y).mean())
+
+
+def parsed(file: bytes) -> Any:
+    return schema.ModelT.InitFromObj(schema.Model.GetRootAs(file, 0))
+
+
+def operators(file: bytes) -> list[tuple[str, int]]:
+    """Return each operator with its version."""
+    names = {number: name for name, number in vars(schema.BuiltinOperator).items() if name.isupper()}
+    model = parsed(file)
+    codes = [(names[code.builtinCode], code.version) for code in model.operatorCodes]
+    return [codes[operator.opcodeIndex] for operator in model.subgraphs[0].operators]
+
+
+def test_int8_digits_are_within_half_a_point_of_float32_and_a_third_of_the_size() -> None:
+    whole, small = trained()[tflite.FLOAT_FILE], trained()[tflite.INT8_FILE]
+    assert accuracy(whole) > 0.95
+    assert abs(accuracy(small) - accuracy(whole)) <= 0.005
+    assert len(small) < 0.4 * len(whole)
+
+
+def test_int8_probabilities_are_finer_than_int8() -> None:
+    x = packages.digits().held_out.x
+    probabilities, logits = run(trained()[tflite.INT8_FILE], x, OUTPUTS)
+    shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
+    np.testing.assert_allclose(probabilities, shifted / shifted.sum(axis=1, keepdims=True), atol=1e-6)
+
+
+def test_values_enter_and_leave_an_int8_file_as_floats_under_the_same_names() -> None:
+    whole, small = (ends(trained()[name]) for name in (tflite.FLOAT_FILE, tflite.INT8_FILE))
+    assert (small.name, small.batch, sorted(small.outputs)) == ("x", None, sorted(OUTPUTS))
+    assert sorted(whole.outputs) == sorted(OUTPUTS)
+    tensors = parsed(trained()[tflite.INT8_FILE]).subgraphs[0].tensors
+    for index in (small.index, *small.outputs.values()):
+        assert tensors[index].type == schema.TensorType.FLOAT32
+
+
+@pytest.mark.parametrize("count", [1, 2, 7, 64, 500])
+def test_the_answer_to_an_example_does_not_depend_on_the_rest_of_its_batch(count: int) -> None:
+    x = np.resize(packages.digits().held_out.x, (count, 1, 8, 8))
+    for file in trained().values():
+        together = run(file, x, OUTPUTS)
+        for name, values in zip(OUTPUTS, together, strict=True):
+            alone = np.concatenate([run(file, x[row : row + 1], [name])[0] for row in range(min(count, 9))])
+            np.testing.assert_allclose(values[:9], alone, rtol=1e-5, atol=1e-5)
+
+
+def test_ranges_reach_to_the_least_and_greatest_value_met_in_calibration() -> None:
+    # One input in forty is ten times the others: an average of ranges would cut it off.
+    rng = np.random.default_rng(3)
+    x = rng.normal(size=(40, 6)).astype(np.float32)
+    x[7] *= 10
+    layer = nn.Linear(6, 6, bias=False)
+    with torch.no_grad():
+        layer.weight.copy_(torch.eye(6))
+    file = tflite.quantize(tflite.convert(exported(layer, (6,)), batch=None), x)
+    [made] = run(file, x, ["y"])
+    assert np.abs(made - x).max() <= 1.01 * LEVEL * (x.max() - x.min())
+
+
+def test_quantizing_repeats_to_the_byte() -> None:
+    file = trained()[tflite.FLOAT_FILE]
+    calibration = packages.digits().calibration.x
+    assert tflite.quantize(file, calibration) == tflite.quantize(file, calibration)
+
+
+def test_operators_on_int8_say_that_they_need_a_runtime_that_has_them() -> None:
+    versions = dict(operators(trained()[tflite.INT8_FILE]))
+    # TensorFlow 2, lite/tools/versioning/op_version.cc.
+    expected = {"CONV_2D": 3, "FULLY_CONNECTED": 4, "MAX_POOL_2D": 2, "DEQUANTIZE": 2, "QUANTIZE": 1}
+    assert {name: versions[name] for name in expected} == expected
+    assert versions["SOFTMAX"] == 1  # it stays in float32
+
+
+def test_constants_stay_aligned() -> None:
+    model = schema.Model.GetRootAs(trained()[tflite.INT8_FILE], 0)
+    buffers = [model.Buffers(i) for i in range(model.BuffersLength())]
+    starts = [b._tab.Vector(b._tab.Offset(4)) for b in buffers if b.DataLength()]
+    assert len(starts) > 8
+    assert {start % 16 for start in starts} == {0}
+
+
+@pytest.mark.parametrize(
+    ("norm", "shape"),
+    [
+        (lambda: nn.LayerNorm(12), (12,)),
+        (lambda: nn.Sequential(nn.Conv1d(2, 4, 3, padding=1), nn.GroupNorm(2, 4)), (2, 6)),
+        (lambda: nn.Softplus(), (12,)),
+    ],
+    ids=["layer norm", "group norm", "softplus"],
+)
+def test_formulas_of_squares_roots_and_logarithms_stay_in_float32(norm: Any, shape: tuple[int, ...]) -> None:
+    module = nn.Sequential(norm(), nn.Flatten(), nn.LazyLinear(5))
+    module(torch.zeros(2, *shape))
+    file = tflite.convert(exported(module, shape), batch=None)
+    x = np.random.default_rng(0).normal(size=(64, *shape)).astype(np.float32)
+    small = tflite.quantize(file, x)
+    assert {"RSQRT", "LOG"} & {name for name, _ in operators(small)}
+    for name in ("RSQRT", "LOG"):
+        assert types_of(small, name) <= {schema.TensorType.FLOAT32}
+    [whole], [made] = run(file, x, ["y"]), run(small, x, ["y"])
+    assert np.abs(made - whole).max() <= 0.05 * np.abs(whole).max()
+
+
+def types_of(file: bytes, name: str) -> set[int]:
+    model = parsed(file)
+    names = [found for found, _ in operators(file)]
+    [graph] = model.subgraphs
+    return {
+        graph.tensors[index].type
+        for found, operator in zip(names, graph.operators, strict=True)
+        if found == name
+        for index in (*operator.inputs, *operator.outputs)
+    }
+
+
+class Attention(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.softmax(x @ x.transpose(1, 2), -1) @ x
+
+
+def test_attention_in_int8_is_refused() -> None:
+    file = tflite.convert(exported(Attention(), (4, 6)), batch=None)
+    with pytest.raises(UnsupportedOperatorError, match=r"five times slower.*float32"):
+        tflite.quantize(file, np.zeros((16, 4, 6), np.float32))
+
+
+def test_a_model_that_int8_harms_has_its_float32_file_only() -> None:
+    x = np.random.default_rng(0).normal(size=(16, 4, 6)).astype(np.float32)
+    made = tflite.variants(exported(Attention(), (4, 6)), {}, x)
+    assert sorted(made) == [tflite.FLOAT_FILE]
+
+
+def test_too_little_calibration_is_refused() -> None:
+    with pytest.raises(UsageError, match="at least 16"):
+        tflite.quantize(trained()[tflite.FLOAT_FILE], np.zeros((15, 1, 8, 8), np.float32))
+
+
+def test_a_file_of_a_fixed_batch_is_quantized_and_run_too() -> None:
+    file = tflite.convert(exported(nn.Linear(3, 2), (3,)), batch=3)
+    x: NDArray[np.float32] = np.random.default_rng(0).normal(size=(20, 3)).astype(np.float32)
+    small = tflite.quantize(file, x)
+    assert (ends(small).batch, SIGNATURE) == (3, "serving_default")
+    [whole], [made] = run(file, x, ["y"]), run(small, x, ["y"])
+    assert made.shape == (20, 2)
+    assert np.abs(made - whole).max() <= 0.05 * np.abs(whole).max()
