@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -13,7 +14,7 @@ from umbel_models import baseline
 from umbel_models.card import Card, Figures
 from umbel_models.evaluation import evaluate
 from umbel_models.exported import GRAPH_FILES, INFER, Progress, exported
-from umbel_models.quantize import quantize
+from umbel_models.requantize import requantize
 from umbel_models.runtime import Session
 from umbel_models.task import Examples, Task
 from umbel_proto.contract import DataContract
@@ -22,8 +23,10 @@ from umbel_proto.keys import SigningKey
 from umbel_proto.manifest import (
     BASELINE,
     BATCH,
+    CALIBRATION,
     CARD,
     INSIDE,
+    QUANTIZATION,
     FloatVector,
     Manifest,
     Scalar,
@@ -31,6 +34,13 @@ from umbel_proto.manifest import (
     Variant,
 )
 from umbel_proto.package import GOLDEN, PARAMETERS, Package, load_tensors, write_package
+from umbel_proto.quantization import (
+    CALIBRATION_GRAPH,
+    INT8_GRAPH,
+    INT8_MAPPING,
+    INT8_TENSORS,
+    MIN_CALIBRATION,
+)
 
 GOLDEN_INPUTS = 16
 # Other processors round differently, in the last bits of a float.
@@ -108,7 +118,6 @@ def build(
         contract=task.contract,
         variants={
             "fp32": Variant("onnx", INFER, weights=PARAMETERS, tolerance=FP32_TOLERANCE),
-            "int8": Variant("onnx", "int8.onnx", weights=INSIDE, tolerance=INT8_TOLERANCE),
         },
         default_variant="fp32",
         decision_threshold=task.decision_threshold,
@@ -120,8 +129,11 @@ def build(
     card = Card(task.model, version, task.about, _described(task.contract), task.labels)
     judged = _Judged(card, data.held_out, task.cohorts, sections or {})
     inputs = data.calibration.x if calibration is None else calibration
+    inputs, _ = task.contract.check(inputs)
     parameters = load_tensors(made.files[PARAMETERS], PARAMETERS)
-    return _pack(manifest, made.files, parameters, inputs, judged, key, progress)
+    progress("preparing int8")
+    manifest, quantized = _quantizable(manifest, made.files, parameters, inputs)
+    return _pack(manifest, {**made.files, **quantized}, parameters, inputs, judged, key, progress)
 
 
 def repack(
@@ -184,15 +196,40 @@ def _pack(
     manifest.part(parameters)  # refuses values that are not finite
     calibration, _ = manifest.contract.check(calibration)
     progress("quantizing to int8")
-    contents = {
-        **files,
-        PARAMETERS: safetensors.numpy.save(parameters),
-        "int8.onnx": quantize(files[INFER], parameters, calibration),
-    }
+    contents = {**files, PARAMETERS: safetensors.numpy.save(parameters)}
+    if CALIBRATION in manifest.graphs:
+        contents[INT8_TENSORS] = safetensors.numpy.save(requantize(files, parameters, calibration))
     progress("evaluating every variant")
     contents[GOLDEN] = golden(manifest, contents, calibration)
     manifest = replace(manifest, documents={**manifest.documents, **_DOCUMENTS})
     return write_package(manifest, contents | _documents(manifest, contents, calibration, judged), key)
+
+
+def _quantizable(
+    manifest: Manifest, files: Mapping[str, bytes], parameters: Arrays, calibration: NDArray[np.float32]
+) -> tuple[Manifest, dict[str, bytes]]:
+    """Return the manifest with an int8 variant, and its graphs; as it was for a model that has none.
+
+    Raises:
+        UsageError: There are too few inputs to calibrate with.
+    """
+    if len(calibration) < MIN_CALIBRATION:
+        raise UsageError(f"Calibration has {len(calibration)} inputs: give at least {MIN_CALIBRATION}.")
+    from umbel_models.quantize import skeletons
+
+    try:
+        made = skeletons(files[INFER], parameters, calibration)
+    except UsageError as exc:
+        return replace(manifest, lineage={**manifest.lineage, "int8": f"none: {exc}"}), {}
+    int8 = Variant("onnx", INT8_GRAPH, weights=INT8_TENSORS, tolerance=INT8_TOLERANCE)
+    manifest = replace(
+        manifest,
+        variants={**manifest.variants, "int8": int8},
+        graphs={**manifest.graphs, CALIBRATION: CALIBRATION_GRAPH},
+        documents={**manifest.documents, QUANTIZATION: INT8_MAPPING},
+    )
+    mapping = json.dumps(made.mapping, sort_keys=True, separators=(",", ":")).encode()
+    return manifest, {CALIBRATION_GRAPH: made.calib, INT8_GRAPH: made.int8, INT8_MAPPING: mapping}
 
 
 def golden(manifest: Manifest, files: Mapping[str, bytes], inputs: NDArray[np.float32]) -> bytes:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import subprocess
 import sys
@@ -87,7 +86,9 @@ def test_a_package_whose_parameters_moved_away_from_its_golden_vectors_is_refuse
 
 
 def test_an_int8_graph_of_other_parameters_is_refused() -> None:
-    data = resigned(release(2), lambda body: None, **{"int8.onnx": opened(first()).file("int8.onnx")})
+    data = resigned(
+        release(2), lambda body: None, **{"int8.safetensors": opened(first()).file("int8.safetensors")}
+    )
     with pytest.raises(PackageError, match=r"\(int8\) misses its golden"):
         choose_variant(opened(data))
 
@@ -99,19 +100,6 @@ def test_golden_vectors_that_are_not_numbers_are_missed() -> None:
     package = opened(data)
     with pytest.raises(PackageError, match="misses its golden logits"):
         verify_golden(package, load_engine(package, "fp32"))
-
-
-def test_the_faster_variant_is_chosen_by_the_devices_own_clock() -> None:
-    # A clock by which each prediction of the variant timed first, fp32, takes 4 s, and later ones 2 s.
-    steps = itertools.chain([4.0] * 42, itertools.repeat(2.0))
-    now = itertools.accumulate(steps)
-
-    def clock() -> float:
-        return next(now)
-
-    choice = choose_variant(opened(release(2)), clock=clock)
-    assert choice.variant == "int8"
-    assert choice.latency_us == {"fp32": 4e6, "int8": 2e6}
 
 
 def test_a_device_predicts_and_trains_without_torch_onnx_or_scikit_learn() -> None:

@@ -34,7 +34,12 @@ def with_head_only(body: dict[str, Any]) -> None:
     """Let only the last layer be trained."""
     body["frozen"] = [entry for entry in body["parameters"] if entry["name"] not in HEAD]
     body["parameters"] = [entry for entry in body["parameters"] if entry["name"] in HEAD]
-    body["graphs"] = {}
+    without_gradients(body)
+
+
+def without_gradients(body: dict[str, Any]) -> None:
+    for purpose in (GRADIENT, CLIPPED_GRADIENT):
+        del body["graphs"][purpose]
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +48,7 @@ def head_only() -> Package:
 
 
 def manifest(**values: Any) -> Manifest:
-    return replace(opened(first()).manifest, **values)
+    return replace(opened(first()).manifest, **{"graphs": {}, "documents": {}, **values})
 
 
 def test_only_trainable_parameters_are_in_the_vector(head_only: Package) -> None:
@@ -77,8 +82,12 @@ def test_frozen_parameters_are_checked_like_the_others() -> None:
 
 def test_a_model_without_trainable_parameters_has_an_empty_vector() -> None:
     everything = opened(first()).manifest.parameters
-    data = resigned(first(), lambda body: body.update(parameters=[], frozen=body["parameters"], graphs={}))
-    package = opened(data)
+
+    def freeze(body: dict[str, Any]) -> None:
+        body.update(parameters=[], frozen=body["parameters"])
+        without_gradients(body)
+
+    package = opened(resigned(first(), freeze))
     assert package.manifest.frozen == everything
     assert package.parameters().shape == (0,)
     assert package.split(package.parameters()).keys() == {parameter.name for parameter in everything}
@@ -105,7 +114,7 @@ def test_a_manifest_that_makes_no_sense_cannot_be_made(values: dict[str, Any], s
     ("change", "sentence"),
     [
         (lambda body: body.pop("frozen"), "frozen"),
-        (lambda body: body["variants"]["int8"].update(weights="int8.safetensors"), r"int8\.safetensors"),
+        (lambda body: body["variants"]["int8"].update(weights="int4.safetensors"), r"int4\.safetensors"),
         (lambda body: body["variants"]["int8"].update(weights="grad.onnx"), "safetensors format"),
         (lambda body: body["variants"]["int8"].update(weights=None), "weights of a variant is NoneType"),
         (lambda body: body["documents"].update(card="card2.json"), r"card2\.json"),
@@ -139,7 +148,7 @@ def test_documents_are_found_by_purpose() -> None:
 def test_parting_and_splitting_are_inverse_wherever_the_line_is_drawn(line: int) -> None:
     package = opened(first())
     parameters = package.manifest.parameters
-    parted = manifest(parameters=parameters[:line], frozen=parameters[line:], graphs={})
+    parted = manifest(parameters=parameters[:line], frozen=parameters[line:])
     arrays = package.tensors(PARAMETERS)
     vector, frozen = parted.part(arrays)
     again = {**parted.split(vector), **frozen}

@@ -99,7 +99,9 @@ def test_a_package_of_another_fleet_leaves_the_shelf_as_it_was(tmp_path: Path) -
 def test_a_package_that_misses_its_golden_vectors_leaves_the_shelf_as_it_was(tmp_path: Path) -> None:
     on_shelf = shelf(tmp_path)
     one = on_shelf.install(first())
-    wrong = resigned(release(2), lambda body: None, **{"int8.onnx": opened(first()).file("int8.onnx")})
+    wrong = resigned(
+        release(2), lambda body: None, **{"int8.safetensors": opened(first()).file("int8.safetensors")}
+    )
     with pytest.raises(PackageError, match="golden"):
         on_shelf.install(wrong)
     assert on_shelf.active("digits") == one
