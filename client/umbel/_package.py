@@ -2,37 +2,18 @@
 
 from __future__ import annotations
 
-import statistics
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from umbel._choice import Choice, Clock, choose
+from umbel._data import Examples
 from umbel._files import read_file
 from umbel.engines import Engine, load_engine
-from umbel_proto.errors import PackageError
+from umbel_proto.errors import MissingExtraError, PackageError
 from umbel_proto.keys import VerifyKey
 from umbel_proto.package import GOLDEN, Package, read_package
-
-TIMING_S = 0.03
-MIN_RUNS = 20
-
-Clock = Callable[[], float]
-
-
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """The variant a device runs, and why.
-
-    Args:
-        variant: The one whose median latency was least.
-        latency_us: Median time of one prediction by variant, microseconds, on this device at that moment.
-    """
-
-    variant: str
-    latency_us: Mapping[str, float]
 
 
 def load_package(path: Path, *, release_key: VerifyKey) -> Package:
@@ -76,33 +57,36 @@ def verify_golden(package: Package, engine: Engine) -> None:
             )
 
 
-def choose_variant(package: Package, *, clock: Clock = time.perf_counter) -> Choice:
-    """Check every variant against its golden vectors, time each for 30 ms, and name the fastest.
+def choose_variant(
+    package: Package, *, held_back: Examples | None = None, clock: Clock = time.perf_counter
+) -> Choice:
+    """Check every variant that can run here against its golden vectors, time each, and name the one to run.
 
     Int8 is not always the faster one: on small models the conversions cost more than they save.
 
+    Args:
+        package: The package.
+        held_back: Samples of this device to compare the variants on; by default the golden inputs.
+        clock: What variants are timed with, seconds.
+
     Raises:
+        UsageError: The samples break the data contract.
         PackageError: A variant fails its golden vectors; then no other one is trusted either.
     """
-    latency_us = {}
-    for name in sorted(package.manifest.variants):
-        engine = load_engine(package, name)
-        verify_golden(package, engine)
-        latency_us[name] = _latency_us(package, engine, clock)
-    return Choice(min(latency_us, key=lambda name: latency_us[name]), latency_us)
-
-
-def _latency_us(package: Package, engine: Engine, clock: Clock) -> float:
-    x, _ = package.manifest.contract.check(package.tensors(GOLDEN)["x"][:1])
-    for _ in range(MIN_RUNS // 4):
-        engine.probabilities(x)
-    seconds: list[float] = []
-    end = clock() + TIMING_S
-    while len(seconds) < MIN_RUNS or clock() < end:
-        begin = clock()
-        engine.probabilities(x)
-        seconds.append(clock() - begin)
-    return 1e6 * statistics.median(seconds)
+    manifest = package.manifest
+    engines = {}
+    for name in sorted(manifest.variants):
+        try:
+            engines[name] = load_engine(package, name)
+        except MissingExtraError:
+            if name == manifest.default_variant:
+                raise
+            continue
+        verify_golden(package, engines[name])
+    samples = package.tensors(GOLDEN)["x"] if held_back is None else held_back.x
+    x, _ = manifest.contract.check(samples)
+    y = None if held_back is None else held_back.y
+    return choose(engines, x, y, reference=manifest.default_variant, clock=clock)
 
 
 def _name(package: Package, engine: Engine) -> str:

@@ -28,8 +28,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from umbel._choice import Clock
 from umbel._files import make_private_directory, storage_error, sync_directory, write_atomically
-from umbel._package import Clock, choose_variant, load_package
+from umbel._package import choose_variant, load_package
 from umbel_proto.errors import PackageError, RefusedError, StorageError, UsageError
 from umbel_proto.ids import ModelName, check_name
 from umbel_proto.keys import VerifyKey

@@ -151,11 +151,6 @@ def fill(mapping: Mapping[str, Any], parameters: FloatArrays, ranges: Ranges) ->
     return tensors
 
 
-def write_mapping(mapping: Mapping[str, Any]) -> bytes:
-    """Return a mapping as JSON: the same mapping, the same bytes."""
-    return json.dumps(mapping, sort_keys=True, indent=1, allow_nan=False).encode()
-
-
 def parse_mapping(raw: bytes) -> dict[str, Any]:
     """Read the mapping of a package.
 

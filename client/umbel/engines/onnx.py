@@ -15,7 +15,11 @@ from umbel_proto.package import Package
 
 
 def open_session(
-    graph: bytes, what: str, parameters: Mapping[str, NDArray[Any]] | None = None
+    graph: bytes,
+    what: str,
+    parameters: Mapping[str, NDArray[Any]] | None = None,
+    *,
+    optimized: bool = True,
 ) -> ort.InferenceSession:
     """Open a graph on one thread.
 
@@ -25,6 +29,8 @@ def open_session(
         graph: A serialized ONNX model.
         what: Its name, for the error's sentence.
         parameters: Values of its external initializers, by name. onnxruntime copies them.
+        optimized: Whether onnxruntime may rearrange the graph. Calibration forbids it: every activation then
+            has the bits that onnxruntime's own quantizer sees.
 
     Raises:
         PackageError: onnxruntime cannot run it.
@@ -34,9 +40,12 @@ def open_session(
     options.inter_op_num_threads = 1
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 3
+    if not optimized:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     if parameters:
+        # np.ascontiguousarray would give a scalar a dimension.
         values = [
-            ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(value)) for value in parameters.values()
+            ort.OrtValue.ortvalue_from_numpy(np.asarray(value, order="C")) for value in parameters.values()
         ]
         options.add_external_initializers(list(parameters), values)
     try:
@@ -53,6 +62,7 @@ class OnnxEngine:
     Args:
         package: The package.
         variant: One of its variants.
+        weights: Arrays to run it with, by name, instead of the package's: what this device has learned.
 
     Raises:
         PackageError: onnxruntime cannot run its graph.
@@ -60,9 +70,12 @@ class OnnxEngine:
 
     name = "onnx"
 
-    def __init__(self, package: Package, variant: str) -> None:
+    def __init__(
+        self, package: Package, variant: str, weights: Mapping[str, NDArray[Any]] | None = None
+    ) -> None:
         form = package.manifest.variants[variant]
-        self._session = open_session(package.file(form.file), form.file, package.weights(variant))
+        arrays = package.weights(variant) if weights is None else weights
+        self._session = open_session(package.file(form.file), form.file, arrays)
         self._input = package.manifest.inputs[0].name
         self._variant = variant
 
