@@ -19,8 +19,9 @@ from umbel_models.load import load_task
 from umbel_models.task import TASKS, Examples
 from umbel_proto.errors import MissingExtraError, PackageError, StorageError, UsageError
 from umbel_proto.keys import SigningKey, VerifyKey
-from umbel_proto.manifest import Manifest, Scalar
-from umbel_proto.package import inspect_package, load_tensors, read_package
+from umbel_proto.manifest import FloatVector, Manifest, Scalar
+from umbel_proto.package import Package, inspect_package, load_tensors, read_package
+from umbel_proto.update import is_update, read_update
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -80,7 +81,9 @@ def build(
 @app.command()
 def pack(
     base: Annotated[Path, typer.Argument(help="The package whose model was trained further.")],
-    params: Annotated[Path, typer.Option(help="The new parameters: a .safetensors file.")],
+    params: Annotated[
+        Path, typer.Option(help="The new parameters: a run's trained.params, or a .safetensors file.")
+    ],
     calibration: Annotated[Path, typer.Option(help="An .npz file whose x holds inputs to quantize with.")],
     version: Annotated[int, typer.Option(min=2, help="The version to give it.")],
     key: KeyOption,
@@ -94,13 +97,9 @@ def pack(
     pack_module = _workbench()
     signing = _signing_key(key)
     package = read_package(_read(base), release_key=signing.public)
-    try:
-        arrays = load_tensors(_read(params), params.name)
-    except PackageError as exc:
-        raise UsageError(str(exc)) from exc
     data = pack_module.repack(
         package,
-        package.manifest.join(arrays),
+        _parameters(params, package),
         calibration=_calibration(calibration),
         version=version,
         key=signing,
@@ -240,6 +239,17 @@ def _lineage(text: str | None) -> dict[str, Scalar]:
     ):
         raise UsageError("--lineage must be one flat JSON object of text and numbers.")
     return facts
+
+
+def _parameters(path: Path, base: Package) -> FloatVector:
+    raw = _read(path)
+    if is_update(raw):
+        return read_update(raw, base)
+    # Arrays that somebody trained elsewhere: nothing says from which package.
+    try:
+        return base.manifest.join(load_tensors(raw, path.name))
+    except PackageError as exc:
+        raise UsageError(str(exc)) from exc
 
 
 def _calibration(path: Path) -> NDArray[Any]:

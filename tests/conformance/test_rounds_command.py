@@ -68,7 +68,7 @@ def test_a_run_is_started_followed_stopped_and_shown_by_commands(fleet: LiveFlee
 
     fleet.supervisor.wait("two rounds", two_rounds, timeout_s=90)
     assert rounds(fleet, "stop", "digits-1", "--reason", "enough", "--json")["state"] == "stopped"
-    trained = fleet.federation.fleet.runs / "digits-1" / "trained.safetensors"
+    trained = fleet.federation.fleet.runs / "digits-1" / "trained.params"
     fleet.supervisor.wait("the run to stop", trained.exists, timeout_s=60)
     assert "digits-1 is stopped" in rounds(fleet, "watch", "digits-1")
 

@@ -26,6 +26,7 @@ from umbel_proto.credentials import FleetPolicy
 from umbel_proto.errors import UmbelError
 from umbel_proto.ids import DeviceId, FleetId, ModelName, RunId
 from umbel_proto.package import Package, read_package
+from umbel_proto.update import read_update
 from umbel_server.clock import system_clock
 from umbel_server.fleet.create import create_fleet
 from umbel_server.fleet.invite import invite
@@ -34,7 +35,7 @@ from umbel_server.fleet.publish import publish
 from umbel_server.gateway.server import Gateway
 from umbel_server.learning.link import Answer, NodeId, Payload
 from umbel_server.learning.plan import Privacy, RunPlan, Timing, Training
-from umbel_server.learning.run import run_to_end
+from umbel_server.learning.run import TRAINED, run_to_end
 from umbel_server.store.runs import RoundRecord, RunRecord
 
 FLEET = FleetId("simulated")
@@ -172,10 +173,7 @@ class Federation:
             return record, store.runs.rounds(RunId(run))
 
     def trained(self, run: str = "r1") -> NDArray[np.float32]:
-        import safetensors.numpy
-
-        raw = (self.fleet.runs / run / "trained.safetensors").read_bytes()
-        return self.package.manifest.join(safetensors.numpy.load(raw))
+        return read_update((self.fleet.runs / run / TRAINED).read_bytes(), self.package)
 
     def _shelf(self, home: DeviceHome) -> Shelf:
         return Shelf(home.shelf, home.release_authority())

@@ -11,11 +11,13 @@ import safetensors.numpy
 from click.testing import Result
 from typer.testing import CliRunner
 
-from model_packages import RELEASE, digits, first, opened, training
+from model_packages import RELEASE, digits, first, opened, release, training
+from umbel_models.card import Card
 from umbel_models.cli import app
 from umbel_proto.errors import PackageError, StorageError, UmbelError, UsageError
 from umbel_proto.keys import SigningKey
 from umbel_proto.package import read_package
+from umbel_proto.update import write_update
 
 
 @pytest.fixture
@@ -59,6 +61,24 @@ def test_pack_writes_the_next_version(folder: Path) -> None:
     np.testing.assert_array_equal(package.parameters(), training().parameters)
 
 
+def test_pack_takes_the_update_of_a_run_and_evaluates_it(folder: Path) -> None:
+    (folder / "trained.params").write_bytes(write_update(opened(first()), training().parameters))
+    np.savez(folder / "heldout.npz", x=digits().held_out.x, y=digits().held_out.y)
+    result = run(folder, *PACK, "--params", "@trained.params", "--heldout", "@heldout.npz")
+    assert "evaluating every variant" in result.stderr
+    package = read_package((folder / "next.umbel").read_bytes(), release_key=RELEASE.public)
+    np.testing.assert_array_equal(package.parameters(), training().parameters)
+    card = Card.from_json(package.file("card.json"))
+    assert {metric.kind: metric.value for metric in card.metrics}["examples"] == len(digits().held_out.y)
+
+
+def test_pack_refuses_the_update_of_another_package(folder: Path) -> None:
+    (folder / "trained.params").write_bytes(write_update(opened(release(2)), training().parameters))
+    with pytest.raises(PackageError, match="not made from this package"):
+        run(folder, *PACK, "--params", "@trained.params")
+    assert not (folder / "next.umbel").exists()
+
+
 def test_lineage_may_stand_in_a_file(folder: Path) -> None:
     (folder / "facts.json").write_text('{"run": "r2"}')
     run(folder, *PACK, "--lineage", "@facts.json")
@@ -90,7 +110,10 @@ def test_show_gives_json(folder: Path) -> None:
         (("build", "digits", "--out", "@no/o", "--key", "@release.pem"), StorageError, "cannot be written"),
         ((*PACK, "--params", "@x.npz"), UsageError, "x.npz does not hold arrays"),
         ((*PACK, "--calibration", "@release.pem"), UsageError, "not an .npz file with an array x"),
+        ((*PACK, "--heldout", "@x.npz"), UsageError, "x.npz is not an .npz file with arrays x and y"),
+        ((*PACK, "--heldout", "@release.pem"), UsageError, "not an .npz file"),
         ((*PACK, "--lineage", "{"), UsageError, "--lineage"),
+        (("build", "@none.py", "--out", "@o", "--key", "@release.pem"), UsageError, "no file"),
         ((*PACK, "--lineage", '{"a": []}'), UsageError, "flat JSON object"),
         (("pack", "@x.npz", *PACK[2:]), PackageError, "no package"),
         (("show", "@x.npz"), PackageError, "no package"),

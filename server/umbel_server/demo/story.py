@@ -383,7 +383,7 @@ class Story:
             },
             latency_us={name: results[name]["latency_us"]["p50"] for name in ("int8", "fp32")},
             bytes={
-                "model_int8": files["int8.onnx"].size,
+                "model_int8": files["int8.onnx"].size + files["int8.safetensors"].size,
                 "model_fp32": files["infer.onnx"].size + files["params.safetensors"].size,
                 "up_per_device_round": _mean(r.figures["bytes_up_per_device"] for r in rounds),
                 "down_per_device_round": _mean(r.figures["bytes_down_per_device"] for r in rounds),

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors.numpy
 
 from umbel_proto.errors import RefusedError, StorageError, UmbelError, UsageError
 from umbel_proto.ids import DeviceId, RunId
@@ -20,6 +19,7 @@ from umbel_proto.package import Package, read_package
 from umbel_proto.privacy.auxiliary import WEIGHT, WITHIN_CLIP, next_clip
 from umbel_proto.privacy.encode import Encoding, decode
 from umbel_proto.secagg.session import rotation_seed
+from umbel_proto.update import SUFFIX, write_update
 from umbel_server.clock import Clock, system_clock
 from umbel_server.files import remove_leftovers, write_atomically
 from umbel_server.fleet.layout import FleetDir
@@ -41,7 +41,7 @@ from umbel_server.store.store import Store
 
 log = logging.getLogger(__name__)
 
-TRAINED = "trained.safetensors"
+TRAINED = f"trained{SUFFIX}"
 PROGRESS = "progress.jsonl"
 
 Pause = Callable[[float], None]
@@ -140,9 +140,7 @@ class _Run:
                 log.info("run %s is stopped after round %d", self._run, position.round)
                 break
             position = self._round(position)
-        write_atomically(
-            self._dir / TRAINED, safetensors.numpy.save(self._package.manifest.split(position.parameters))
-        )
+        write_atomically(self._dir / TRAINED, write_update(self._package, position.parameters))
         return not self._stopped()
 
     def _stopped(self) -> bool:
