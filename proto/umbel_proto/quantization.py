@@ -140,9 +140,9 @@ def fill(mapping: Mapping[str, Any], parameters: FloatArrays, ranges: Ranges) ->
             )
         for entry in biases:
             scale = tensors[entry["input_scale"]] * tensors[entry["weight_scale"]]
-            tensors[entry["scale"]] = scale.reshape(-1)
+            tensors[entry["scale"]] = scale
             tensors[entry["quantized"]] = _bias(parameters[entry["source"]], scale)
-    except (KeyError, ValueError) as exc:
+    except KeyError as exc:
         raise _misfit(f"a bias has no such scale: {exc}") from exc
     for entry in weights:
         tensors[entry["quantized"]] = _weight(
@@ -211,13 +211,11 @@ def _weight_scale(weight: NDArray[np.float32], axis: int | None) -> NDArray[np.f
 def _wide_enough(
     weight_scale: NDArray[np.float32], input_scale: NDArray[np.float32], bias: NDArray[np.float32]
 ) -> NDArray[np.float32]:
+    if bias.shape != weight_scale.shape:
+        raise _misfit(f"a bias of shape {bias.shape} belongs to {weight_scale.shape} channels")
     # A bias is an integer of input_scale * weight_scale. Where that is so small that the integer would leave
     # 32 bits, the weights get coarser.
-    levels = float(2**32 - 2)
-    if weight_scale.ndim:
-        smallest = np.float32(1.0001) * (2 * np.abs(bias)) / np.float64(levels)
-    else:
-        smallest = 1.0001 * (2 * np.abs(bias).max().astype(np.float64)) / levels
+    smallest = np.float32(1.0001) * (2 * np.abs(bias)) / np.float64(2**32 - 2)
     wide = weight_scale.astype(np.float64)
     candidate = input_scale.astype(np.float64) * wide
     ratio = smallest / np.where(candidate > 0, candidate, 1)
