@@ -1,0 +1,242 @@
+"""What a smaller model costs and saves: accuracy, bytes, latency, what travels in a round, noise.
+
+Everything is measured on packages, so on the bytes that devices get; latencies in turn, in one run.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.table import Table
+from torch import nn
+
+from umbel_models.adapt import trained_names
+from umbel_models.runtime import Session
+from umbel_models.task import Examples, Split, Task
+from umbel_proto.errors import MissingExtraError, UsageError
+from umbel_proto.manifest import INSIDE
+from umbel_proto.package import Package
+from umbel_proto.privacy.plan import plan
+
+ENGINES = {"onnx": "onnxruntime", "tflite": "LiteRT"}
+_CHUNKS = 15
+_CHUNK_S = 0.004
+
+Figures = dict[str, float]
+"""Figures of one model, by name; the unit is in the name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rounds:
+    """The rounds for which noise is compared.
+
+    Args:
+        devices: Devices in a sum, all of whose noise counts.
+        participations: Rounds one device takes part in.
+        epsilon: Of device-level privacy against the server.
+        delta: In (0, 1).
+    """
+
+    devices: int = 1000
+    participations: int = 20
+    epsilon: float = 8.0
+    delta: float = 1e-6
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Form:
+    """One form of a model, as an engine runs it.
+
+    Args:
+        size: Bytes of its files.
+        probabilities: Maps inputs to probabilities.
+        once: Predicts one example.
+    """
+
+    size: int
+    probabilities: Callable[[NDArray[np.float32]], NDArray[np.float32]]
+    once: Callable[[], object]
+
+
+def with_module(task: Task, module: nn.Module) -> Task:
+    """Return the task with another network, whose graphs are exported when it is packed.
+
+    Args:
+        task: The task.
+        module: The network with the parameters to begin with; those with ``requires_grad`` are trained.
+    """
+    return replace(
+        task,
+        module=lambda: copy.deepcopy(module).requires_grad_(),
+        trainable=trained_names(module),
+        committed=None,
+    )
+
+
+def measure(models: Mapping[str, Package], data: Split, rounds: Rounds) -> dict[str, Figures]:
+    """Return the figures of several models of one task.
+
+    Args:
+        models: Their packages, by name.
+        data: Whose held-out part accuracy is measured on.
+        rounds: For which rounds noise is planned.
+
+    Raises:
+        UsageError: No plan fits the rounds.
+        PackageError: An engine cannot run a form of a model.
+    """
+    forms = {name: _forms(package, data) for name, package in models.items()}
+    latencies = _latencies({name: {k: form.once for k, form in of.items()} for name, of in forms.items()})
+    return {
+        name: {
+            **{f"accuracy, {kind}": _accuracy(form, data.held_out) for kind, form in forms[name].items()},
+            **{f"bytes, {kind}": float(form.size) for kind, form in forms[name].items()},
+            **{f"us a prediction, {kind}": value for kind, value in latencies[name].items()},
+            **round_figures(package, rounds),
+        }
+        for name, package in models.items()
+    }
+
+
+def round_figures(package: Package, rounds: Rounds) -> Figures:
+    """Return what of a model travels in rounds, and how far off noise puts the mean update.
+
+    The noise on a coordinate hardly depends on how many there are; its length grows with their square root.
+    """
+    manifest = package.manifest
+    planned = plan(
+        dim=manifest.dim,
+        clip=1.0,
+        devices=rounds.devices,
+        honest=rounds.devices,
+        participations=rounds.participations,
+        epsilon=rounds.epsilon,
+        delta=rounds.delta,
+    )
+    return {
+        "parameters": float(manifest.dim + sum(parameter.size for parameter in manifest.frozen)),
+        "parameters sent in a round": float(manifest.dim),
+        "bytes sent in a round": planned.encoding.padded * planned.encoding.bits / 8,
+        "DP error of a coordinate, clips": planned.error,
+        "DP error of an update, clips": planned.error * math.sqrt(manifest.dim),
+    }
+
+
+def table(figures: Mapping[str, Figures], *, title: str) -> Table:
+    """Return the figures with a column for each model; the last as a share of the first."""
+    first, *_, last = figures.values() if len(figures) > 1 else [*figures.values()] * 2
+    shown = Table(title=title)
+    shown.add_column("")
+    for name in figures:
+        shown.add_column(name, justify="right")
+    shown.add_column("ratio", justify="right")
+    for row in dict.fromkeys(name for of in figures.values() for name in of):
+        values = [of.get(row) for of in figures.values()]
+        ratio = last[row] / first[row] if first.get(row) and row in last else None
+        shown.add_row(
+            row,
+            *("" if value is None else _shown(row, value) for value in values),
+            "" if ratio is None else f"{ratio:.2f}x",
+        )
+    return shown
+
+
+def section(before: Figures, after: Figures) -> dict[str, float]:
+    """Return the figures as a section of a model card: each, and what it was before."""
+    return {**after, **{f"{name}, before": value for name, value in before.items()}}
+
+
+def _shown(row: str, value: float) -> str:
+    if row.startswith("accuracy"):
+        return f"{value:.3f}"
+    return f"{value:,.0f}" if value >= 1000 or value == round(value) else f"{value:.3g}"
+
+
+def _accuracy(form: _Form, held_out: Examples) -> float:
+    return float((form.probabilities(held_out.x).argmax(1) == held_out.y).mean())
+
+
+def _forms(package: Package, data: Split) -> dict[str, _Form]:
+    forms = {}
+    manifest = package.manifest
+    one = data.held_out.x[:1]
+    for name, variant in manifest.variants.items():
+        file = package.file(variant.file)
+        size = len(file) + (0 if variant.weights == INSIDE else manifest.files[variant.weights].size)
+        kind = f"{ENGINES[variant.engine]} {name}"
+        forms[kind] = (
+            _onnx(file, package.weights(name), size, one) if variant.engine == "onnx" else _tflite(file, one)
+        )
+    if all(variant.engine == "onnx" for variant in manifest.variants.values()):
+        forms |= {f"LiteRT {name}": _tflite(file, one) for name, file in _written(package, data).items()}
+    return forms
+
+
+def _onnx(
+    file: bytes, weights: Mapping[str, NDArray[np.float32]], size: int, one: NDArray[np.float32]
+) -> _Form:
+    session = Session(file, weights)
+    return _Form(
+        size,
+        lambda x: session.run(["probabilities"], {"x": x})[0],
+        lambda: session.run(["probabilities"], {"x": one}),
+    )
+
+
+def _tflite(file: bytes, one: NDArray[np.float32]) -> _Form:
+    from ai_edge_litert.interpreter import Interpreter
+
+    from umbel_models.tflite.interpret import ends, run
+
+    at = ends(file)
+    interpreter = Interpreter(model_content=file, num_threads=1)
+    interpreter.resize_tensor_input(at.index, one.shape, strict=True)
+    interpreter.allocate_tensors()
+
+    def once() -> object:
+        interpreter.set_tensor(at.index, one)
+        interpreter.invoke()
+        return interpreter.get_tensor(at.outputs["probabilities"])
+
+    return _Form(len(file), lambda x: run(file, x, ["probabilities"])[0], once)
+
+
+def _written(package: Package, data: Split) -> dict[str, bytes]:
+    """Return the TFLite forms of a package that brings none; none where this model or machine has none."""
+    from umbel_models.tflite import FLOAT_FILE, INT8_FILE, variants
+
+    fp32 = package.manifest.variants["fp32"]
+    try:
+        files = variants(package.file(fp32.file), package.weights("fp32"), data.calibration.x)
+    except (MissingExtraError, UsageError):
+        return {}
+    return {name: files[file] for name, file in (("fp32", FLOAT_FILE), ("int8", INT8_FILE)) if file in files}
+
+
+def _latencies(models: Mapping[str, Mapping[str, Callable[[], object]]]) -> dict[str, Figures]:
+    """Return the median time of a call by model and form, us; models take turns, so that all meet the same load."""
+    found: dict[str, Figures] = {name: {} for name in models}
+    for kind in dict.fromkeys(kind for calls in models.values() for kind in calls):
+        calls = {name: of[kind] for name, of in models.items() if kind in of}
+        counts = {name: max(1, int(_CHUNK_S / max(_seconds(call, 3), 1e-7))) for name, call in calls.items()}
+        times: dict[str, list[float]] = {name: [] for name in calls}
+        for _ in range(_CHUNKS):
+            for name, call in calls.items():
+                times[name].append(_seconds(call, counts[name]))
+        for name, each in times.items():
+            found[name][kind] = 1e6 * statistics.median(each)
+    return found
+
+
+def _seconds(call: Callable[[], object], count: int) -> float:
+    begin = time.perf_counter()
+    for _ in range(count):
+        call()
+    return (time.perf_counter() - begin) / count
