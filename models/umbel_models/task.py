@@ -114,6 +114,7 @@ def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
 
 
 TASKS = {
+    "activity": "umbel_models.tasks.activity.task:ACTIVITY",
     "credit": "umbel_models.tasks.credit.task:CREDIT",
     "digits": "umbel_models.tasks.digits.task:DIGITS",
 }
