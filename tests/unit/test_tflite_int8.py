@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -162,6 +163,23 @@ def test_attention_in_int8_is_refused() -> None:
     file = tflite.convert(exported(Attention(), (4, 6)), batch=None)
     with pytest.raises(UnsupportedOperatorError, match=r"five times slower.*float32"):
         tflite.quantize(file, np.zeros((16, 4, 6), np.float32))
+
+
+class Last(nn.Module):
+    def __init__(self, make: Callable[..., nn.Module]) -> None:
+        super().__init__()
+        self.cells = make(3, 5, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        states: Tensor = self.cells(x)[0]
+        return states[:, -1]
+
+
+@pytest.mark.parametrize("make", [nn.GRU, nn.LSTM, nn.RNN])
+def test_recurrent_layers_in_int8_are_refused(make: Callable[..., nn.Module]) -> None:
+    file = tflite.convert(exported(Last(make), (4, 3)), batch=None)
+    with pytest.raises(UnsupportedOperatorError, match=r"larger.*float32"):
+        tflite.quantize(file, np.zeros((16, 4, 3), np.float32))
 
 
 def test_a_model_that_int8_harms_has_its_float32_file_only() -> None:

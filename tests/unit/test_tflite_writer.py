@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import functools
-import io
-import warnings
 from collections.abc import Callable
 
 import numpy as np
@@ -17,6 +15,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
+import onnx_exports
 from umbel_models import tflite
 from umbel_models.quantize import embed
 from umbel_models.runtime import Session
@@ -83,6 +82,27 @@ class Activations(nn.Module):
         return torch.stack([kind(3 * x) for kind in self.kinds] + [torch.erf(x)], 1)
 
 
+class Recurrent(nn.Module):
+    def __init__(self, make: Callable[..., nn.Module], size: int, **options: object) -> None:
+        super().__init__()
+        self.cells = make(3, 5, batch_first=True, **options)
+        self.head = nn.Linear(size, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        states, last = self.cells(x)
+        last = last[0] + last[1] if isinstance(last, tuple) else last  # an LSTM's: of outputs and of cells
+        return self.head(states).mean(1) + last.mean((0, 2)).unsqueeze(1)
+
+
+class Encoder(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x).mean(1)
+
+
 def sequence(*layers: nn.Module) -> Callable[[], nn.Module]:
     return lambda: nn.Sequential(*layers)
 
@@ -112,6 +132,18 @@ MODULES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "attention": (Attention, (6,)),
     "pieces": (Pieces, (4, 6)),
     "activations": (Activations, (9,)),
+    "gru": (lambda: Recurrent(nn.GRU, 5), (6, 3)),
+    "two-way gru": (lambda: Recurrent(nn.GRU, 10, bidirectional=True, num_layers=2, bias=False), (4, 3)),
+    "lstm": (lambda: Recurrent(nn.LSTM, 5, num_layers=2), (6, 3)),
+    "two-way lstm": (lambda: Recurrent(nn.LSTM, 10, bidirectional=True), (4, 3)),
+    "rnn": (lambda: Recurrent(nn.RNN, 5), (6, 3)),
+    "rnn of relus": (lambda: Recurrent(nn.RNN, 10, nonlinearity="relu", bidirectional=True), (4, 3)),
+    "encoder": (Encoder, (5, 8)),
+    "upsampled": (
+        sequence(nn.Upsample(scale_factor=2), nn.Conv2d(2, 3, 3), nn.Upsample((9, 5), mode="bilinear")), (2, 4, 3)
+    ),
+    "stretched": (sequence(nn.Upsample(scale_factor=2, mode="linear"), nn.Upsample(scale_factor=3)), (2, 5)),
+    "aligned": (sequence(nn.Upsample(scale_factor=3, mode="bilinear", align_corners=True)), (2, 4, 3)),
     "padded": (sequence(nn.ZeroPad2d((1, 2, 0, 1)), nn.ReflectionPad2d(1), nn.Conv2d(2, 2, 2)), (2, 4, 4)),
 }  # fmt: skip
 
@@ -128,20 +160,7 @@ def exported(name: str) -> bytes:
                     assert value is not None
                     value.data.uniform_(0.5, 2.0)
         example = inputs(name, 3)
-    file = io.BytesIO()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about the exporter itself
-        torch.onnx.export(
-            module,
-            (torch.from_numpy(example),),
-            file,
-            dynamo=False,
-            opset_version=18,
-            input_names=["x"],
-            output_names=["y"],
-            dynamic_axes={"x": {0: "batch"}, "y": {0: "batch"}},
-        )
-    return file.getvalue()
+        return onnx_exports.exported(module, MODULES[name][1], example=torch.from_numpy(example))
 
 
 def inputs(name: str, batch: int) -> NDArray[np.float32] | NDArray[np.int64]:
@@ -189,6 +208,90 @@ def test_a_fixed_batch_computes_what_onnxruntime_does(name: str) -> None:
     model = exported(name)
     for batch in BATCHES:
         require_equal(model, tflite.convert(model, batch=batch), inputs(name, batch), ["y"])
+
+
+TRANSPOSED = {
+    "padded": (sequence(nn.ConvTranspose2d(3, 4, 3, 2, 1), nn.ReLU(), nn.BatchNorm2d(4)), (3, 5, 6)),
+    "padded on one side": (sequence(nn.ConvTranspose2d(3, 4, 3, 2, 1, output_padding=1)), (3, 5, 6)),
+    "without biases": (sequence(nn.ConvTranspose2d(3, 4, 2, (2, 3), bias=False)), (3, 5, 6)),
+    "of a sequence": (sequence(nn.ConvTranspose1d(3, 4, 4, 2, 1)), (3, 9)),
+}
+
+
+@pytest.mark.parametrize("name", TRANSPOSED)
+def test_a_transposed_convolution_computes_what_onnxruntime_does_in_a_fixed_batch(name: str) -> None:
+    make, shape = TRANSPOSED[name]
+    model = onnx_exports.exported(make(), shape)
+    with pytest.raises(UnsupportedOperatorError, match="fixed batch"):
+        tflite.convert(model, batch=None)
+    x = np.random.default_rng(5).normal(size=(2, *shape)).astype(np.float32)
+    require_equal(model, tflite.convert(model, batch=2), x, ["y"])
+
+
+@pytest.mark.parametrize("backwards", [0, 1])
+@pytest.mark.parametrize("axis", [0, 1])
+def test_a_scan_is_its_body_once_a_step(axis: int, backwards: int) -> None:
+    # h' = tanh(h R + x_t); the states of all steps and the last one.
+    part = functools.partial(helper.make_tensor_value_info, elem_type=TensorProto.FLOAT, shape=None)
+    body = helper.make_graph(
+        [
+            helper.make_node("MatMul", ["h", "R"], ["p"]),
+            helper.make_node("Add", ["p", "v"], ["s"]),
+            helper.make_node("Tanh", ["s"], ["t"]),
+            helper.make_node("Identity", ["t"], ["all"]),
+        ],
+        "body",
+        [part("h"), part("v")],
+        [part("t"), part("all")],
+    )
+    scan = helper.make_node(
+        "Scan",
+        ["zeros", "x"],
+        ["last", "states"],
+        name="the Scan",
+        body=body,
+        num_scan_inputs=1,
+        scan_input_axes=[axis],
+        scan_input_directions=[backwards],
+        scan_output_axes=[axis],
+        scan_output_directions=[backwards],
+    )
+    rng = np.random.default_rng(axis)
+    made = helper.make_graph(
+        [scan, helper.make_node("ReduceSum", ["states", "axes"], ["y"], keepdims=1)],
+        "main",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [4, 4, 3])],
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in ("y", "last", "states")],
+        [
+            numpy_helper.from_array(rng.normal(size=(3, 3)).astype(np.float32), "R"),
+            numpy_helper.from_array(np.zeros((4, 3), np.float32), "zeros"),
+            numpy_helper.from_array(np.array([2]), "axes"),
+        ],
+    )
+    opsets = [helper.make_opsetid("", 18)]
+    model = helper.make_model(made, opset_imports=opsets, ir_version=9).SerializeToString()
+    x = rng.normal(size=(4, 4, 3)).astype(np.float32)
+    require_equal(model, tflite.convert(model, batch=None), x, ["y", "last", "states"])
+
+
+def test_the_steps_of_a_recurrent_layer_share_their_weights() -> None:
+    short, long = (
+        tflite.convert(onnx_exports.exported(Recurrent(nn.GRU, 5), (steps, 3)), batch=None)
+        for steps in (4, 8)
+    )
+    assert operators(long).count("FULLY_CONNECTED") == operators(short).count("FULLY_CONNECTED") + 4
+    weights = [constants(file) for file in (short, long)]
+    assert weights[0] == weights[1]
+
+
+def constants(file: bytes) -> int:
+    """Return how many constants of floats a file holds."""
+    model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(file, 0))
+    [graph] = model.subgraphs
+    return sum(
+        tensor.type == schema.TensorType.FLOAT32 and model.buffers[tensor.buffer].data is not None
+        for tensor in graph.tensors
+    )
 
 
 def test_the_digits_network_computes_what_onnxruntime_does() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from umbel_models.tflite import convolution, elementwise, linear, reduction, shaping
+from umbel_models.tflite import convolution, elementwise, linear, reduction, shaping, upsampling
 from umbel_models.tflite.errors import UnsupportedOperatorError
 from umbel_models.tflite.flatbuffer import Tensor
 from umbel_models.tflite.gelu import recognize_gelu
@@ -18,14 +18,10 @@ OPERATORS: Mapping[str, Handler] = {
     **linear.OPERATORS,
     **reduction.OPERATORS,
     **shaping.OPERATORS,
+    **upsampling.OPERATORS,
 }
 _CURES: Mapping[str, str] = {
-    "ConvTranspose": "use an upsampling outside the graph, or keep this model in ONNX",
     "Einsum": "write it as matmul, transpose and sum",
-    "GroupNormalization": "export with opset 18, which writes it as InstanceNormalization",
-    "GRU": "keep this model in ONNX, or use convolutions over time",
-    "LSTM": "keep this model in ONNX, or use convolutions over time",
-    "RNN": "keep this model in ONNX, or use convolutions over time",
 }
 _ANY_OTHER = "write the layer with supported operators (docs/reference/tflite.md), or keep this model in ONNX"
 
@@ -39,7 +35,8 @@ def write(onnx_bytes: bytes, batch: int | None) -> bytes:
     inputs = {name: ctx.input(name) for name in source.inputs}
     for node in source.nodes:
         if not ctx.is_absorbed(node):
-            OPERATORS[node.operator](ctx, node)
+            with ctx.writer.scope(node.scope):
+                OPERATORS[node.operator](ctx, node)
     makers = {name: node for node in source.nodes for name in node.outputs}
     outputs: dict[str, Tensor] = {}
     for name in source.outputs:

@@ -55,10 +55,13 @@ _OPTIONS: Mapping[str, str] = {
     "REDUCE_MAX": "ReducerOptions",
     "REDUCE_MIN": "ReducerOptions",
     "RESHAPE": "ReshapeOptions",
+    "RESIZE_BILINEAR": "ResizeBilinearOptions",
+    "RESIZE_NEAREST_NEIGHBOR": "ResizeNearestNeighborOptions",
     "SOFTMAX": "SoftmaxOptions",
     "STRIDED_SLICE": "StridedSliceOptions",
     "SUB": "SubOptions",
     "SUM": "ReducerOptions",
+    "TRANSPOSE_CONV": "TransposeConvOptions",
 }
 # Version 1 of these reads int8 as it does float32.
 _SAME_IN_INT8 = frozenset({
@@ -283,6 +286,12 @@ def version(operator: str, inputs: Sequence[Tensor], options: Mapping[str, Any])
             return 5
         case "FULLY_CONNECTED" if int8:
             return 4
+        case "TRANSPOSE_CONV" if len(inputs) == 4:
+            return 3
+        case "RESIZE_BILINEAR" | "RESIZE_NEAREST_NEIGHBOR" if options["halfPixelCenters"]:
+            return 3
+        case "RESIZE_NEAREST_NEIGHBOR" if options["alignCorners"]:
+            return 3
         case "TRANSPOSE" if rank > 4:
             return 6 if rank > 5 else 4
         case "SLICE" if rank > 4:

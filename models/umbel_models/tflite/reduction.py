@@ -7,7 +7,14 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from umbel_models.tflite.flatbuffer import EXACT, Tensor
-from umbel_models.tflite.lowering import Handler, Lowering, has_input, last_axis, last_shape
+from umbel_models.tflite.lowering import (
+    MAX_BROADCAST_RANK,
+    Handler,
+    Lowering,
+    has_input,
+    last_axis,
+    last_shape,
+)
 from umbel_models.tflite.source import Node
 
 _REDUCTIONS: Mapping[str, str] = {
@@ -90,6 +97,22 @@ def _instance_norm(ctx: Lowering, node: Node) -> None:
     ctx.bind(node, made)
 
 
+def _group_norm(ctx: Lowering, node: Node) -> None:
+    x = ctx.read(node, 0)
+    shape, groups = x.shape, int(node.attributes["num_groups"])
+    apart = ctx.reshape(node, x, (shape[0], groups, int(np.prod(shape[1:])) // groups))
+    made = _normalized(ctx, apart, [2], float(node.attributes.get("epsilon", 1e-5)))
+    parameters = [ctx.constant(node, index, "parameters") for index in (1, 2)]
+    if len(parameters[0]) != shape[1]:  # before opset 21: one for each group
+        parameters = [np.repeat(array, shape[1] // groups) for array in parameters]
+    made = ctx.reshape(node, made, shape)
+    if len(shape) > MAX_BROADCAST_RANK:
+        raise node.refuse(f"has {len(shape)} dimensions", "use four or fewer")
+    for array, operator in zip(parameters, ("MUL", "ADD"), strict=True):
+        made = ctx.binary(operator, made, ctx.writer.constant(array.reshape(-1, *[1] * (len(shape) - 2))))
+    ctx.bind(node, made)
+
+
 def _normalized(ctx: Lowering, x: Tensor, axes: Sequence[int], epsilon: float) -> Tensor:
     """Return (x - mean) / sqrt(variance + epsilon), the mean taken off before the squares are summed."""
     with ctx.writer.scope(EXACT):
@@ -123,6 +146,7 @@ def _arg_max(ctx: Lowering, node: Node) -> None:
 OPERATORS: Mapping[str, Handler] = {
     **dict.fromkeys(_REDUCTIONS, _reduce),
     "ArgMax": _arg_max,
+    "GroupNormalization": _group_norm,
     "InstanceNormalization": _instance_norm,
     "LayerNormalization": _layer_norm,
     "LogSoftmax": _softmax,

@@ -18,7 +18,8 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_h
 from onnx.reference import ReferenceEvaluator
 
 from umbel_models.tflite.errors import UnsupportedOperatorError
-from umbel_models.tflite.flatbuffer import TYPES, Shape
+from umbel_models.tflite.flatbuffer import RECURRENT, TYPES, Shape
+from umbel_models.tflite.recurrence import unroll
 from umbel_proto.errors import UsageError
 
 MIN_OPSET = 13  # where Softmax and Squeeze took their present meaning
@@ -30,13 +31,14 @@ FIXED_BATCH = "convert with a fixed batch, such as batch=1"
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """One ONNX node, its attributes as Python values."""
+    """One ONNX node, its attributes as Python values, and the scope that its tensors are named in."""
 
     operator: str
     label: str
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     attributes: Mapping[str, Any] = field(default_factory=dict)
+    scope: str = ""
 
     def refuse(self, problem: str, cure: str) -> UnsupportedOperatorError:
         """Return the error that names this node."""
@@ -161,7 +163,9 @@ def _resolve(model: ModelProto, batch: int | None) -> Source:
     while True:
         shapes, types = _infer(model, inputs, protos, constants, batch)
         left = [proto for proto in protos if not _fold(proto, model, constants, shapes)]
-        done, protos = len(left) == len(protos), left
+        cells = [unroll(proto, shapes, constants) for proto in left]
+        done = len(left) == len(protos) and not any(cells)
+        protos = [each for proto, cell in zip(left, cells, strict=True) for each in cell or [proto]]
         if done:
             break
     outputs = tuple(value.name for value in graph.output)
@@ -286,7 +290,8 @@ def _node(proto: NodeProto, index: int) -> Node:
         value = helper.get_attribute_value(attribute)
         attributes[attribute.name] = value.decode() if isinstance(value, bytes) else value
     label = proto.name or next(filter(None, proto.output), f"#{index}")
-    return Node(proto.op_type, label, tuple(proto.input), tuple(proto.output), attributes)
+    scope = RECURRENT if proto.doc_string == RECURRENT else ""
+    return Node(proto.op_type, label, tuple(proto.input), tuple(proto.output), attributes, scope)
 
 
 def check_types(source: Source) -> None:
