@@ -71,6 +71,10 @@ HomeOption = Annotated[
     Path | None,
     typer.Option("--home", envvar=HOME_VARIABLE, help="The device's directory.", show_default="~/.umbel"),
 ]
+OWN_TRAINER = "umbel.train.onnx:OnnxTrainer"
+TrainerOption = Annotated[
+    str, typer.Option(help="Makes the trainer of a package: code of this machine's.", metavar="MODULE:NAME")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 
@@ -136,6 +140,7 @@ def run(
     ] = None,
     name: Annotated[str, typer.Option(help="What the operator will see this device called.")] = "",
     poll: Annotated[float, typer.Option(help="Seconds between questions for releases.", min=0.1)] = POLL_S,
+    trainer: TrainerOption = OWN_TRAINER,
 ) -> None:
     """Be the device: fetch releases, report, and take part in rounds, until stopped."""
     from umbel._device import Device
@@ -150,6 +155,10 @@ def run(
         from umbel._data import read_examples
 
         read_examples(data)  # A wrong file is said now, not in the middle of a round.
+    if trainer != OWN_TRAINER:
+        from umbel.train.load import load_trainer
+
+        load_trainer(trainer)  # So is a wrong name.
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
@@ -164,7 +173,7 @@ def run(
         where.require_valid_certificate(time.time())
         with Device.open(where.path, poll_s=poll) as device:
             typer.echo(f"ready {device.id}")
-            _take_part(where, data, stop)
+            _take_part(where, data, stop, trainer)
     log.info("stopped")
 
 
@@ -221,6 +230,11 @@ def train(
         float, typer.Option(help="Largest norm of an example's gradient; 0: no example is protected.")
     ] = 0.0,
     example_noise: Annotated[float, typer.Option(help="Noise in a step over --example-clip.")] = 0.0,
+    optimizer: Annotated[str, typer.Option(help="sgd, or adam with --momentum as its beta_1.")] = "sgd",
+    gradient_clip: Annotated[float, typer.Option(help="Largest norm of a step's gradient; 0: any.")] = 0.0,
+    fedprox_mu: Annotated[float, typer.Option(help="Pull towards the parameters a round begins with.")] = 0.0,
+    scaffold: Annotated[bool, typer.Option("--scaffold", help="Correct steps by control variates.")] = False,
+    trainer: TrainerOption = OWN_TRAINER,
     delta: Annotated[float, typer.Option(help="The delta of one example's epsilon.")] = 1e-6,
     as_json: JsonOption = False,
 ) -> None:
@@ -232,8 +246,8 @@ def train(
     from umbel._files import read_file
     from umbel._package import load_package
     from umbel.train import ExamplePrivacy, TrainPlan
+    from umbel.train.load import load_trainer
     from umbel.train.local import accuracy_on, example_epsilon, federated_averaging
-    from umbel.train.onnx import OnnxTrainer
     from umbel_proto.ids import DeviceId
     from umbel_proto.keys import VerifyKey
 
@@ -241,11 +255,22 @@ def train(
     judge = accuracy_on(loaded, read_examples(heldout))
     shards = {DeviceId(f"dev-{number}"): read_examples(path) for number, path in enumerate(data, 1)}
     private = ExamplePrivacy(example_clip, example_noise) if example_clip or example_noise else None
-    plan = TrainPlan(epochs, batch_size, learning_rate, momentum, seed, private)
+    plan = TrainPlan(
+        epochs,
+        batch_size,
+        learning_rate,
+        momentum,
+        seed,
+        private,
+        optimizer=optimizer,
+        gradient_clip=gradient_clip,
+        fedprox_mu=fedprox_mu,
+    )
     spent = example_epsilon(shards, plan, rounds=rounds, delta=delta)
     parameters = loaded.parameters()
     accuracy = [judge(parameters)]
-    steps = federated_averaging(OnnxTrainer(loaded), parameters, shards, rounds=rounds, plan=plan)
+    own = load_trainer(trainer)(loaded)
+    steps = federated_averaging(own, parameters, shards, rounds=rounds, plan=plan, scaffold=scaffold)
     for number, trained in enumerate(steps, 1):
         accuracy.append(judge(trained))
         if not as_json:
@@ -349,7 +374,7 @@ def _home(path: Path | None) -> DeviceHome:
     return DeviceHome.default() if path is None else DeviceHome(path)
 
 
-def _take_part(home: DeviceHome, data: Path | None, stop: threading.Event) -> None:
+def _take_part(home: DeviceHome, data: Path | None, stop: threading.Event, trainer: str) -> None:
     """Join the fleet's rounds, or wait, until told to stop."""
     if home.identity.superlink:
         try:
@@ -361,7 +386,9 @@ def _take_part(home: DeviceHome, data: Path | None, stop: threading.Event) -> No
                 raise MissingExtraError("learn", "Taking part in rounds") from exc
             log.info("taking part in no rounds: flwr is not installed")
         else:
-            run_node(home, data, stop=stop)
+            from umbel.train.load import load_trainer
+
+            run_node(home, data, stop=stop, trainer=load_trainer(trainer))
     stop.wait()
 
 

@@ -72,8 +72,10 @@ from flwr.supercore.primitives.asymmetric import public_key_to_bytes, sign_messa
 from flwr.supercore.protobuf.client import ProtobufCall, ProtobufRequestContext
 from flwr.supernode.fleet_http_client import FleetHttpClient
 
+from umbel._contribution import TrainerFactory
 from umbel._home import DeviceHome
 from umbel._participant import KINDS, Participant, Saved, for_the_server
+from umbel.train.onnx import OnnxTrainer
 from umbel_proto.errors import RefusedError, UmbelError, UsageError
 
 log: logging.Logger = logging.getLogger(__name__)
@@ -140,15 +142,32 @@ def check_bundle(content: bytes) -> None:
         )
 
 
-app: ClientApp = ClientApp()
+def client_app(trainer: TrainerFactory = OnnxTrainer) -> ClientApp:
+    """Return the app of a device.
+
+    Args:
+        trainer: Makes the trainer of a package that the device has verified.
+    """
+    made = ClientApp()
+
+    def handle(message: Message, context: Context) -> Message:
+        return _handle(message, context, trainer)
+
+    made.train()(handle)
+    for kind in KINDS:
+        made.query(kind.removeprefix("query."))(handle)
+    return made
 
 
-def _handle(message: Message, context: Context) -> Message:
+app: ClientApp = client_app()
+
+
+def _handle(message: Message, context: Context, trainer: TrainerFactory) -> Message:
     """Answer one message of a round."""
     kind = message.metadata.message_type
     try:
         home = DeviceHome(Path(str(context.node_config["home"])))
-        participant = Participant(home, Path(str(context.node_config["data"])))
+        participant = Participant(home, Path(str(context.node_config["data"])), trainer=trainer)
     except KeyError as exc:
         raise UsageError(f"The node's configuration lacks {exc}: give home and data.") from exc
     content = message.content
@@ -194,11 +213,6 @@ def _save(context: Context, saved: Saved | None) -> None:
         context.state.pop(_STATE, None)
     else:
         context.state[_STATE] = ConfigRecord({"state": saved.state, "contribution": saved.contribution})
-
-
-app.train()(_handle)
-for _kind in KINDS:
-    app.query(_kind.removeprefix("query."))(_handle)
 
 
 class _Signer:
@@ -365,7 +379,9 @@ def _without_content(message: Message) -> Message:
     return remove_content_from_message(message) if message.has_content() else message
 
 
-def run_node(home: DeviceHome, data: Path | None, *, stop: threading.Event) -> None:
+def run_node(
+    home: DeviceHome, data: Path | None, *, stop: threading.Event, trainer: TrainerFactory = OnnxTrainer
+) -> None:
     """Take part in the fleet's rounds until told to stop.
 
     Losing the SuperLink is not an error: the node waits, and comes back.
@@ -375,6 +391,7 @@ def run_node(home: DeviceHome, data: Path | None, *, stop: threading.Event) -> N
         data: Its training data, an ``.npz`` file with ``x`` and ``y``; without it the device
             declines to train.
         stop: Set it to leave.
+        trainer: Makes the trainer of a package that the device has verified.
     """
     link = _SuperLink(home)
     try:
@@ -382,7 +399,7 @@ def run_node(home: DeviceHome, data: Path | None, *, stop: threading.Event) -> N
             pass
         if not stop.is_set():
             log.info("node %d is online at %s", link.node.node_id, home.identity.superlink)
-            _serve(link, home, data, stop)
+            _serve(link, client_app(trainer), home, data, stop)
     finally:
         link.close()
 
@@ -412,7 +429,9 @@ def _activate(link: _SuperLink, stop: threading.Event) -> bool:
     return False
 
 
-def _serve(link: _SuperLink, home: DeviceHome, data: Path | None, stop: threading.Event) -> None:
+def _serve(
+    link: _SuperLink, client: ClientApp, home: DeviceHome, data: Path | None, stop: threading.Event
+) -> None:
     contexts: dict[int, Context] = {}
     last = time.monotonic()
     gap_s = 0.0
@@ -421,7 +440,7 @@ def _serve(link: _SuperLink, home: DeviceHome, data: Path | None, stop: threadin
         try:
             got = link.receive()
             if got is not None:
-                _answer_if_wanted(link, *got, contexts, home, data, stop)
+                _answer_if_wanted(link, *got, client, contexts, home, data, stop)
                 now_s = time.monotonic()
                 gap_s, last = now_s - last, now_s
                 stop.wait(min(gap_s / 2, BUSY_POLL_S[1]))
@@ -447,6 +466,7 @@ def _answer_if_wanted(
     link: _SuperLink,
     head: Message,
     tree: ObjectTree,
+    client: ClientApp,
     contexts: dict[int, Context],
     home: DeviceHome,
     data: Path | None,
@@ -454,7 +474,7 @@ def _answer_if_wanted(
 ) -> None:
     """Answer a message, unless it goes away meanwhile, as when its run ends; the node stays online."""
     try:
-        _answer(link, head, tree, contexts, home, data, stop)
+        _answer(link, head, tree, client, contexts, home, data, stop)
     except ObjectPullError:
         log.info("a message was withdrawn before it could be read")
     except httpx.HTTPStatusError as exc:
@@ -465,6 +485,7 @@ def _answer(
     link: _SuperLink,
     head: Message,
     tree: ObjectTree,
+    client: ClientApp,
     contexts: dict[int, Context],
     home: DeviceHome,
     data: Path | None,
@@ -486,7 +507,7 @@ def _answer(
                 state=RecordDict(),
                 run_config={},
             )
-        reply = app(message, contexts[run_id])
+        reply = client(message, contexts[run_id])
     except UmbelError as exc:
         log.warning("refused %s: %s", message.metadata.message_type, exc)
         reply = Message(Error(code=_ERROR_CODE, reason=str(for_the_server(exc))), reply_to=message)

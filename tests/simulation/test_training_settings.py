@@ -20,7 +20,7 @@ from umbel._data import read_examples
 from umbel._participant import Participant
 from umbel.train import ExamplePrivacy, Trainer, TrainPlan
 from umbel.train.evaluate import hold_back
-from umbel.train.local import train_locally
+from umbel.train.local import federated_averaging, train_locally
 from umbel.train.onnx import OnnxTrainer
 from umbel.train.torch import TorchTrainer
 from umbel_models.task import cross_entropy
@@ -49,7 +49,8 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> TinyFederation:
     return TinyFederation(tmp_path_factory.mktemp("settings"), 4)
 
 
-def invited(tiny: TinyFederation, training: Training) -> pb.TrainPlan:
+def request(tiny: TinyFederation, training: Training) -> tuple[bytes, bytes]:
+    """An invitation as a device gets it: the request, and the model."""
     plan = replace(tiny.plan(rounds=1), training=training)
     policy = tiny.fleet.policy()
     invitation = invite(
@@ -63,7 +64,12 @@ def invited(tiny: TinyFederation, training: Training) -> pb.TrainPlan:
         parameters=tiny.package.parameters(),
         now_s=time.time(),
     )
-    return pb.TrainPlan.FromString(invitation.plan)
+    body = pb.TrainRequest(descriptor=invitation.descriptor.to_bytes(), plan=invitation.plan)
+    return body.SerializeToString(deterministic=True), invitation.model
+
+
+def invited(tiny: TinyFederation, training: Training) -> pb.TrainPlan:
+    return pb.TrainPlan.FromString(pb.TrainRequest.FromString(request(tiny, training)[0]).plan)
 
 
 @pytest.mark.parametrize(
@@ -190,3 +196,60 @@ def test_a_time_limit_that_the_server_does_not_wait_for_is_refused(tiny: TinyFed
     limit = plan.timing.train_timeout_s + 1
     with pytest.raises(UsageError, match=r"lower it, or raise timing\.train_timeout_s"):
         replace(plan, training=replace(TRAINING, time_limit_s=limit))
+
+
+def test_flowers_app_trains_with_the_trainer_that_it_was_made_with(tiny: TinyFederation) -> None:
+    from flwr.app import ConfigRecord, Context, Metadata, RecordDict
+    from flwr.app.message import make_message
+
+    from umbel.flower import client_app
+
+    asked: list[str] = []
+
+    def factory(package: Package) -> Trainer:
+        asked.append(package.manifest.model)
+        return with_torch(package)
+
+    body, vector = request(tiny, TRAINING)
+    metadata = Metadata(1, "m", 1, 7, "", "", time.time(), 60.0, "train")
+    content = RecordDict({"umbel": ConfigRecord({"body": body, "vector": vector})})
+    message = make_message(metadata=metadata, content=content)
+    node_config = {"home": str(tiny.homes[1].path), "data": str(tiny.data[1])}
+    context = Context(run_id=1, node_id=7, node_config=node_config, state=RecordDict(), run_config={})
+    answer = client_app(factory)(message, context)
+    assert not answer.has_error()
+    assert asked == ["tiny"]
+
+
+def slope(tiny: TinyFederation, at: NDArray[np.float32]) -> float:
+    """Length of the gradient of the mean of the devices' losses: 0 where that mean is least."""
+    net = Softmax()
+    net.load_state_dict({name: torch.tensor(value) for name, value in tiny.package.split(at).items()})
+    for path in tiny.data:
+        each = read_examples(path)
+        mean = cross_entropy(net(torch.tensor(np.asarray(each.x))), torch.tensor(each.y)).mean()
+        (mean / len(tiny.data)).backward()
+    return float(
+        sum(value.grad.square().sum() for value in net.parameters() if value.grad is not None) ** 0.5
+    )
+
+
+def test_where_devices_differ_scaffold_ends_at_what_is_best_for_all_and_averaging_beside_it(
+    tiny: TinyFederation,
+) -> None:
+    shards = {DeviceId(f"dev-{number}"): read_examples(path) for number, path in enumerate(tiny.data)}
+    ends = {
+        scaffold: list(
+            federated_averaging(
+                OnnxTrainer(tiny.package),
+                tiny.package.parameters(),
+                shards,
+                rounds=60,
+                plan=TrainPlan(20, 16, 0.3, 0.0, 0),
+                scaffold=scaffold,
+            )
+        )[-1]
+        for scaffold in (False, True)
+    }
+    assert slope(tiny, ends[True]) < 1e-3
+    assert slope(tiny, ends[False]) > 1e-2
