@@ -10,7 +10,7 @@ import numpy as np
 import safetensors.numpy
 from numpy.typing import NDArray
 
-from umbel_models import baseline
+from umbel_models import baseline, tflite
 from umbel_models.card import Card, Figures
 from umbel_models.evaluation import evaluate
 from umbel_models.exported import GRAPH_FILES, INFER, Progress, exported
@@ -87,6 +87,7 @@ def build(
     calibration: NDArray[np.float32] | None = None,
     lineage: Mapping[str, Scalar] | None = None,
     sections: Sections | None = None,
+    lite: bool = False,
     progress: Progress = _silent,
 ) -> bytes:
     """Return the first package of a task, with its initial parameters.
@@ -98,10 +99,11 @@ def build(
         calibration: Inputs to quantize with and to take golden vectors from; by default the task's own.
         lineage: Facts about where it comes from.
         sections: Sections to add to its card: figures by name.
+        lite: Whether to add TFLite variants, for devices that have LiteRT.
         progress: Told of each step before it begins.
 
     Raises:
-        MissingExtraError: Exporting needs torch, and it is not installed.
+        MissingExtraError: Exporting needs torch, or writing TFLite ai-edge-quantizer, and it is not installed.
         UsageError: The module holds what cannot be exported, or the task's data breaks its contract.
         PackageError: A graph does not compute what torch does, or the parts do not fit together.
     """
@@ -132,8 +134,12 @@ def build(
     inputs, _ = task.contract.check(inputs)
     parameters = load_tensors(made.files[PARAMETERS], PARAMETERS)
     progress("preparing int8")
-    manifest, quantized = _quantizable(manifest, made.files, parameters, inputs)
-    return _pack(manifest, {**made.files, **quantized}, parameters, inputs, judged, key, progress)
+    manifest, added = _quantizable(manifest, made.files, parameters, inputs)
+    files = {**made.files, **added}
+    if lite:
+        progress("writing TFLite")
+        manifest, added = _lite(manifest, files, parameters, inputs)
+    return _pack(manifest, {**files, **added}, parameters, inputs, judged, key, progress)
 
 
 def repack(
@@ -181,7 +187,13 @@ def repack(
     card = replace(card, version=version, metrics=(), sections={})
     manifest = replace(manifest, version=version, lineage=facts)
     judged = _Judged(card, held_out, (), sections or {})
-    return _pack(manifest, files, base.split(parameters), calibration, judged, key, progress)
+    arrays = base.split(parameters)
+    if any(variant.engine == "tflite" for variant in manifest.variants.values()):
+        progress("writing TFLite")
+        inputs, _ = manifest.contract.check(calibration)
+        manifest, added = _lite(manifest, files, arrays, inputs)
+        files |= added
+    return _pack(manifest, files, arrays, calibration, judged, key, progress)
 
 
 def _pack(
@@ -232,6 +244,23 @@ def _quantizable(
     return manifest, {CALIBRATION_GRAPH: made.calib, INT8_GRAPH: made.int8, INT8_MAPPING: mapping}
 
 
+def _lite(
+    manifest: Manifest, files: Mapping[str, bytes], parameters: Arrays, calibration: NDArray[np.float32]
+) -> tuple[Manifest, dict[str, bytes]]:
+    """Return the manifest with TFLite variants, float32 and, where it helps, int8, and their files."""
+    made = tflite.variants(files[INFER], parameters, calibration)
+    forms = {
+        "tflite": (tflite.FLOAT_FILE, FP32_TOLERANCE),
+        "tflite-int8": (tflite.INT8_FILE, INT8_TOLERANCE),
+    }
+    added = {
+        name: Variant("tflite", file, weights=INSIDE, tolerance=tolerance)
+        for name, (file, tolerance) in forms.items()
+        if file in made
+    }
+    return replace(manifest, variants={**manifest.variants, **added}), made
+
+
 def golden(manifest: Manifest, files: Mapping[str, bytes], inputs: NDArray[np.float32]) -> bytes:
     """Return golden vectors: some inputs, and what every variant makes of them here.
 
@@ -255,13 +284,16 @@ def run_variant(
         PackageError: Its graph cannot be run.
     """
     form = manifest.variants[variant]
-    weights = {} if form.weights == INSIDE else load_tensors(files[form.weights], form.weights)
-    opened = Session(files[form.file], weights)
     # In batches: an evaluation of many examples must fit into memory.
-    pieces = [
-        opened.run(OUTPUTS, {manifest.inputs[0].name: inputs[begin : begin + _EVALUATION_BATCH]})
-        for begin in range(0, len(inputs), _EVALUATION_BATCH)
+    batches = [
+        inputs[begin : begin + _EVALUATION_BATCH] for begin in range(0, len(inputs), _EVALUATION_BATCH)
     ]
+    if form.engine == "tflite":
+        pieces = [tflite.run(files[form.file], batch, OUTPUTS) for batch in batches]
+    else:
+        weights = {} if form.weights == INSIDE else load_tensors(files[form.weights], form.weights)
+        opened = Session(files[form.file], weights)
+        pieces = [opened.run(OUTPUTS, {manifest.inputs[0].name: batch}) for batch in batches]
     return {name: np.concatenate([piece[i] for piece in pieces]) for i, name in enumerate(OUTPUTS)}
 
 

@@ -10,50 +10,38 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-import safetensors.numpy
 from numpy.typing import NDArray
 
 import model_packages as packages
 from umbel._package import verify_golden
 from umbel.engines import Engine, load_engine
 from umbel_models import tflite
+from umbel_models.pack import build, repack
 from umbel_models.quantize import embed
-from umbel_models.tasks.digits.task import files
-from umbel_models.tflite.interpret import run
+from umbel_models.tasks.digits.task import DIGITS
 from umbel_proto.errors import PackageError
-from umbel_proto.manifest import INSIDE, Variant
-from umbel_proto.package import GOLDEN, Package, write_package
+from umbel_proto.package import Package, write_package
 
 VARIANTS = {"fp32": "onnx", "int8": "onnx", "tflite": "tflite", "tflite-int8": "tflite"}
-OUTPUTS = ("probabilities", "logits")
-
-
-def with_tflite(base: Package, made: dict[str, bytes]) -> Package:
-    """Return a package that has TFLite variants too, with golden vectors for them."""
-    golden = base.tensors(GOLDEN)
-    forms = dict(base.manifest.variants)
-    for name, file, tolerance in (
-        ("tflite", tflite.FLOAT_FILE, 1e-4),
-        ("tflite-int8", tflite.INT8_FILE, 0.1),
-    ):
-        forms[name] = Variant("tflite", file, weights=INSIDE, tolerance=tolerance)
-        values = run(made[file], golden["x"], OUTPUTS)
-        golden |= {f"{name}.{output}": value for output, value in zip(OUTPUTS, values, strict=True)}
-    contents = {name: base.file(name) for name in base.manifest.files} | made
-    contents[GOLDEN] = safetensors.numpy.save(golden)
-    return packages.opened(write_package(replace(base.manifest, variants=forms), contents, packages.RELEASE))
 
 
 @functools.cache
 def package() -> Package:
-    base = packages.opened(packages.release(2))
-    weights = base.split(base.parameters())
-    return with_tflite(base, tflite.variants(files()["infer.onnx"], weights, packages.digits().calibration.x))
+    """Return trained digits with a variant for every engine."""
+    calibration = packages.digits().calibration.x
+    first = build(DIGITS, key=packages.RELEASE, calibration=calibration, lite=True)
+    data = repack(
+        packages.opened(first),
+        packages.training().parameters,
+        calibration=calibration,
+        version=2,
+        key=packages.RELEASE,
+    )
+    return packages.opened(data)
 
 
 @pytest.fixture(params=VARIANTS)
@@ -134,17 +122,24 @@ def packed(opened: Package) -> bytes:
 
 
 def test_a_tflite_file_of_a_fixed_batch_answers_any_number_of_examples() -> None:
-    base = packages.opened(packages.release(2))
-    weights = base.split(base.parameters())
-    whole = tflite.variants(files()["infer.onnx"], weights, packages.digits().calibration.x)
-    model = embed(files()["infer.onnx"], weights).SerializeToString()
-    fixed = with_tflite(base, whole | {tflite.FLOAT_FILE: tflite.convert(model, batch=4)})
-    engine, reference = load_engine(fixed, "tflite"), load_engine(fixed, "fp32")
+    model = embed(package().file("infer.onnx"), package().split(package().parameters()))
+    fixed = tflite.convert(model.SerializeToString(), batch=4)
+    data = packages.resigned(packed(package()), lambda body: None, **{tflite.FLOAT_FILE: fixed})
+    engine = load_engine(packages.opened(data), "tflite")
+    verify_golden(package(), engine)
+    reference = load_engine(package(), "fp32")
     for count in (1, 3, 4, 5, 8, 11):
         outputs, expected = engine.outputs(examples(count)), reference.outputs(examples(count))
         for made, wanted in zip(outputs, expected, strict=True):
             assert made.shape == wanted.shape
             np.testing.assert_allclose(made, wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_the_variants_of_a_later_version_have_its_parameters() -> None:
+    x = packages.digits().held_out.x
+    for variant in VARIANTS:
+        labels = load_engine(package(), variant).probabilities(x).argmax(axis=1)
+        assert (labels == packages.digits().held_out.y).mean() > 0.95
 
 
 def test_without_litert_the_sentence_says_what_to_install(tmp_path: Path) -> None:

@@ -1,8 +1,11 @@
-"""ONNX to TFLite without TensorFlow, JAX or torch, in float32 and in int8."""
+"""ONNX to TFLite without TensorFlow, JAX or torch, in float32 and in int8.
+
+Importing this package imports none of its libraries: each function asks for what it needs.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,7 +13,7 @@ from numpy.typing import NDArray
 
 from umbel_proto.errors import MissingExtraError
 
-__all__ = ["FLOAT_FILE", "INT8_FILE", "convert", "quantize", "variants"]
+__all__ = ["FLOAT_FILE", "INT8_FILE", "convert", "quantize", "run", "variants"]
 
 FLOAT_FILE = "infer.tflite"
 INT8_FILE = "int8.tflite"
@@ -54,6 +57,18 @@ def quantize(tflite_bytes: bytes, calibration: NDArray[Any]) -> bytes:
     with _extra("Quantizing TFLite"):
         from umbel_models.tflite.int8 import quantized
     return quantized(tflite_bytes, calibration)
+
+
+def run(file: bytes, x: NDArray[Any], outputs: Sequence[str]) -> list[NDArray[Any]]:
+    """Return outputs of a file in LiteRT, in the order asked for, of inputs of shape (n, *example).
+
+    Raises:
+        PackageError: LiteRT cannot run the file.
+        MissingExtraError: ai-edge-litert is not installed.
+    """
+    with _extra("Running TFLite"):
+        from umbel_models.tflite import interpret
+    return interpret.run(file, x, outputs)
 
 
 def variants(
