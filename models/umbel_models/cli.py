@@ -19,7 +19,7 @@ from umbel_models.load import load_task
 from umbel_models.task import TASKS, Examples
 from umbel_proto.errors import MissingExtraError, PackageError, StorageError, UsageError
 from umbel_proto.keys import SigningKey, VerifyKey
-from umbel_proto.manifest import FloatVector, Manifest, Scalar
+from umbel_proto.manifest import FloatVector, Scalar
 from umbel_proto.package import Package, inspect_package, load_tensors, read_package
 from umbel_proto.update import is_update, read_update
 
@@ -32,6 +32,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
 
 KeyOption = Annotated[Path, typer.Option("--key", help="The fleet's release key, a PEM file.")]
 OutOption = Annotated[Path, typer.Option("--out", help="The package to write.")]
@@ -61,6 +62,9 @@ def build(
         typer.Option(help="An .npz file whose x holds inputs to quantize with; by default the task's own."),
     ] = None,
     lineage: LineageOption = None,
+    tflite: Annotated[
+        bool, typer.Option("--tflite", help="Add variants for devices that have LiteRT.")
+    ] = False,
 ) -> None:
     """Write the first package of a task, with its initial parameters, exported and verified."""
     pack_module = _workbench()
@@ -72,6 +76,7 @@ def build(
         version=version,
         calibration=None if calibration is None else _calibration(calibration),
         lineage=_lineage(lineage),
+        lite=tflite,
         progress=_progress(),
     )
     _write(out, data)
@@ -160,7 +165,8 @@ def show(
         Path | None,
         typer.Option("--release-key", help="The fleet's public release key: its 32 bytes, or PEM."),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the manifest as JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the manifest and the card as JSON.")] = False,
+    as_card: Annotated[bool, typer.Option("--card", help="Print the model card as Markdown.")] = False,
 ) -> None:
     """Show what a package declares. Without --release-key its signature is not checked."""
     data = _read(file)
@@ -168,33 +174,34 @@ def show(
         manifest = inspect_package(data)
     else:
         manifest = read_package(data, release_key=_verify_key(release_key)).manifest
-    if as_json:
-        body = json.loads(manifest.to_json())
-        typer.echo(json.dumps({**body, "signature_checked": release_key is not None}))
-        return
-    for line in _lines(manifest, checked=release_key is not None):
-        typer.echo(line)
+    from umbel_models import show as words
+
+    card, checked = words.card_of(data, manifest), release_key is not None
+    if as_card:
+        if card is None:
+            raise UsageError(f"{file} has no model card: build it with this umbel.")
+        typer.echo(card.to_markdown(), nl=False)
+    elif as_json:
+        typer.echo(json.dumps(words.body(manifest, card, checked=checked)))
+    else:
+        typer.echo("\n".join(words.lines(manifest, card, size=len(data), checked=checked)))
 
 
-def _lines(manifest: Manifest, *, checked: bool) -> list[str]:
-    field = manifest.contract.fields[0]
-    legal = f"{field.minimum:g}..{field.maximum:g} {field.unit}"
-    lines = [
-        f"model       {manifest.model} {manifest.version}",
-        f"signature   {'verified' if checked else 'not checked: give --release-key'}",
-        f"parameters  {manifest.dim:,} in {len(manifest.parameters)} arrays",
-        f"input       {field.name} {field.dtype} {field.shape}, {legal}",
-        f"labels      {' '.join(manifest.labels)}",
-        f"automatic   from confidence {manifest.decision_threshold:g}",
-    ]
-    for name, variant in manifest.variants.items():
-        size = manifest.files[variant.file].size
-        default = ", default" if name == manifest.default_variant else ""
-        lines.append(
-            f"variant     {name}: {variant.file}, {size:,} bytes, tolerance {variant.tolerance:g}{default}"
-        )
-    lines += [f"lineage     {key}: {value}" for key, value in sorted(manifest.lineage.items())]
-    return lines
+@app.command()
+def bench(
+    file: Annotated[Path, typer.Argument(help="A package.")],
+    release_key: Annotated[
+        Path, typer.Option("--release-key", help="The fleet's public release key: nothing else is run.")
+    ],
+    as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
+) -> None:
+    """Measure every variant of a package on this machine: latency, size, agreement; and a training step."""
+    _workbench()
+    from umbel_models.bench import measure
+
+    package = read_package(_read(file), release_key=_verify_key(release_key))
+    measured = measure(package, progress=_progress())
+    typer.echo(json.dumps(measured.to_json()) if as_json else "\n".join(measured.lines()))
 
 
 def _workbench() -> Any:

@@ -15,8 +15,8 @@ from umbel_models.card import Card, Figures
 from umbel_models.evaluation import evaluate
 from umbel_models.exported import GRAPH_FILES, INFER, Progress, exported
 from umbel_models.requantize import requantize
-from umbel_models.runtime import Session
 from umbel_models.task import Examples, Task
+from umbel_models.variants import OUTPUTS, open_variant
 from umbel_proto.contract import DataContract
 from umbel_proto.errors import UsageError
 from umbel_proto.keys import SigningKey
@@ -48,7 +48,6 @@ FP32_TOLERANCE = 1e-4
 # A float that rounds to the neighbouring int8 level moves what follows by a level: 1/127 of its range a
 # layer. A wrong kernel or a damaged weight moves it by much more.
 INT8_TOLERANCE = 0.1
-OUTPUTS = ("probabilities", "logits")
 _DOCUMENTS = {CARD: "card.json", BASELINE: "baseline.json"}
 _EVALUATION_BATCH = 256
 # How the facts of a run's privacy begin.
@@ -283,17 +282,11 @@ def run_variant(
     Raises:
         PackageError: Its graph cannot be run.
     """
-    form = manifest.variants[variant]
+    run = open_variant(manifest, lambda name: files[name], variant)
     # In batches: an evaluation of many examples must fit into memory.
-    batches = [
-        inputs[begin : begin + _EVALUATION_BATCH] for begin in range(0, len(inputs), _EVALUATION_BATCH)
+    pieces = [
+        run(inputs[begin : begin + _EVALUATION_BATCH]) for begin in range(0, len(inputs), _EVALUATION_BATCH)
     ]
-    if form.engine == "tflite":
-        pieces = [tflite.run(files[form.file], batch, OUTPUTS) for batch in batches]
-    else:
-        weights = {} if form.weights == INSIDE else load_tensors(files[form.weights], form.weights)
-        opened = Session(files[form.file], weights)
-        pieces = [opened.run(OUTPUTS, {manifest.inputs[0].name: batch}) for batch in batches]
     return {name: np.concatenate([piece[i] for piece in pieces]) for i, name in enumerate(OUTPUTS)}
 
 
@@ -332,7 +325,7 @@ def _quantization(
         weights = 0 if variant.weights == INSIDE else len(files[variant.weights])
         figures[f"bytes {name}"] = len(files[variant.file]) + weights
     agree = said["int8"].argmax(1) == said["fp32"].argmax(1)
-    figures["share of equal answers"] = float(agree.mean())
+    figures["share of equal answers int8"] = float(agree.mean())
     if examples is not None:
         for name, probabilities in said.items():
             figures[f"accuracy {name}"] = float((probabilities.argmax(1) == examples.y).mean())

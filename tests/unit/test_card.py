@@ -162,7 +162,7 @@ def test_a_first_package_has_the_figures_of_its_held_out_examples() -> None:
     assert figure(card.metrics, "examples") == len(digits().held_out.y)
     assert 0 <= figure(card.metrics, "accuracy") <= 1
     assert card.sections["privacy"]["guarantee"] == "none is claimed for these parameters"
-    assert card.sections["quantization"]["share of equal answers"] > 0.9
+    assert card.sections["quantization"]["share of equal answers int8"] > 0.9
     assert "13 people" in card.about.data
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -88,10 +89,16 @@ def test_lineage_may_stand_in_a_file(folder: Path) -> None:
 
 def test_show_tells_what_a_package_declares(folder: Path) -> None:
     text = run(folder, "show", "@base.umbel", "--release-key", "@release.pub").output
-    assert "digits 1" in text
+    assert f"digits 1, {len(first()):,} bytes" in text
     assert "verified" in text
-    assert "13,706 in 8 arrays" in text
+    assert re.search(r"trainable +13,706 in 8 arrays", text)
+    assert re.search(r"frozen +0 in 0 arrays", text)
     assert "0..16 grey levels" in text
+    sizes = {name: entry.size for name, entry in opened(first()).manifest.files.items()}
+    together = sizes["int8.onnx"] + sizes["int8.safetensors"]
+    assert re.search(rf"int8 +onnx +int8\.onnx +int8\.safetensors +{together:,} +0\.1", text)
+    assert re.search(rf"clipped_gradient +dpgrad\.onnx +{sizes['dpgrad.onnx']:,}", text)
+    assert re.search(r"accuracy +0\.\d+ +0\.\d+ to 0\.\d+", text)
     assert "not checked" in run(folder, "show", "@base.umbel").output
 
 
@@ -99,6 +106,39 @@ def test_show_gives_json(folder: Path) -> None:
     body = json.loads(run(folder, "show", "@base.umbel", "--json").output)
     assert body["model"] == "digits"
     assert body["signature_checked"] is False
+    assert body["card"]["bomFormat"] == "CycloneDX"
+
+
+def test_show_prints_the_card(folder: Path) -> None:
+    text = run(folder, "show", "@base.umbel", "--card").output
+    assert text == Card.from_json(opened(first()).file("card.json")).to_markdown()
+    assert "Thirteen writers" in text
+
+
+def test_bench_measures_every_variant_and_graph(folder: Path) -> None:
+    result = run(folder, "bench", "@base.umbel", "--release-key", "@release.pub", "--json")
+    body = json.loads(result.stdout)
+    assert body["variants"].keys() == {"fp32", "int8"}
+    assert body["variants"]["fp32"]["agreement"] == 1.0
+    assert body["variants"]["fp32"]["difference"] < 1e-5
+    assert 0 < body["variants"]["int8"]["difference"] < 0.1
+    for form in body["variants"].values():
+        assert form["latency_us"].keys() == {"1", "64"}
+        assert all(0 < each["p50"] <= each["p95"] for each in form["latency_us"].values())
+    assert body["graphs"].keys() == opened(first()).manifest.graphs.keys() - {"calibration"}
+    assert "variant int8" in result.stderr
+
+
+def test_bench_gives_a_table(folder: Path) -> None:
+    text = run(folder, "bench", "@base.umbel", "--release-key", "@release.pub").stdout
+    assert re.search(r"fp32 +onnx +[\d,]+ +100\.0% +\S+ +[\d,.]+ +[\d,.]+ +[\d,.]+ +[\d,.]+$", text, re.M)
+    assert re.search(r"^gradient +[\d,.]+ +[\d,.]+$", text, re.M)
+
+
+def test_bench_runs_nothing_that_the_fleet_did_not_sign(folder: Path) -> None:
+    (folder / "release.pub").write_bytes(SigningKey.generate().public.raw)
+    with pytest.raises(PackageError, match="not signed"):
+        run(folder, "bench", "@base.umbel", "--release-key", "@release.pub")
 
 
 @pytest.mark.parametrize(
