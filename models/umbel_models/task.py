@@ -115,6 +115,7 @@ def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
 
 TASKS = {
     "activity": "umbel_models.tasks.activity.task:ACTIVITY",
+    "breast-cancer": "umbel_models.tasks.breast_cancer.task:BREAST_CANCER",
     "credit": "umbel_models.tasks.credit.task:CREDIT",
     "digits": "umbel_models.tasks.digits.task:DIGITS",
 }
