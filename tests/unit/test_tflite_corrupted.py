@@ -1,0 +1,93 @@
+"""Damage to a TFLite file that a signature covers all the same: who notices it, and what is left.
+
+Hashes notice any damage after signing; here the damaged file was signed, as by a faulty build machine.
+"""
+
+from __future__ import annotations
+
+import functools
+import multiprocessing
+from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
+
+import numpy as np
+import pytest
+from numpy.random import Generator
+
+import model_packages as packages
+from umbel._package import verify_golden
+from umbel.engines import load_engine
+from umbel_models.pack import build, repack
+from umbel_models.tasks.digits.task import DIGITS
+from umbel_proto.errors import PackageError
+from umbel_proto.keys import SigningKey
+from umbel_proto.package import read_package, write_package
+
+FILES = 200
+HALF_A_POINT = 0.005
+
+
+@functools.cache
+def lite() -> bytes:
+    """Return trained digits with TFLite variants."""
+    calibration = packages.digits().calibration.x
+    first = build(DIGITS, key=packages.RELEASE, calibration=calibration, lite=True)
+    parameters = packages.training().parameters
+    base = packages.opened(first)
+    return repack(base, parameters, calibration=calibration, version=2, key=packages.RELEASE)
+
+
+def damaged(file: bytes, rng: Generator) -> bytes:
+    """Return a file with a bit flipped, a byte replaced, some bytes overwritten, or its end cut off."""
+    raw, at = bytearray(file), int(rng.integers(len(file)))
+    match rng.integers(4):
+        case 0:
+            raw[at] ^= 1 << int(rng.integers(8))
+        case 1:
+            raw[at] = (raw[at] + int(rng.integers(1, 256))) % 256
+        case 2:
+            end = min(at + int(rng.integers(2, 64)), len(raw))
+            raw[at:end] = rng.bytes(end - at)
+        case _:
+            del raw[at:]
+    return bytes(raw)
+
+
+def verdicts(package: bytes, pem: bytes, variant: str) -> list[tuple[str, float]]:
+    """Return what becomes of each damaged file, and how many labels it leaves right where nothing notices.
+
+    Runs in a process of its own: a damaged file may take it along.
+    """
+    key = SigningKey.from_pem(pem)
+    whole = read_package(package, release_key=key.public)
+    contents = {name: whole.file(name) for name in whole.manifest.files}
+    file = whole.manifest.variants[variant].file
+    x = packages.digits().held_out.x
+    labels = load_engine(whole, variant).probabilities(x).argmax(axis=1)
+    found = []
+    for seed in range(FILES):
+        bad = contents | {file: damaged(contents[file], np.random.default_rng(seed))}
+        opened = read_package(write_package(whole.manifest, bad, key), release_key=key.public)
+        try:
+            engine = load_engine(opened, variant)
+        except PackageError:
+            found.append(("refused", 1.0))
+            continue
+        try:
+            verify_golden(opened, engine)
+        except PackageError:
+            found.append(("golden", 1.0))
+            continue
+        agree = float((engine.probabilities(x).argmax(axis=1) == labels).mean())
+        found.append(("silent", agree))
+    return found
+
+
+@pytest.mark.parametrize("variant", ["tflite", "tflite-int8"])
+def test_damage_is_noticed_or_does_almost_nothing(variant: str) -> None:
+    arguments = (lite(), packages.RELEASE.to_pem(), variant)
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        found = pool.submit(verdicts, *arguments).result()  # raises where the process died
+    counted = Counter(verdict for verdict, _ in found)
+    assert counted["refused"] + counted["golden"] >= FILES // 2, counted
+    assert sum(agree < 1 - HALF_A_POINT for _, agree in found) <= FILES // 50, counted
