@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from umbel_models.load import load_task
+from umbel_models.responsible_cli import assess
 from umbel_models.task import TASKS, Examples
 from umbel_proto.errors import MissingExtraError, PackageError, StorageError, UsageError
 from umbel_proto.keys import SigningKey, VerifyKey
@@ -33,6 +34,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+app.command()(assess)
 
 KeyOption = Annotated[Path, typer.Option("--key", help="The fleet's release key, a PEM file.")]
 OutOption = Annotated[Path, typer.Option("--out", help="The package to write.")]

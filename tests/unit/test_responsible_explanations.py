@@ -129,7 +129,16 @@ def test_fidelity_is_to_the_model_and_not_to_the_truth() -> None:
     said = predict(trained(), HELD_OUT.x).argmax(1)
     assert found.fidelity.low > max(said.mean(), 1 - said.mean()) == found.majority
     assert found.fidelity.value > found.accuracy
-    assert found.rules.count("class:") == 16
+
+
+def test_no_rule_asks_what_changes_nothing() -> None:
+    found = imitate(trained(), TRAIN, HELD_OUT, labels=("no", "yes"), leaves=16)
+    lines = found.rules.splitlines()
+    assert 4 < found.rules.count("class:") < 16
+    # Both leaves of a question follow it one after the other, with the opposite question between them.
+    pairs = [(one, other) for one, other in zip(lines, lines[2:], strict=False) if "class" in one + other]
+    assert pairs
+    assert all(one != other for one, other in pairs)
 
 
 def test_a_model_that_gives_one_label_is_imitated_by_no_rule() -> None:

@@ -26,10 +26,15 @@ from umbel_proto.errors import UsageError
 
 TRAIN, HELD_OUT = table(3000, seed=1), table(10_000, seed=2)
 RECIPE: dict[str, Any] = {"epochs": 5, "batch_size": 64, "learning_rate": 1e-2, "seed": 0}
+SHORT, LONG = RECIPE | {"epochs": 1}, RECIPE | {"epochs": 10}
 
 
 def odds(module: nn.Module) -> float:
     return gaps(predict(module, HELD_OUT.x).argmax(1), HELD_OUT.y, HELD_OUT.cohort).odds
+
+
+def parity(module: nn.Module) -> float:
+    return gaps(predict(module, HELD_OUT.x).argmax(1), HELD_OUT.y, HELD_OUT.cohort).parity
 
 
 @functools.cache
@@ -90,10 +95,10 @@ def test_weights_cannot_make_up_for_examples_that_are_not_there() -> None:
         reweigh(np.array([0, 1, 1]), np.array([0, 0, 1]))
 
 
-def test_reweighing_halves_the_gap() -> None:
+def test_reweighing_halves_the_gap_in_how_often_each_label_is_given() -> None:
     fair = fit(network(), cross_entropy, TRAIN, weights=reweigh(TRAIN.y, TRAIN.cohort), **RECIPE)
-    assert odds(plain()) > 0.1
-    assert odds(fair) < odds(plain()) / 2
+    assert parity(plain()) > 0.2
+    assert parity(fair) < parity(plain()) / 2
     assert accuracy(fair, HELD_OUT) > accuracy(plain(), HELD_OUT) - 0.03
 
 
@@ -120,9 +125,7 @@ def test_the_constraint_is_reached_as_by_fairlearn() -> None:
 
 def test_a_network_trained_under_the_constraint_keeps_it() -> None:
     done: list[int] = []
-    reduced = constrained(
-        network(), cross_entropy, TRAIN, slack=0.03, rounds=8, progress=done.append, **RECIPE
-    )
+    reduced = constrained(plain(), cross_entropy, TRAIN, slack=0.03, rounds=8, progress=done.append, **SHORT)
     assert done == list(range(1, 9))
     assert reduced.gaps[reduced.best] <= 0.03
     assert odds(reduced.single) < 0.06
@@ -130,7 +133,7 @@ def test_a_network_trained_under_the_constraint_keeps_it() -> None:
 
 
 def test_the_member_shipped_is_the_most_accurate_within_the_slack() -> None:
-    reduced = constrained(network(), cross_entropy, TRAIN, slack=0.05, rounds=8, **RECIPE)
+    reduced = constrained(plain(), cross_entropy, TRAIN, slack=0.05, rounds=8, **SHORT)
     within = reduced.gaps <= 0.05
     assert reduced.errors[reduced.best] == reduced.errors[within].min()
 
@@ -162,10 +165,11 @@ def test_without_an_adversary_the_labels_keep_their_gradient() -> None:
 
 
 def test_debiasing_narrows_the_gap_and_repeats() -> None:
-    fair = debias(network(), cross_entropy, TRAIN, **RECIPE)
+    assert odds(plain()) > 0.1
+    fair = debias(network(), cross_entropy, TRAIN, **LONG)
     assert odds(fair) < odds(plain()) / 2
     assert accuracy(fair, HELD_OUT) > accuracy(plain(), HELD_OUT) - 0.03
-    again = debias(network(), cross_entropy, TRAIN, **RECIPE)
+    again = debias(network(), cross_entropy, TRAIN, **LONG)
     for one, other in zip(fair.parameters(), again.parameters(), strict=True):
         assert torch.equal(one, other)
 

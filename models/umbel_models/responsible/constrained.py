@@ -68,10 +68,11 @@ def constrained(
     seed: int,
     progress: Callable[[int], object] | None = None,
 ) -> Reduced[Network]:
-    """Train a module anew in each round, on labels and weights that price the gap between cohorts.
+    """Train a module in rounds, on labels and weights that price the gap between cohorts.
 
     Args:
-        module: Maps x to two logits.
+        module: Maps x to two logits. Every round starts from it: give one that is trained plainly, and an epoch
+            or two a round are enough; one that learns too little in a round never finds the prices.
         loss: Maps logits and labels to one loss per example.
         examples: What to learn from, with cohorts; the module never sees them.
         slack: The difference of each cohort's rates from everyone's to be reached, in (0, 1).

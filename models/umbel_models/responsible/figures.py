@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from umbel_models import evaluation
 from umbel_proto.errors import UsageError
 
 Labels = NDArray[np.int64]
@@ -36,16 +37,10 @@ class Interval(NamedTuple):
 
 
 def wilson(hits: int, count: int) -> Interval:
-    """Return a share, ``hits`` of ``count`` >= 1, with an interval that is honest near 0 and 1 and for few.
-
-    Source: Wilson, "Probable Inference, the Law of Succession, and Statistical Inference", JASA 22, 1927.
-    """
+    """Return a share, ``hits`` of ``count`` >= 1, with an interval that is honest near 0 and 1 and for few."""
     if not 0 <= hits <= count or count < 1:
         raise UsageError(f"{hits} of {count} is no share: give 0 <= hits <= count, and count >= 1.")
-    share, z2 = hits / count, _Z95**2
-    middle = (share + z2 / (2 * count)) / (1 + z2 / count)
-    half = _Z95 / (1 + z2 / count) * math.sqrt(share * (1 - share) / count + z2 / (4 * count**2))
-    return Interval(share, max(0.0, middle - half), min(1.0, middle + half))
+    return Interval(hits / count, *evaluation.wilson(hits, count))
 
 
 def mean(values: NDArray[np.floating]) -> Interval:

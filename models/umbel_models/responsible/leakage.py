@@ -89,7 +89,7 @@ def near_duplicates(train: Examples, other: Examples) -> NDArray[np.bool_]:
     kept = spread > 0
     known, asked = (part[:, kept] / spread[kept] for part in (rows, _rows(other).astype(np.float64)))
     # float64 throughout: a distance of almost equal rows is a difference of rounding errors otherwise.
-    index = NearestNeighbors(n_neighbors=2, algorithm="brute" if known.shape[1] > 20 else "kd_tree").fit(
+    index = NearestNeighbors(n_neighbors=2, algorithm="brute" if known.shape[1] > 10 else "kd_tree").fit(
         known
     )
     between = index.kneighbors(known)[0][:, 1]

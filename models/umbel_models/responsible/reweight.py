@@ -12,7 +12,8 @@ from umbel_proto.errors import UsageError
 def reweigh(y: Labels, cohort: Labels) -> NDArray[np.float64]:
     """Return a weight for each example, shape (n,): in the weighted data label and cohort are independent.
 
-    Both keep their own shares, and the weights sum to n. They are for ``fit(..., weights=...)``: the model
+    It aims at demographic parity: where labels truly depend on the cohort, errors may become less alike. Both
+    keep their own shares, and the weights sum to n. They are for ``fit(..., weights=...)``: the model
     never sees the cohort, on the workbench or on a device.
 
     Args:

@@ -68,6 +68,7 @@ def imitate(
     x, asked = (part.x.reshape(len(part.x), -1) for part in (train, held_out))
     taught, said = (predict(module, part.x).argmax(1) for part in (train, held_out))
     tree = DecisionTreeClassifier(max_leaf_nodes=leaves, random_state=0).fit(x, taught)
+    _join_equal_leaves(tree)
     imitated = tree.predict(asked)
     names = list(columns) if len(columns) == x.shape[1] else [f"input {each}" for each in range(x.shape[1])]
     return Surrogate(
@@ -76,3 +77,17 @@ def imitate(
         majority=float((said == tree.classes_[tree.tree_.value[0, 0].argmax()]).mean()),
         accuracy=float((imitated == held_out.y).mean()),
     )
+
+
+def _join_equal_leaves(tree: DecisionTreeClassifier) -> None:
+    # A tree also splits where it becomes surer of one and the same label. Children follow their parents in its
+    # arrays, -1 stands for no child and -2 for no column.
+    grown = tree.tree_
+    label = grown.value[:, 0].argmax(1)
+    for node in reversed(range(grown.node_count)):
+        left, right = grown.children_left[node], grown.children_right[node]
+        if left < 0 or label[left] != label[right]:
+            continue
+        if grown.children_left[left] < 0 and grown.children_left[right] < 0:
+            grown.children_left[node] = grown.children_right[node] = -1
+            grown.feature[node] = -2

@@ -193,7 +193,7 @@ def _nearer(made: Rows, known: Rows, fresh: Rows, rng: np.random.Generator) -> I
     count = min(len(known), len(fresh))
     spread = np.where(known.std(0) > 0, known.std(0), 1.0)
     to_known, to_fresh = (
-        NearestNeighbors(n_neighbors=1)
+        NearestNeighbors(n_neighbors=1, algorithm="brute")
         .fit(rng.permutation(part)[:count] / spread)
         .kneighbors(made / spread)[0][:, 0]
         for part in (known, fresh)
