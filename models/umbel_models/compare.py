@@ -11,21 +11,18 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 
-import numpy as np
-from numpy.typing import NDArray
 from rich.table import Table
 from torch import nn
 
 from umbel_models.adapt import trained_names
-from umbel_models.runtime import Session
-from umbel_models.task import Examples, Split, Task
-from umbel_proto.errors import MissingExtraError, UsageError
-from umbel_proto.manifest import INSIDE
+from umbel_models.task import Split, Task
+from umbel_models.variants import open_variant
+from umbel_proto.manifest import INSIDE, Manifest
 from umbel_proto.package import Package
 from umbel_proto.privacy.plan import plan
 
-ENGINES = {"onnx": "onnxruntime", "tflite": "LiteRT"}
 _CHUNKS = 15
 _CHUNK_S = 0.004
 
@@ -48,21 +45,6 @@ class Rounds:
     participations: int = 20
     epsilon: float = 8.0
     delta: float = 1e-6
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Form:
-    """One form of a model, as an engine runs it.
-
-    Args:
-        size: Bytes of its files.
-        probabilities: Maps inputs to probabilities.
-        once: Predicts one example.
-    """
-
-    size: int
-    probabilities: Callable[[NDArray[np.float32]], NDArray[np.float32]]
-    once: Callable[[], object]
 
 
 def with_module(task: Task, module: nn.Module) -> Task:
@@ -90,19 +72,23 @@ def measure(models: Mapping[str, Package], data: Split, rounds: Rounds) -> dict[
 
     Raises:
         UsageError: No plan fits the rounds.
-        PackageError: An engine cannot run a form of a model.
+        MissingExtraError: The engine of a variant is not installed.
+        PackageError: An engine cannot run a variant.
     """
-    forms = {name: _forms(package, data) for name, package in models.items()}
-    latencies = _latencies({name: {k: form.once for k, form in of.items()} for name, of in forms.items()})
-    return {
-        name: {
-            **{f"accuracy, {kind}": _accuracy(form, data.held_out) for kind, form in forms[name].items()},
-            **{f"bytes, {kind}": float(form.size) for kind, form in forms[name].items()},
-            **{f"us a prediction, {kind}": value for kind, value in latencies[name].items()},
-            **round_figures(package, rounds),
-        }
-        for name, package in models.items()
-    }
+    one, held_out = data.held_out.x[:1], data.held_out
+    figures: dict[str, Figures] = {}
+    calls: dict[str, dict[str, Callable[[], object]]] = {}
+    for name, package in models.items():
+        manifest = package.manifest
+        runs = {form: open_variant(manifest, package.file, form) for form in manifest.variants}
+        calls[name] = {form: partial(run, one) for form, run in runs.items()}
+        right = {form: run(held_out.x)[0].argmax(1) == held_out.y for form, run in runs.items()}
+        figures[name] = {f"accuracy, {form}": float(each.mean()) for form, each in right.items()}
+        figures[name] |= {f"bytes, {form}": float(_size(manifest, form)) for form in runs}
+    for name, times in _latencies(calls).items():
+        figures[name] |= {f"us a prediction, {form}": value for form, value in times.items()}
+        figures[name] |= round_figures(models[name], rounds)
+    return figures
 
 
 def round_figures(package: Package, rounds: Rounds) -> Figures:
@@ -159,65 +145,11 @@ def _shown(row: str, value: float) -> str:
     return f"{value:,.0f}" if value >= 1000 or value == round(value) else f"{value:.3g}"
 
 
-def _accuracy(form: _Form, held_out: Examples) -> float:
-    return float((form.probabilities(held_out.x).argmax(1) == held_out.y).mean())
-
-
-def _forms(package: Package, data: Split) -> dict[str, _Form]:
-    forms = {}
-    manifest = package.manifest
-    one = data.held_out.x[:1]
-    for name, variant in manifest.variants.items():
-        file = package.file(variant.file)
-        size = len(file) + (0 if variant.weights == INSIDE else manifest.files[variant.weights].size)
-        kind = f"{ENGINES[variant.engine]} {name}"
-        forms[kind] = (
-            _onnx(file, package.weights(name), size, one) if variant.engine == "onnx" else _tflite(file, one)
-        )
-    if all(variant.engine == "onnx" for variant in manifest.variants.values()):
-        forms |= {f"LiteRT {name}": _tflite(file, one) for name, file in _written(package, data).items()}
-    return forms
-
-
-def _onnx(
-    file: bytes, weights: Mapping[str, NDArray[np.float32]], size: int, one: NDArray[np.float32]
-) -> _Form:
-    session = Session(file, weights)
-    return _Form(
-        size,
-        lambda x: session.run(["probabilities"], {"x": x})[0],
-        lambda: session.run(["probabilities"], {"x": one}),
-    )
-
-
-def _tflite(file: bytes, one: NDArray[np.float32]) -> _Form:
-    from ai_edge_litert.interpreter import Interpreter
-
-    from umbel_models.tflite.interpret import ends, run
-
-    at = ends(file)
-    interpreter = Interpreter(model_content=file, num_threads=1)
-    interpreter.resize_tensor_input(at.index, one.shape, strict=True)
-    interpreter.allocate_tensors()
-
-    def once() -> object:
-        interpreter.set_tensor(at.index, one)
-        interpreter.invoke()
-        return interpreter.get_tensor(at.outputs["probabilities"])
-
-    return _Form(len(file), lambda x: run(file, x, ["probabilities"])[0], once)
-
-
-def _written(package: Package, data: Split) -> dict[str, bytes]:
-    """Return the TFLite forms of a package that brings none; none where this model or machine has none."""
-    from umbel_models.tflite import FLOAT_FILE, INT8_FILE, variants
-
-    fp32 = package.manifest.variants["fp32"]
-    try:
-        files = variants(package.file(fp32.file), package.weights("fp32"), data.calibration.x)
-    except (MissingExtraError, UsageError):
-        return {}
-    return {name: files[file] for name, file in (("fp32", FLOAT_FILE), ("int8", INT8_FILE)) if file in files}
+def _size(manifest: Manifest, form: str) -> int:
+    """Return the bytes of a variant's graph and of the weights that it takes."""
+    variant = manifest.variants[form]
+    weights = () if variant.weights == INSIDE else (variant.weights,)
+    return sum(manifest.files[file].size for file in (variant.file, *weights))
 
 
 def _latencies(models: Mapping[str, Mapping[str, Callable[[], object]]]) -> dict[str, Figures]:
