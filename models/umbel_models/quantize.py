@@ -279,7 +279,7 @@ def _calibration(
     outputs = []
     for reduce, name in (("ReduceMin", "minima"), ("ReduceMax", "maxima")):
         parts = []
-        for i, tensor in enumerate(_adjusted(ready.graph, tensors)):
+        for i, tensor in enumerate(tensors):
             nodes.append(helper.make_node(reduce, [tensor], [f"{name}.{i}"], keepdims=1))
             nodes.append(helper.make_node("Reshape", [f"{name}.{i}", "flat"], [f"{name}.{i}.flat"]))
             parts.append(f"{name}.{i}.flat")
@@ -292,19 +292,6 @@ def _calibration(
     model.graph.CopyFrom(helper.make_graph(nodes, "main", ready.graph.input, outputs, values))
     _externalize(model.graph, parameters, PARAMETERS)
     return model
-
-
-def _adjusted(graph: GraphProto, tensors: list[str]) -> list[str]:
-    # What only a Relu reads is given the range of the Relu's output: the levels below zero would be wasted.
-    readers: dict[str, list[onnx.NodeProto]] = {}
-    for node in graph.node:
-        for name in node.input:
-            readers.setdefault(name, []).append(node)
-    found = []
-    for tensor in tensors:
-        reading = readers.get(tensor, [])
-        found.append(reading[0].output[0] if [node.op_type for node in reading] == ["Relu"] else tensor)
-    return found
 
 
 def _ancestors(graph: GraphProto, names: list[str]) -> list[onnx.NodeProto]:
