@@ -45,6 +45,7 @@ SIGNATURE = "manifest.sig"
 PARAMETERS = "params.safetensors"
 GOLDEN = "golden.safetensors"
 SUFFIX = ".umbel"
+MAX_DOCUMENT_BYTES = 1 << 22
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -224,10 +225,16 @@ def _check_parts(package: Package) -> None:
     package.parameters()
     for name in manifest.variants:
         package.weights(name)
-    golden = package.tensors(GOLDEN)
-    expected = {"x"} | {
-        f"{variant}.{spec.name}" for variant in manifest.variants for spec in manifest.outputs
-    }
-    counts = {array.shape[:1] for array in golden.values()}
-    if golden.keys() != expected or len(counts) != 1 or counts <= {(), (0,)}:
+    for name in manifest.documents.values():
+        if manifest.files[name].size > MAX_DOCUMENT_BYTES:
+            raise PackageError(f"The package's {name} has more than {MAX_DOCUMENT_BYTES >> 20} MiB.")
+    _check_golden(manifest, package.tensors(GOLDEN))
+
+
+def _check_golden(manifest: Manifest, golden: Mapping[str, NDArray[Any]]) -> None:
+    inputs = golden.get("x", np.empty(0))
+    answers = {f"{variant}.{spec.name}" for variant in manifest.variants for spec in manifest.outputs}
+    shape = (*inputs.shape[:1], len(manifest.labels))
+    held = {name for name, array in golden.items() if array.shape == shape and array.dtype == np.float32}
+    if golden.keys() != answers | {"x"} or not answers <= held or not inputs.shape or not len(inputs):
         raise PackageError("The package's golden vectors do not cover every variant and output.")

@@ -14,6 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from model_packages import RELEASE, first, opened, resigned
+from umbel_models.pack import build
+from umbel_models.tasks.digits.task import DIGITS
 from umbel_proto.errors import PackageError, UsageError
 from umbel_proto.manifest import (
     CALIBRATION,
@@ -25,7 +27,7 @@ from umbel_proto.manifest import (
     Parameter,
     parse_manifest,
 )
-from umbel_proto.package import PARAMETERS, Package, read_package
+from umbel_proto.package import GOLDEN, MAX_DOCUMENT_BYTES, PARAMETERS, Package, read_package
 
 HEAD = ("output.weight", "output.bias")
 
@@ -155,3 +157,34 @@ def test_parting_and_splitting_are_inverse_wherever_the_line_is_drawn(line: int)
     assert json.dumps(sorted(again)) == json.dumps(sorted(arrays))
     for name, value in arrays.items():
         np.testing.assert_array_equal(again[name], value)
+
+
+@pytest.mark.parametrize("change", ["missing", "extra", "short", "double", "empty", "scalar"])
+def test_golden_vectors_have_one_answer_of_each_variant_for_each_input(change: str) -> None:
+    golden = opened(first()).tensors(GOLDEN)
+    match change:
+        case "missing":
+            del golden["fp32.logits"]
+        case "extra":
+            golden["fp32.features"] = golden["fp32.logits"]
+        case "short":
+            golden["fp32.logits"] = golden["fp32.logits"][:, :9]
+        case "double":
+            golden["fp32.logits"] = golden["fp32.logits"].astype(np.float64)
+        case "empty":
+            golden = {name: value[:0] for name, value in golden.items()}
+        case _:
+            golden["x"] = np.array(1.0, np.float32)
+    data = resigned(first(), lambda body: None, **{GOLDEN: safetensors.numpy.save(golden)})
+    with pytest.raises(PackageError, match="golden vectors do not cover"):
+        read_package(data, release_key=RELEASE.public)
+
+
+def test_a_document_has_a_limit() -> None:
+    data = resigned(first(), lambda body: None, **{"card.json": b" " * (MAX_DOCUMENT_BYTES + 1)})
+    with pytest.raises(PackageError, match=r"card\.json has more than 4 MiB"):
+        read_package(data, release_key=RELEASE.public)
+
+
+def test_a_package_built_twice_is_equal() -> None:
+    assert build(DIGITS, key=RELEASE, version=7) == build(DIGITS, key=RELEASE, version=7)
