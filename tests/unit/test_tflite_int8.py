@@ -142,6 +142,37 @@ def test_formulas_of_squares_roots_and_logarithms_stay_in_float32(norm: Any, sha
     assert np.abs(made - whole).max() <= 0.05 * np.abs(whole).max()
 
 
+@pytest.mark.parametrize(
+    "layers",
+    [
+        (nn.MaxPool2d(3, 2, 1),),  # its padding is the lowest of all floats
+        (nn.ReLU(), nn.MaxPool2d(3, 2, 1)),
+        (nn.Hardtanh(-0.5, 2), nn.Conv2d(4, 4, 1)),
+        (nn.ELU(0.5), nn.AvgPool2d(2)),
+        (nn.ConstantPad2d(1, 3.0), nn.Conv2d(4, 4, 3)),
+    ],
+    ids=lambda layers: "-".join(type(layer).__name__ for layer in layers),
+)
+def test_layers_with_constants_of_their_own_keep_their_outputs(layers: tuple[nn.Module, ...]) -> None:
+    file = tflite.convert(exported(nn.Sequential(nn.Conv2d(2, 4, 3), *layers), (2, 8, 8)), batch=None)
+    x = np.random.default_rng(0).normal(size=(64, 2, 8, 8)).astype(np.float32)
+    [whole], [made] = run(file, x, ["y"]), run(tflite.quantize(file, x), x, ["y"])
+    assert np.abs(made - whole).max() <= 0.06 * np.abs(whole).max()
+
+
+def test_an_int8_file_that_computes_something_else_is_refused() -> None:
+    # Two features of very unequal size: the small one, which alone is the output, drowns in a level of int8.
+    layer = nn.Linear(2, 2, bias=False)
+    head = nn.Linear(2, 1, bias=False)
+    with torch.no_grad():
+        layer.weight.copy_(torch.tensor([[1e4, 0.0], [0.0, 1.0]]))
+        head.weight.copy_(torch.tensor([[0.0, 1.0]]))
+    file = tflite.convert(exported(nn.Sequential(layer, head), (2,)), batch=None)
+    x = np.random.default_rng(0).normal(size=(64, 2)).astype(np.float32)
+    with pytest.raises(UnsupportedOperatorError, match=r"change the outputs by \d+%.*float32"):
+        tflite.quantize(file, x)
+
+
 def types_of(file: bytes, name: str) -> set[int]:
     model = parsed(file)
     names = [found for found, _ in operators(file)]

@@ -42,6 +42,7 @@ class Lowering:
         self._made_last: set[str] = set()
         self._absorbed: set[int] = set()
         self._users: dict[str, list[Node]] = {}
+        self._makers = {name: node for node in source.nodes for name in node.outputs}
         for node in source.nodes:
             for name in node.inputs:
                 self._users.setdefault(name, []).append(node)
@@ -152,6 +153,13 @@ class Lowering:
             return "NONE", name
         self.absorb(user)
         return found, user.outputs[0]
+
+    def is_never_negative(self, name: str) -> bool:
+        """Return whether a value is known to hold nothing below zero."""
+        maker = self._makers.get(name)
+        if maker is None:
+            return False
+        return maker.operator in ("Relu", "Sigmoid", "Abs") or self.clip_name(maker) == "RELU6"
 
     def clip_name(self, node: Node) -> str | None:
         """Return TFLite's name of a Clip with well-known limits, or None."""
