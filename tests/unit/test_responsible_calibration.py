@@ -7,6 +7,7 @@ import pytest
 import torch
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
+from scipy.stats import gamma
 from sklearn.metrics import brier_score_loss
 
 from cohort_tables import network
@@ -24,10 +25,10 @@ from umbel_models.responsible.figures import bootstrap, wilson
 from umbel_proto.errors import UsageError
 
 
-def scores(count: int, *, seed: int, too_sure: float = 1.0, labels: int = 4) -> Scores:
+def scores(count: int, *, seed: int, too_sure: float = 1.0, labels: int = 4, spread: float = 2.0) -> Scores:
     """Labels drawn from the softmax of logits, which are then ``too_sure`` times as large."""
     rng = np.random.default_rng(seed)
-    logits = rng.normal(size=(count, labels)) * 2
+    logits = rng.normal(size=(count, labels)) * spread
     y = (softmax(logits).cumsum(1) < rng.random((count, 1))).sum(1)
     return Scores((logits * too_sure).astype(np.float32), y, np.arange(count) % 2)
 
@@ -39,24 +40,35 @@ def test_the_temperature_is_how_much_too_sure_the_model_is(too_sure: float) -> N
 
 
 @pytest.mark.parametrize("count", [5, 300])
-def test_the_temperature_minimizes_the_smoothed_cross_entropy(count: int) -> None:
+def test_the_temperature_minimizes_the_cross_entropy_and_its_prior(count: int) -> None:
     given = scores(count, seed=2, too_sure=2.0)
-    target = np.full((count, 4), 1.0)
-    target[np.arange(count), given.y] = count + 1
-    target /= target.sum(1, keepdims=True)
 
     def cost(log_temperature: float) -> float:
-        return float(-(target * log_softmax(given.logits / np.exp(log_temperature), axis=1)).sum())
+        inverse = np.exp(-log_temperature)
+        likely = log_softmax(given.logits * inverse, axis=1)[np.arange(count), given.y].sum()
+        return float(-likely - gamma(2).logpdf(inverse))
 
     found = minimize_scalar(cost, bounds=(-3, 3), method="bounded", options={"xatol": 1e-9})
     assert temperature(given) == pytest.approx(np.exp(found.x), rel=1e-4)
 
 
-def test_a_few_examples_that_are_all_right_ask_for_no_certainty() -> None:
+def test_a_few_examples_that_are_all_right_ask_for_a_little_more_confidence() -> None:
     logits = np.eye(4)[np.arange(20) % 4] * 5
-    sure = softmax(logits / temperature(Scores(logits, np.arange(20) % 4))).max(1)
-    # Laplace's rule of succession.
-    np.testing.assert_allclose(sure, 21 / 24, atol=1e-6)
+    assert 0.5 < temperature(Scores(logits, np.arange(20) % 4)) < 1.0
+
+
+def test_examples_that_tell_nothing_leave_the_model_as_it_is() -> None:
+    assert temperature(Scores(np.zeros((20, 4)), np.arange(20) % 4)) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("labels", [2, 10])
+def test_a_hundred_examples_do_not_spoil_a_model_that_is_calibrated(labels: int) -> None:
+    errors = []
+    for seed in range(20):
+        good = scores(5000, seed=seed, labels=labels, spread=6.0)
+        found = temperature(Scores(good.logits[:100], good.y[:100]))
+        errors.append(calibration_error(softmax(good.logits[100:] / found), good.y[100:]))
+    assert np.median(errors) < 0.03
 
 
 def test_calibration_is_measured_before_and_after_on_other_examples() -> None:
@@ -68,9 +80,9 @@ def test_calibration_is_measured_before_and_after_on_other_examples() -> None:
 
 
 def test_cohorts_get_temperatures_only_where_that_is_allowed() -> None:
-    one, other = scores(4000, seed=1, too_sure=1.0), scores(4000, seed=2, too_sure=4.0)
+    one, other = scores(2000, seed=1, too_sure=1.0), scores(2000, seed=2, too_sure=4.0)
     both = Scores(
-        np.concatenate([one.logits, other.logits]), np.concatenate([one.y, other.y]), np.repeat([0, 1], 4000)
+        np.concatenate([one.logits, other.logits]), np.concatenate([one.y, other.y]), np.repeat([0, 1], 2000)
     )
     assert not any("cohort" in name for name in calibrate(both, both).figures())
     found = calibrate(both, both, by_cohort=True)

@@ -70,7 +70,9 @@ def test_the_gap_of_several_labels_is_the_worst_pair() -> None:
 
 
 def test_rates_name_every_cohort() -> None:
-    found = rates(np.array([0, 1, 1, 1]), np.array([0, 1, 0, 1]), np.array([0, 0, 1, 1]), ("north", "south"))
+    found = rates(
+        np.array([0, 1, 1, 1]), np.array([0, 1, 0, 1]), np.array([0, 0, 1, 1]), names=("north", "south")
+    )
     assert found["north"] == {"examples": 2, "accuracy": 1.0, "recall of 0": 1.0, "recall of 1": 1.0}
     assert found["south"] == {"examples": 2, "accuracy": 0.5, "recall of 0": 0.0, "recall of 1": 1.0}
 

@@ -124,27 +124,25 @@ def calibrate(
 def temperature(scores: Scores) -> float:
     """Return the temperature under which the labels are likeliest.
 
-    Labels are smoothed as if each had been seen once more: a few examples that are all right would otherwise
-    ask for infinite confidence.
+    A prior that the model is right as it is, worth about one example, keeps it finite: a few examples that are
+    all right would otherwise ask for infinite confidence.
 
     Raises:
         UsageError: There are no examples.
 
     Source:
-        Guo et al., "On Calibration of Modern Neural Networks", ICML 2017 (arXiv:1706.04599v2), section 4.2;
-        the smoothing is Platt's, "Probabilistic Outputs for Support Vector Machines", 1999, section 2.2.
+        Guo et al., "On Calibration of Modern Neural Networks", ICML 2017 (arXiv:1706.04599v2), section 4.2.
+        The prior on 1 / temperature is a gamma distribution of shape 2 and rate 1: its mode is 1.
     """
-    count, labels = scores.logits.shape
+    count = len(scores.y)
     if count == 0:
         raise UsageError("There are no examples to calibrate with: give some that trained nothing.")
     logits = scores.logits.astype(np.float64)
-    target = np.full(logits.shape, 1 / (count + labels))
-    target[np.arange(count), scores.y] = (count + 1) / (count + labels)
-    wanted = (target * logits).sum(1)
+    wanted = logits[np.arange(count), scores.y].sum()
 
     def slope(inverse: float) -> float:
-        # Of the cross entropy along 1 / temperature: it only rises, so that its zero is the minimum.
-        return float(((softmax(logits * inverse) * logits).sum(1) - wanted).mean())
+        # Of the cross entropy and the prior along 1 / temperature: it only rises, so that its zero is the minimum.
+        return float((softmax(logits * inverse) * logits).sum() - wanted + 1 - 1 / inverse)
 
     low, high = 1 / HOTTEST, 1 / COLDEST
     for _ in range(60):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -61,8 +62,18 @@ def gaps(predicted: Labels, y: Labels, cohort: Labels) -> Gaps:
     )
 
 
-def rates(predicted: Labels, y: Labels, cohort: Labels, names: tuple[str, ...] = ()) -> dict[str, Figures]:
-    """Return for each cohort its examples, its accuracy, and how often each label is given when it is true."""
+def rates(
+    predicted: Labels, y: Labels, cohort: Labels, *, names: Sequence[str] = (), labels: Sequence[str] = ()
+) -> dict[str, Figures]:
+    """Return for each cohort its examples, its accuracy, and how often each label is given when it is true.
+
+    Args:
+        predicted: Labels given, shape (n,).
+        y: True labels, shape (n,).
+        cohort: Cohort of each example, shape (n,).
+        names: Of the cohorts; their numbers where there are none.
+        labels: Names of the labels; their numbers where there are none.
+    """
     table: dict[str, Figures] = {}
     for group in np.unique(cohort):
         rows = cohort == group
@@ -71,7 +82,9 @@ def rates(predicted: Labels, y: Labels, cohort: Labels, names: tuple[str, ...] =
             "examples": int(rows.sum()),
             "accuracy": round(float((predicted == y)[rows].mean()), 4),
             **{
-                f"recall of {label}": round(float((predicted[rows & (y == label)] == label).mean()), 4)
+                f"recall of {labels[label] if labels else label}": round(
+                    float((predicted[rows & (y == label)] == label).mean()), 4
+                )
                 for label in np.unique(y[rows])
             },
         }

@@ -125,7 +125,7 @@ def _scores(module: nn.Module, examples: Examples) -> Scores:
 def _fairness(task: Task, said: Labels, held_out: Examples) -> Figures:
     cohort = cohorts(held_out)
     told = gaps(said, held_out.y, cohort).figures()
-    for name, found in rates(said, held_out.y, cohort, task.cohorts).items():
+    for name, found in rates(said, held_out.y, cohort, names=task.cohorts, labels=task.labels).items():
         told |= {f"cohort {name}, {figure}": value for figure, value in found.items()}
     return told
 

@@ -143,7 +143,7 @@ class Robustness:
         for name, found in self.shifted.items():
             told |= found.figures(f"accuracy on {name}")
         for name, found in self.rare.items():
-            told |= found.figures(f"recall of rare {name}")
+            told |= found.figures(f"recall of rare label {name}")
         return told
 
 
