@@ -261,10 +261,10 @@ def _private(gradients: Gradients, dim: int, work: Work) -> Iterator[tuple[Float
         rows = poisson_sample(len(y), release.rate, chance)
         total, loss = _clipped_sum(gradients, dim, x, y, rows, privacy.clip * SLACK)
         if privacy.noise:
-            total = noised(total, deviation=privacy.noise * privacy.clip, stream=chance)
+            noised(total, deviation=privacy.noise * privacy.clip, stream=chance, out=total)
         # By the size that was planned: how many were drawn is a secret.
         total /= plan.batch_size
-        yield total.astype(np.float32), loss, len(rows)
+        yield total.astype(np.float32, copy=False), loss, len(rows)
 
 
 def _clipped_sum(
@@ -274,22 +274,26 @@ def _clipped_sum(
     y: NDArray[np.int64],
     rows: NDArray[np.int64],
     clip: float,
-) -> tuple[NDArray[np.float64], float]:
-    total, losses = np.zeros(dim), 0.0
-    for begin in range(0, len(rows), MAX_ROWS):
-        part = rows[begin : begin + MAX_ROWS]
+) -> tuple[NDArray[np.floating], float]:
+    """Return the sum of clipped gradients, shape (dim,), and of losses; float32 where one sum took all rows."""
+    parts = [rows[begin : begin + MAX_ROWS] for begin in range(0, len(rows), MAX_ROWS)]
+    total, losses = None, 0.0
+    for part in parts:
         padded, weights = _pad(part, -(-len(part) // _ROWS) * _ROWS)
         summed, loss = gradients.clipped(x[padded], y[padded], weights, clip)
+        losses += loss
+        if len(parts) == 1 and np.isfinite(summed).all():
+            return summed, losses
+        total = np.zeros(dim) if total is None else total
         if np.isfinite(summed).all():
             total += summed
-        else:
-            # One example's overflow must show neither in the others' part nor as a refusal.
-            for row in part:
-                summed, _ = gradients.clipped(x[[row]], y[[row]], np.ones(1, np.float32), clip)
-                if np.isfinite(summed).all():
-                    total += summed
-        losses += loss
-    return total, losses
+            continue
+        # One example's overflow must show neither in the others' part nor as a refusal.
+        for row in part:
+            summed, _ = gradients.clipped(x[[row]], y[[row]], np.ones(1, np.float32), clip)
+            if np.isfinite(summed).all():
+                total += summed
+    return np.zeros(dim, np.float32) if total is None else total, losses
 
 
 def _pad(rows: NDArray[np.int64], size: int) -> tuple[NDArray[np.int64], Weights]:
