@@ -62,6 +62,15 @@ class Attention(nn.Module):
         return (value + self.out(value))[:, 0]
 
 
+class Words(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(10, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.embed((x * 5).long().clamp(0, 9)).mean(1)
+
+
 class Pieces(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         first, rest = x[:, :2], x[:, 2:]
@@ -130,6 +139,7 @@ MODULES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "group norm": (sequence(nn.Conv2d(3, 4, 3), nn.GroupNorm(2, 4), nn.SiLU()), (3, 6, 6)),
     "layer norm": (sequence(nn.LayerNorm((3, 5)), nn.Linear(5, 4), nn.ReLU(), nn.LayerNorm(4)), (3, 5)),
     "attention": (Attention, (6,)),
+    "words": (Words, (6,)),
     "pieces": (Pieces, (4, 6)),
     "activations": (Activations, (9,)),
     "gru": (lambda: Recurrent(nn.GRU, 5), (6, 3)),
@@ -336,10 +346,18 @@ def graph(
     nodes: list[tuple[str, list[str], list[str]]],
     values: dict[str, NDArray[np.generic]],
     shape: tuple[int, ...] = (4,),
+    *,
+    takes: tuple[str, ...] = (),
     **attributes: object,
 ) -> bytes:
+    """Return a graph from x, (batch, *shape), to y; the operators in ``takes``, or all, get the attributes."""
     made = helper.make_graph(
-        [helper.make_node(op, ins, outs, name=f"the {op}", **attributes) for op, ins, outs in nodes],
+        [
+            helper.make_node(
+                op, ins, outs, name=f"the {op}", **(attributes if op in takes or not takes else {})
+            )
+            for op, ins, outs in nodes
+        ],
         "main",
         [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", *shape])],
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
@@ -371,13 +389,98 @@ def test_picking_from_an_open_batch_is_refused_and_from_a_fixed_one_works() -> N
     require_equal(model, tflite.convert(model, batch=3), np.eye(3, 4, dtype=np.float32), ["y"])
 
 
-def test_a_constant_that_follows_an_open_batch_is_refused() -> None:
+def test_a_constant_that_is_the_same_for_every_example_may_follow_an_open_batch() -> None:
     nodes = [("Shape", ["x"], ["s"]), ("ConstantOfShape", ["s"], ["z"]), ("Add", ["x", "z"], ["y"])]
-    with pytest.raises(UnsupportedOperatorError, match="depend on the batch"):
-        tflite.convert(graph(nodes, {}), batch=None)
-    require_equal(
-        graph(nodes, {}), tflite.convert(graph(nodes, {}), batch=2), np.ones((2, 4), np.float32), ["y"]
+    model = graph(
+        nodes, {}, takes=("ConstantOfShape",), value=numpy_helper.from_array(np.array([2.5], np.float32))
     )
+    require_equal(model, tflite.convert(model, batch=None), np.eye(3, 4, dtype=np.float32), ["y"])
+
+
+def test_a_constant_that_differs_from_example_to_example_is_refused() -> None:
+    nodes = [
+        ("Shape", ["x"], ["s"]),
+        ("Gather", ["s", "none"], ["n"]),
+        ("Range", ["none", "n", "one"], ["places"]),
+        ("Unsqueeze", ["places", "end"], ["column"]),
+        ("Cast", ["column"], ["numbers"]),
+        ("Add", ["x", "numbers"], ["y"]),
+    ]
+    values = {"none": np.array(0), "one": np.array(1), "end": np.array([1])}
+    model = graph(nodes, values, takes=("Cast",), to=TensorProto.FLOAT)
+    with pytest.raises(UnsupportedOperatorError, match="depend on the batch"):
+        tflite.convert(model, batch=None)
+    require_equal(model, tflite.convert(model, batch=3), np.eye(3, 4, dtype=np.float32), ["y"])
+
+
+def guarded(mask: NDArray[np.float32]) -> bytes:
+    """Return torch's guarded softmax of x + mask: zeros where a whole row is -inf."""
+    nodes = [
+        helper.make_node("Add", ["x", "mask"], ["s"]),
+        helper.make_node("Softmax", ["s"], ["p"], axis=-1),
+        helper.make_node("Equal", ["s", "limit"], ["low"]),
+        helper.make_node("Not", ["low"], ["seen"]),
+        helper.make_node("Cast", ["seen"], ["number"], to=TensorProto.INT64),
+        helper.make_node("ReduceMax", ["number", "last"], ["any"]),
+        helper.make_node("Cast", ["any"], ["some"], to=TensorProto.BOOL),
+        helper.make_node("Not", ["some"], ["none"]),
+        helper.make_node("Where", ["none", "zero", "p"], ["y"]),
+    ]
+    values = {
+        "mask": mask,
+        "limit": np.array(-np.inf, np.float32),
+        "last": np.array([-1]),
+        "zero": np.zeros((), np.float32),
+    }
+    made = helper.make_graph(
+        nodes,
+        "main",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 3, 4])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(value, name) for name, value in values.items()],
+    )
+    opsets = [helper.make_opsetid("", 18)]
+    return bytes(helper.make_model(made, opset_imports=opsets, ir_version=9).SerializeToString())
+
+
+def test_a_softmax_guards_itself_where_rows_can_be_masked_out_and_only_there() -> None:
+    x = np.random.default_rng(0).normal(size=(2, 3, 4)).astype(np.float32)
+    causal = np.triu(np.full((3, 4), -np.inf, np.float32), 0)  # of row 0 nothing is left
+    for mask, guards in ((np.zeros((3, 4), np.float32), False), (causal, True)):
+        model = guarded(mask)
+        file = tflite.convert(model, batch=None)
+        assert ("EQUAL" in operators(file)) == guards
+        require_equal(model, file, x, ["y"])
+
+
+@pytest.mark.parametrize("operator", ["And", "Or"])
+def test_conditions_are_joined_element_by_element(operator: str) -> None:
+    nodes = [
+        ("Greater", ["x", "limit"], ["a"]),
+        ("Equal", ["x", "three"], ["b"]),
+        ("Not", ["b"], ["c"]),
+        (operator, ["a", "c"], ["d"]),
+        ("Where", ["d", "x", "limit"], ["y"]),
+    ]
+    model = graph(nodes, {"limit": np.array(-1, np.float32), "three": np.array(3, np.float32)})
+    x = np.array([[-2, -1, 0, 3]], np.float32)
+    require_equal(model, tflite.convert(model, batch=None), x, ["y"])
+
+
+@pytest.mark.parametrize("indices", [[[[0, -1], [1, 2]], [[1, 0], [0, 0]]], [[1], [-2]]])
+def test_places_are_picked_along_several_axes_at_once(indices: list[object]) -> None:
+    made = graph([("GatherND", ["x", "i"], ["y"])], {"i": np.array(indices)}, (3, 4))
+    x = np.random.default_rng(0).normal(size=(2, 3, 4)).astype(np.float32)
+    with pytest.raises(UnsupportedOperatorError, match="out of the batch"):
+        tflite.convert(made, batch=None)
+    require_equal(made, tflite.convert(made, batch=2), x, ["y"])
+
+
+@pytest.mark.parametrize("options", [{}, {"exclusive": 1}, {"reverse": 1}])
+def test_a_running_sum_runs_as_it_does_in_onnx(options: dict[str, int]) -> None:
+    model = graph([("CumSum", ["x", "axis"], ["y"])], {"axis": np.array(1)}, **options)
+    x = np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32)
+    require_equal(model, tflite.convert(model, batch=None), x, ["y"])
 
 
 @pytest.mark.parametrize("pads", [[1, 1, 0, 0], [0, 0, 1, 1], [1, 0, 0, 1], [2, 0, 0, 1]])

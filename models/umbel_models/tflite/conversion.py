@@ -9,6 +9,7 @@ from umbel_models.tflite.errors import UnsupportedOperatorError
 from umbel_models.tflite.flatbuffer import Tensor
 from umbel_models.tflite.gelu import recognize_gelu
 from umbel_models.tflite.lowering import Handler, Lowering
+from umbel_models.tflite.masking import recognize_softmax
 from umbel_models.tflite.source import Node, check_types, read
 from umbel_proto.errors import UsageError
 
@@ -28,7 +29,7 @@ _ANY_OTHER = "write the layer with supported operators (docs/reference/tflite.md
 
 def write(onnx_bytes: bytes, batch: int | None) -> bytes:
     """Return the TFLite file of a model; see ``umbel_models.tflite.convert``."""
-    source = recognize_gelu(read(onnx_bytes, batch))
+    source = recognize_softmax(recognize_gelu(read(onnx_bytes, batch)))
     _check_operators(source.nodes)
     check_types(source)
     ctx = Lowering(source)

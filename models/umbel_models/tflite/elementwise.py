@@ -39,11 +39,13 @@ _BINARY: Mapping[str, str] = {
     "Sub": "SUB",
 }
 _COMPARISONS: Mapping[str, str] = {
+    "Equal": "EQUAL",
     "Greater": "GREATER",
     "GreaterOrEqual": "GREATER_EQUAL",
     "Less": "LESS",
     "LessOrEqual": "LESS_EQUAL",
 }
+_LOGIC: Mapping[str, str] = {"And": "LOGICAL_AND", "Not": "LOGICAL_NOT", "Or": "LOGICAL_OR"}
 _FUSING = frozenset({"ADD", "SUB", "MUL", "DIV"})
 # Abramowitz and Stegun, Handbook of Mathematical Functions, 7.1.26: |error| <= 1.5e-7.
 _ERF = (0.254829592, -0.284496736, 1.421413741, -1.453152027, 1.061405429)
@@ -69,6 +71,9 @@ def _reciprocal(ctx: Lowering, node: Node) -> None:
 
 
 def _clip(ctx: Lowering, node: Node) -> None:
+    if ctx.source.types[node.inputs[0]] in ("int32", "int64"):
+        _clip_integers(ctx, node)
+        return
     x, last = _float_input(ctx, node)
     name = ctx.clip_name(node)
     if name is not None:
@@ -79,6 +84,15 @@ def _clip(ctx: Lowering, node: Node) -> None:
         if limit is not None:
             x = ctx.binary(operator, x, float(limit))
     ctx.bind(node, x, last=last)
+
+
+def _clip_integers(ctx: Lowering, node: Node) -> None:
+    x = ctx.read(node, 0)
+    for index, operator in ((1, "MAXIMUM"), (2, "MINIMUM")):
+        limit = ctx.optional(node, index, "limits")
+        if limit is not None:
+            x = ctx.binary(operator, x, ctx.writer.constant(limit.reshape(1)))
+    ctx.bind(node, x)
 
 
 def _gelu(ctx: Lowering, node: Node) -> None:
@@ -181,7 +195,7 @@ def _binary(ctx: Lowering, node: Node) -> None:
     tensors = [
         ctx.value(node, each, last=last)
         if not ctx.is_constant(each)
-        else _broadcast(ctx, node, ctx.constant(node, index, "values"), rank, last)
+        else _broadcast(ctx, node, ctx.operand(node, index), rank, last)
         for index, each in enumerate(node.inputs)
     ]
     operator = _BINARY[node.operator]
@@ -197,12 +211,20 @@ def _binary(ctx: Lowering, node: Node) -> None:
 
 def _compare(ctx: Lowering, node: Node) -> None:
     output = ctx.shape(node.outputs[0])
-    if any(ctx.source.types[name] != "float32" for name in node.inputs):
-        raise node.refuse("compares other types than float32", "cast its inputs to float32 first")
+    if any(ctx.source.types[name] == "bool" for name in node.inputs):
+        raise node.refuse("compares truth values", "cast its inputs to float32 first")
     if len(output) > MAX_BROADCAST_RANK:
         raise node.refuse(f"has {len(output)} dimensions", "reshape its inputs to four or fewer")
-    tensors = [ctx.read(node, index) for index in (0, 1)]
+    tensors = [ctx.read(node, index, spread=True) for index in (0, 1)]
     ctx.bind(node, ctx.writer.emit(_COMPARISONS[node.operator], tensors, output, "bool"))
+
+
+def _logic(ctx: Lowering, node: Node) -> None:
+    output = ctx.shape(node.outputs[0])
+    if len(output) > MAX_BROADCAST_RANK:
+        raise node.refuse(f"has {len(output)} dimensions", "reshape its inputs to four or fewer")
+    tensors = [ctx.read(node, index, spread=True) for index in range(len(node.inputs))]
+    ctx.bind(node, ctx.writer.emit(_LOGIC[node.operator], tensors, output, "bool"))
 
 
 def _broadcast(ctx: Lowering, node: Node, array: NDArray[Any], rank: int, last: bool) -> Tensor:
@@ -230,6 +252,7 @@ OPERATORS: Mapping[str, Handler] = {
     **dict.fromkeys(_UNARY, _unary),
     **dict.fromkeys(_BINARY, _binary),
     **dict.fromkeys(_COMPARISONS, _compare),
+    **dict.fromkeys(_LOGIC, _logic),
     "Clip": _clip,
     "Dropout": _identity,
     "Elu": _elu,

@@ -70,6 +70,28 @@ class Lowering:
         """Return the constant at ``index``, or None where the node has no such input."""
         return self.constant(node, index, what) if has_input(node, index) else None
 
+    def operand(self, node: Node, index: int) -> NDArray[Any]:
+        """Return the constant that a node which broadcasts reads at ``index``.
+
+        Zeros for each example, say, are as good as zeros for one.
+
+        Raises:
+            UnsupportedOperatorError: It differs from example to example of an open batch.
+        """
+        name = node.inputs[index]
+        array = self.source.constants[name]
+        if name in self.source.depends_on_batch and any(
+            self.shape(each) == self.shape(node.outputs[0])
+            for each in node.inputs
+            if not self.is_constant(each)
+        ):
+            for axis, size in enumerate(array.shape):
+                if self.writer.is_open(size) and (array == array.take([0], axis)).all():
+                    array = array.take([0], axis)
+            if not any(self.writer.is_open(size) for size in array.shape):
+                return array
+        return self.constant(node, index, "values")
+
     # -- values
 
     def shape(self, name: str) -> Shape:
@@ -86,11 +108,18 @@ class Lowering:
         self._first[name] = made
         return made
 
-    def read(self, node: Node, index: int, *, last: bool = False) -> Tensor:
-        """Return the tensor that a node reads at ``index``, in the layout asked for."""
+    def read(self, node: Node, index: int, *, last: bool = False, spread: bool = False) -> Tensor:
+        """Return the tensor that a node reads at ``index``, in the layout asked for.
+
+        Args:
+            node: The node.
+            index: Which of its inputs.
+            last: Whether channels come last.
+            spread: Whether the node broadcasts what it reads.
+        """
         name = node.inputs[index]
         if self.is_constant(name):
-            array = self.constant(node, index, "values")
+            array = self.operand(node, index) if spread else self.constant(node, index, "values")
             if last:
                 array = array.transpose(0, *range(2, array.ndim), 1).reshape(last_shape(array.shape))
             return self.writer.constant(array)

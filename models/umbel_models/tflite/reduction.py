@@ -15,7 +15,7 @@ from umbel_models.tflite.lowering import (
     last_axis,
     last_shape,
 )
-from umbel_models.tflite.source import Node
+from umbel_models.tflite.source import FIXED_BATCH, Node
 
 _REDUCTIONS: Mapping[str, str] = {
     "ReduceMax": "REDUCE_MAX",
@@ -42,7 +42,8 @@ def _reduce(ctx: Lowering, node: Node) -> None:
             axes = list(range(rank))
         else:
             raise node.refuse("reduces nothing", "leave it out")
-    if ctx.source.types[node.inputs[0]] != "float32":
+    extreme = node.operator in ("ReduceMax", "ReduceMin")
+    if ctx.source.types[node.inputs[0]] not in (("float32", "int32", "int64") if extreme else ("float32",)):
         raise node.refuse(f"works on {ctx.source.types[node.inputs[0]]}", "cast its input to float32 first")
     output = ctx.shape(node.outputs[0])
     spatial = axes == list(range(2, rank))
@@ -143,9 +144,28 @@ def _arg_max(ctx: Lowering, node: Node) -> None:
     ctx.bind(node, made if made.shape == kept else ctx.reshape(node, made, kept))
 
 
+def _running_sum(ctx: Lowering, node: Node) -> None:
+    x = ctx.read(node, 0)
+    axis = int(ctx.constant(node, 1, "axes").reshape(())) % len(x.shape)
+    if ctx.writer.is_open(x.shape[axis]):
+        raise node.refuse("sums over the batch", FIXED_BATCH)
+    exclusive, reverse = (bool(node.attributes.get(name, 0)) for name in ("exclusive", "reverse"))
+    ctx.bind(
+        node,
+        ctx.writer.emit(
+            "CUMSUM",
+            [x, ctx.writer.constant(np.array(axis, np.int32))],
+            x.shape,
+            exclusive=exclusive,
+            reverse=reverse,
+        ),
+    )
+
+
 OPERATORS: Mapping[str, Handler] = {
     **dict.fromkeys(_REDUCTIONS, _reduce),
     "ArgMax": _arg_max,
+    "CumSum": _running_sum,
     "GroupNormalization": _group_norm,
     "InstanceNormalization": _instance_norm,
     "LayerNormalization": _layer_norm,

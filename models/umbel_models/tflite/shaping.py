@@ -124,6 +124,22 @@ def _gather(ctx: Lowering, node: Node) -> None:
     ctx.bind(node, ctx.writer.emit("GATHER", [x, indices], output, axis=axis))
 
 
+def _gather_blocks(ctx: Lowering, node: Node) -> None:
+    x, output = ctx.read(node, 0), ctx.shape(node.outputs[0])
+    chosen = ctx.constant(node, 1, "indices")
+    axes = chosen.shape[-1]
+    picked = x.shape[:axes]
+    if node.attributes.get("batch_dims", 0):
+        raise node.refuse("picks for each example by itself", "index the same places in every example")
+    if any(ctx.writer.is_open(size) for size in picked):
+        raise node.refuse("picks examples out of the batch", FIXED_BATCH)
+    chosen = np.where(chosen < 0, chosen + np.array(picked), chosen)
+    places = np.ravel_multi_index(tuple(np.moveaxis(chosen, -1, 0)), picked).astype(np.int32)
+    if axes > 1:
+        x = ctx.reshape(node, x, (int(np.prod(picked)), *x.shape[axes:]))
+    ctx.bind(node, ctx.writer.emit("GATHER", [x, ctx.writer.constant(places)], output, axis=0))
+
+
 def _expand(ctx: Lowering, node: Node) -> None:
     x, output = ctx.read(node, 0), ctx.shape(node.outputs[0])
     wide = (1,) * (len(output) - len(x.shape)) + x.shape
@@ -145,6 +161,7 @@ _CASTS: Mapping[int, tuple[str, str]] = {
     1: ("float32", "FLOAT32"),
     6: ("int32", "INT32"),
     7: ("int64", "INT64"),
+    9: ("bool", "BOOL"),
 }
 
 
@@ -153,7 +170,7 @@ def _cast(ctx: Lowering, node: Node) -> None:
     to = int(node.attributes["to"])
     names = dict(_CASTS.values())
     if to not in _CASTS or x.dtype not in names:
-        raise node.refuse("casts from or to another type", "use float32, int32 and int64 only")
+        raise node.refuse("casts from or to another type", "use float32, int32, int64 and bool only")
     dtype, code = _CASTS[to]
     if dtype != x.dtype:
         x = ctx.writer.emit("CAST", [x], x.shape, dtype, inDataType=names[x.dtype], outDataType=code)
@@ -164,7 +181,7 @@ def _where(ctx: Lowering, node: Node) -> None:
     output = ctx.shape(node.outputs[0])
     if len(output) > 4:
         raise node.refuse(f"has {len(output)} dimensions", "use four or fewer")
-    tensors = [ctx.read(node, index) for index in range(3)]
+    tensors = [ctx.read(node, index, spread=True) for index in range(3)]
     ctx.bind(node, ctx.writer.emit("SELECT_V2", tensors, output, tensors[1].dtype))
 
 
@@ -174,6 +191,7 @@ OPERATORS: Mapping[str, Handler] = {
     "Expand": _expand,
     "Flatten": _reshape,
     "Gather": _gather,
+    "GatherND": _gather_blocks,
     "Reshape": _reshape,
     "Slice": _slice,
     "Split": _split,
