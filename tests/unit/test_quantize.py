@@ -63,6 +63,14 @@ GRAPHS = {
           b = Add(a, B)  c = Relu(b)  d = ReduceMean<keepdims=0>(c, both)  h = MatMul(d, STACK)
           k = ReduceMean<keepdims=0>(h, both)  logits = Gemm<transB=1>(k, HW, HB)
           probabilities = Softmax<axis=-1>(logits) }""",
+    "pool": """(float[batch,3,16] x, float[8,3,3] CW, float[8] CB, float[4,4,5] DW, float[5,16] HW, float[5] HB)
+        => (float[batch,5] probabilities, float[batch,5] logits)
+        <int64[1] row = {-2}, int64[1] second = {2}, int64[2] flat = {-1, 16}>
+        { a = Conv<pads=[1,1]>(x, CW, CB)  b = Relu(a)  c = Unsqueeze(b, row)
+          d = MaxPool<kernel_shape=[1,3], strides=[1,2], pads=[0,1,0,0]>(c)  e = Squeeze(d, second)
+          f = Conv<group=2, strides=[2], pads=[2,2]>(e, DW)
+          g = Unsqueeze(f, row)  h = MaxPool<kernel_shape=[1,1], strides=[1,1]>(g)  i = Squeeze(h, second)
+          j = Reshape(i, flat)  logits = Gemm<transB=1>(j, HW, HB)  probabilities = Softmax<axis=-1>(logits) }""",
     "bare": """(float[batch,4] x, float[4] B) => (float[batch,4] probabilities, float[batch,4] logits)
         { logits = Add(x, B)  probabilities = Softmax<axis=-1>(logits) }""",
 }
@@ -206,7 +214,7 @@ def test_the_digits_model_equals_onnxruntimes_quantizer_to_the_bit(tmp_path: Pat
     np.testing.assert_array_equal(ours, reference)
 
 
-@pytest.mark.parametrize("name", ["cnn", "shared", "gain", "norm", "sequence"])
+@pytest.mark.parametrize("name", ["cnn", "shared", "gain", "norm", "sequence", "pool"])
 def test_skeletons_hold_nothing_of_the_parameters_they_were_made_with(name: str) -> None:
     # Ones and zeros are what gains and shifts begin with, and what an optimizer would remove.
     plain = {
@@ -216,7 +224,7 @@ def test_skeletons_hold_nothing_of_the_parameters_they_were_made_with(name: str)
     assert (other.calib, other.int8, other.mapping) == (made(name).calib, made(name).int8, made(name).mapping)
 
 
-@pytest.mark.parametrize("name", ["cnn", "shared", "gain", "norm", "sequence"])
+@pytest.mark.parametrize("name", ["cnn", "shared", "gain", "norm", "sequence", "pool"])
 def test_filled_skeletons_say_what_the_float_graph_says(name: str) -> None:
     values, x = parameters(name, 7), inputs(name)
     [expected] = Session(graph(name), values).run(["logits"], {"x": x})
@@ -256,6 +264,29 @@ def test_a_matrix_repeated_for_each_step_of_a_sequence_is_held_once_and_a_stack_
     tensors = filled("sequence", values)
     assert sorted(t.shape for t in tensors.values() if t.dtype == np.int8 and t.ndim >= 2) == [(4, 8), (6, 8)]
     np.testing.assert_array_equal(tensors["STACK"], values["STACK"])
+
+
+def test_a_pool_over_time_loses_its_detour_over_images() -> None:
+    folded = fold(onnx.load_from_string(graph("pool")))
+    assert not {"Unsqueeze", "Squeeze"} & {node.op_type for node in folded.graph.node}
+    values, x = parameters("pool", 2), inputs("pool")
+    [expected] = Session(graph("pool"), values).run(["logits"], {"x": x})
+    [actual] = Session(folded.SerializeToString(), values).run(["logits"], {"x": x})
+    np.testing.assert_allclose(actual, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("written", "instead"),
+    [
+        ("[1,3], strides=[1,2]", "[1,3], strides=[2,2]"),
+        ("e = Squeeze(d, second)", "e = Squeeze(d, row)  z = Relu(d)"),
+    ],
+)
+def test_a_pool_that_is_not_over_time_alone_is_left_as_it_is(written: str, instead: str) -> None:
+    words = GRAPHS["pool"].replace(written, instead)
+    model = onnx.parser.parse_model(f'<ir_version: 9, opset_import: ["" : 18]> g {words}')
+    folded = fold(model)
+    assert [node.op_type for node in folded.graph.node].count("Unsqueeze") == 1
 
 
 def test_a_model_without_weights_to_quantize_is_refused() -> None:
