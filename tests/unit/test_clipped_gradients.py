@@ -15,8 +15,10 @@ from torch import Tensor, nn
 from model_packages import digits, first, opened
 from umbel_models.graphs.export import export
 from umbel_models.graphs.model import finish
-from umbel_models.graphs.onepass import NoRuleError, clipped_gradients
+from umbel_models.graphs.onepass import clipped_gradients
+from umbel_models.graphs.rules import RULES, NoRuleError
 from umbel_models.graphs.scan import per_example
+from umbel_models.graphs.truth import Truth
 from umbel_models.graphs.verify import verify_clipped
 from umbel_models.runtime import Session
 from umbel_models.task import cross_entropy as loss
@@ -129,13 +131,13 @@ def test_a_graph_of_clipped_sums_is_plain_onnx(name: str) -> None:
 
 
 def test_a_graph_that_clips_wrongly_is_found_out() -> None:
-    module = initial(3).train()
-    verify_clipped(files()["dpgrad.onnx"], module, loss, SHAPE)
+    truth = Truth(initial(3).train(), loss, SHAPE)
+    verify_clipped(files()["dpgrad.onnx"], truth)
     broken = plain("dpgrad.onnx")
     root = next(node for node in broken.graph.node if node.op_type == "Sqrt")
     root.op_type = "Identity"  # the squared norm for the norm
     with pytest.raises(PackageError, match=r"dpgrad\.onnx at batch"):
-        verify_clipped(broken.SerializeToString(), module, loss, SHAPE)
+        verify_clipped(broken.SerializeToString(), truth)
 
 
 @pytest.mark.parametrize("factor", [0.9995, 1.0005])
@@ -150,7 +152,7 @@ def test_norms_that_are_a_little_off_are_found_out(factor: float) -> None:
     broken.graph.node.insert(at, onnx.helper.make_node("Mul", ["root", "factor"], [name]))
     assert value.data_type == TensorProto.FLOAT
     with pytest.raises(PackageError, match=r"dpgrad\.onnx at batch"):
-        verify_clipped(broken.SerializeToString(), initial(3).train(), loss, SHAPE)
+        verify_clipped(broken.SerializeToString(), Truth(initial(3).train(), loss, SHAPE))
 
 
 class Rows(nn.Module):
@@ -167,7 +169,54 @@ class Rows(nn.Module):
         return hidden
 
 
-@pytest.mark.parametrize("make", [Rows, lambda: initial(0)])
+def sequences() -> nn.Module:
+    return nn.Sequential(
+        nn.Flatten(2),
+        nn.Conv1d(1, 4, 5, stride=4, padding=2),
+        nn.GroupNorm(2, 4),
+        nn.Conv1d(4, 6, 3, dilation=2, groups=2),
+        nn.LayerNorm((6, 12)),
+        nn.Linear(12, 3),
+        nn.LayerNorm(3),
+        nn.Flatten(),
+        nn.Linear(18, 4),
+    )
+
+
+def volumes() -> nn.Module:
+    return nn.Sequential(
+        nn.Unflatten(2, (4, 2)),
+        nn.Conv3d(1, 2, (2, 1, 3), stride=(1, 2, 2), padding=(0, 0, 1), bias=False),
+        nn.Tanh(),
+        nn.Conv3d(2, 4, (3, 1, 1), groups=2),
+        nn.GroupNorm(2, 4),
+        nn.Flatten(),
+        nn.Linear(16, 4),
+    )
+
+
+class Words(nn.Module):
+    """An embedding of words that repeat within an example."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.out = nn.Embedding(5, 3), nn.Linear(3, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden: Tensor = self.out(
+            torch.tanh(self.words((x[:, 0] * 3).abs().long().clamp(max=4))).mean((1, 2))
+        )
+        return hidden * 9
+
+
+NETS = [Rows, lambda: initial(0), sequences, volumes, Words]
+
+
+def test_every_rule_is_compared_with_opacus() -> None:
+    assert set(RULES) <= {type(layer) for make in NETS for layer in make().modules()}
+
+
+@pytest.mark.parametrize("make", NETS)
 @pytest.mark.parametrize("clip", [0.3, 100.0])
 def test_every_rule_gives_what_opacus_gives(make: Callable[[], nn.Module], clip: float) -> None:
     torch.manual_seed(1)
@@ -183,7 +232,7 @@ def test_every_rule_gives_what_opacus_gives(make: Callable[[], nn.Module], clip:
         torch.testing.assert_close(sums[name], theirs, atol=1e-6, rtol=1e-5)
 
 
-@pytest.mark.parametrize("make", [Rows, lambda: initial(0)])
+@pytest.mark.parametrize("make", NETS)
 def test_every_rules_norms_are_those_of_each_gradient(make: Callable[[], nn.Module]) -> None:
     torch.manual_seed(3)
     net = make()
@@ -232,11 +281,25 @@ def tied() -> nn.Module:
     return nn.Sequential(left, right)
 
 
-def grouped() -> nn.Module:
-    return nn.Sequential(nn.Unflatten(1, (4, 1, 1)), nn.Conv2d(4, 4, 1, groups=2), nn.Flatten())
+def reflected() -> nn.Module:
+    return nn.Sequential(
+        nn.Unflatten(1, (1, 4)), nn.Conv1d(1, 1, 3, padding=1, padding_mode="reflect"), nn.Flatten()
+    )
 
 
-@pytest.mark.parametrize("make", [Twice, Functional, Scaled, tied, grouped])
+class Folded(nn.Module):
+    """A linear layer that sees an example's two halves as two examples."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.part = nn.Linear(2, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden: Tensor = self.part(x.reshape(-1, 2)).reshape(-1, 4)
+        return hidden
+
+
+@pytest.mark.parametrize("make", [Twice, Functional, Scaled, tied, reflected, Folded])
 def test_a_module_without_a_rule_is_never_summed_wrongly(make: Callable[[], nn.Module]) -> None:
     net = make()
     parameters = {name: value.detach() for name, value in net.named_parameters()}

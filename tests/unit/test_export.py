@@ -13,13 +13,18 @@ from onnx import TensorProto, numpy_helper
 from torch import nn
 
 from umbel_models.graphs.decompositions import (
+    batch_norm,
+    batch_norm_without_statistics,
     convolution_backward,
     max_pool2d_with_indices_backward,
     threshold_backward,
 )
+from umbel_models.graphs.export import export
 from umbel_models.graphs.layers import check_layers
 from umbel_models.graphs.model import IR_VERSION, finish
+from umbel_models.graphs.pools import adaptive_avg_pool_backward, avg_pool_backward
 from umbel_models.graphs.same import require_same
+from umbel_models.graphs.truth import Truth
 from umbel_models.graphs.verify import compare, verify_gradient, verify_inference
 from umbel_models.task import cross_entropy as loss
 from umbel_models.tasks.digits import export as digits_export
@@ -60,15 +65,54 @@ def test_the_inference_graph_holds_no_parameters(made: Mapping[str, bytes]) -> N
     assert [value.name for value in graph.output] == ["probabilities", "logits"]
 
 
+def test_parameters_that_training_leaves_alone_are_no_inputs_of_its_graphs() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3))
+    graphs = export(net, loss, (4,), trainable=["2.bias", "2.weight"])
+    for data, prefix, more in ((graphs.gradient, "grad.", []), (graphs.clipped, "sum.", ["clip"])):
+        graph = onnx.load_from_string(data).graph
+        external = {t.name for t in graph.initializer if t.data_location == TensorProto.EXTERNAL}
+        assert external == {"0.weight", "0.bias"}
+        assert [value.name for value in graph.input] == ["2.weight", "2.bias", "x", "y", "w", *more]
+        assert [v.name for v in graph.output][:3] == [f"{prefix}2.weight", f"{prefix}2.bias", "loss"]
+
+
+def test_a_layer_that_is_trained_in_part_is_clipped_by_scan() -> None:
+    graphs = export(nn.Sequential(nn.Linear(4, 3)), loss, (4,), trainable=["0.bias"])
+    assert "Scan" in [node.op_type for node in onnx.load_from_string(graphs.clipped).graph.node]
+
+
+def test_a_parameter_that_is_not_there_cannot_be_trained() -> None:
+    with pytest.raises(UsageError, match=r"no parameter 1\.weight: name some of 0\.weight, 0\.bias"):
+        export(nn.Sequential(nn.Linear(4, 3)), loss, (4,), trainable=["1.weight", "0.bias"])
+
+
+@pytest.mark.parametrize(
+    ("net", "sentence"),
+    [
+        (nn.Linear(5, 3), "fails on two random examples"),
+        (nn.Unflatten(1, (2, 2)), r"gives logits of shape \(2, 2, 2\)"),
+    ],
+)
+def test_a_module_that_does_not_take_its_examples_is_refused(net: nn.Module, sentence: str) -> None:
+    with pytest.raises(UsageError, match=sentence):
+        export(nn.Sequential(nn.Flatten(), net), loss, (4,))
+
+
+def test_a_loss_that_is_a_mean_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"the loss has shape \(\).*reduction='none'"):
+        export(nn.Linear(4, 3), nn.functional.cross_entropy, (4,))
+
+
 def test_a_pool_keeps_no_output_that_nobody_reads(made: Mapping[str, bytes]) -> None:
     graph = onnx.load_from_string(made["grad.onnx"]).graph
     assert [len(node.output) for node in graph.node if node.op_type == "MaxPool"] == [1, 1]
 
 
 def test_a_graph_with_other_constants_is_found_out(made: Mapping[str, bytes]) -> None:
-    module, shape = initial(3).train(), (1, 8, 8)
-    verify_inference(made["infer.onnx"], module, shape)
-    verify_gradient(made["grad.onnx"], module, loss, shape)
+    truth = Truth(initial(3).train(), loss, (1, 8, 8))
+    verify_inference(made["infer.onnx"], truth)
+    verify_gradient(made["grad.onnx"], truth)
     for name in ("infer.onnx", "grad.onnx"):
         broken = onnx.load_from_string(made[name])
         scale = next(t for t in broken.graph.initializer if t.data_type == TensorProto.FLOAT and t.raw_data)
@@ -76,9 +120,7 @@ def test_a_graph_with_other_constants_is_found_out(made: Mapping[str, bytes]) ->
         scale.CopyFrom(numpy_helper.from_array((value * np.float32(1.01) + np.float32(1e-3)), scale.name))
         data = broken.SerializeToString()
         with pytest.raises(PackageError, match=f"{name} at batch"):
-            verify_inference(data, module, shape) if name == "infer.onnx" else verify_gradient(
-                data, module, loss, shape
-            )
+            verify_inference(data, truth) if name == "infer.onnx" else verify_gradient(data, truth)
 
 
 def test_a_committed_file_that_computes_something_else_is_found_out(made: Mapping[str, bytes]) -> None:
@@ -114,7 +156,7 @@ def test_an_operator_of_another_domain_is_refused() -> None:
     ("layer", "sentence"),
     [
         (nn.BatchNorm2d(4), "'odd' is a BatchNorm2d"),
-        (nn.ConvTranspose2d(4, 4, 3), "'odd' is a ConvTranspose2d"),
+        (nn.Bilinear(4, 4, 3), "'odd' is a Bilinear"),
         (nn.Dropout(), "'odd' is a Dropout"),
         (nn.ReLU(inplace=True), "'odd' works in place"),
     ],
@@ -169,10 +211,72 @@ def test_only_the_gradients_asked_for_are_computed() -> None:
     torch.testing.assert_close(grad_weight, x)
 
 
-def test_a_transposed_convolution_has_no_gradient_here() -> None:
-    one = torch.ones(1, 1, 1, 1)
-    with pytest.raises(UsageError, match="Upsample"):
-        convolution_backward(one, one, one, [1], [1, 1], [0, 0], [1, 1], True, [0, 0], 1, [True] * 3)
+@pytest.mark.parametrize(
+    ("stride", "padding", "dilation", "groups", "more"),
+    [([1, 1], [0, 0], [1, 1], 1, [0, 0]), ([2, 3], [1, 0], [1, 2], 2, [1, 1])],
+)
+def test_the_gradient_of_a_transposed_convolution_is_torchs(
+    stride: list[int], padding: list[int], dilation: list[int], groups: int, more: list[int]
+) -> None:
+    source = torch.Generator().manual_seed(4)
+    x = torch.randn(2, 4, 5, 6, generator=source)
+    weight = torch.randn(4, 6 // groups, 3, 2, generator=source)
+    y = aten.convolution(x, weight, None, stride, padding, dilation, True, more, groups)
+    grad = torch.randn(y.shape, generator=source)
+    settings = ([6], stride, padding, dilation, True, more, groups, [True, True, True])
+    for ours, theirs in zip(
+        convolution_backward(grad, x, weight, *settings),
+        aten.convolution_backward(grad, x, weight, *settings),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kernel", [[2], [3, 2]])
+@pytest.mark.parametrize("stride", [[], [1], [2, 3]])
+@pytest.mark.parametrize("padding", [[0], [1]])
+@pytest.mark.parametrize("divisor", [None, 5])
+def test_the_gradient_of_an_average_pool_is_torchs(
+    kernel: list[int], stride: list[int], padding: list[int], divisor: int | None
+) -> None:
+    x = torch.zeros(2, 3, 7, 9)
+    for ceil, counted in itertools.product([False, True], repeat=2):
+        settings = (kernel, stride, padding, ceil, counted, divisor)
+        grad = torch.randn(aten.avg_pool2d(x, *settings).shape, generator=torch.Generator().manual_seed(5))
+        torch.testing.assert_close(
+            avg_pool_backward(grad, x, *settings), aten.avg_pool2d_backward(grad, x, *settings)
+        )
+
+
+def test_the_gradient_of_an_average_pool_in_three_dimensions_is_torchs() -> None:
+    x, settings = torch.zeros(2, 3, 5, 6, 7), ([2, 3, 2], [2], [1], False, True, None)
+    y = aten.avg_pool3d(x, *settings)
+    grad = torch.randn(y.shape, generator=torch.Generator().manual_seed(6))
+    torch.testing.assert_close(
+        avg_pool_backward(grad, x, *settings), aten.avg_pool3d_backward(grad, x, *settings)
+    )
+
+
+@pytest.mark.parametrize("size", [[1, 1], [3, 4], [5, 9]])
+def test_the_gradient_of_an_adaptive_average_pool_is_torchs(size: list[int]) -> None:
+    x = torch.zeros(2, 3, 7, 9)
+    grad = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(7))
+    torch.testing.assert_close(
+        adaptive_avg_pool_backward(grad, x), aten._adaptive_avg_pool2d_backward(grad, x)
+    )
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_batch_norm_is_torchs_in_either_mode(training: bool) -> None:
+    source = torch.Generator().manual_seed(8)
+    x, weight, bias, mean = (torch.randn(*shape, generator=source) for shape in [(4, 3, 5), (3,), (3,), (3,)])
+    variance, settings = torch.tensor([0.5, 1.0, 2.0]), (training, 0.0, 1e-5)
+    ours = batch_norm(x, weight, bias, mean, variance, *settings)
+    theirs = aten.native_batch_norm(x, weight, bias, mean, variance, *settings)
+    torch.testing.assert_close(ours[0], theirs[0])
+    if training:
+        torch.testing.assert_close(ours, theirs)
+        torch.testing.assert_close(batch_norm_without_statistics(x, weight, bias, True, 0.0, 1e-5), theirs)
 
 
 @pytest.mark.parametrize(

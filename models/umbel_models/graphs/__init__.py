@@ -1,4 +1,4 @@
-"""torch modules as ONNX graphs: inference and gradients, verified against eager torch.
+"""torch modules as ONNX graphs: inference, gradients and explanations, verified against eager torch.
 
-``export``, ``verify`` and ``decompositions`` need torch; ``model`` and ``same`` only onnx.
+``model`` and ``same`` need only onnx; everything else torch.
 """

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch._decomp import core_aten_decompositions
 
-from umbel_proto.errors import UsageError
+from umbel_models.graphs.pools import adaptive_avg_pool_backward, avg_pool_backward
 
 aten = torch.ops.aten
 
@@ -44,20 +44,23 @@ def convolution_backward(
         stride: One step per spatial dimension.
         padding: Zeros on both sides per spatial dimension.
         dilation: Distance of the kernel's taps per spatial dimension.
-        transposed: Whether the forward is a transposed convolution: it may not be.
-        output_padding: Of a transposed forward; not used.
+        transposed: Whether the forward is a transposed convolution, with weight (in, out / groups, *kernel).
+        output_padding: Of a transposed forward; ``grad``'s shape says as much.
         groups: Number of groups.
         mask: Which of the three gradients to compute.
-
-    Raises:
-        UsageError: The forward is a transposed convolution.
     """
-    if transposed:
-        raise UsageError(
-            "The gradient of a transposed convolution has no graph yet: use Upsample and Conv2d."
-        )
+    dims = x.dim() - 2
+    stride, padding, dilation = ([*sizes] * (dims // len(sizes)) for sizes in (stride, padding, dilation))
     grad_x = grad_weight = grad_bias = None
-    if mask[0]:
+    if transposed:
+        # A transposed convolution is the gradient of a convolution: its own gradients swap the two roles.
+        if mask[0]:
+            grad_x = aten.convolution(
+                grad, weight, None, stride, padding, dilation, False, [0] * dims, groups
+            )
+        if mask[1]:
+            grad_weight = _kernel_gradient(x, grad, weight, stride, padding, dilation, groups)
+    elif mask[0]:
         # What the strided forward left over at the far edge must come back as zeros.
         rest = [
             x.shape[2 + i]
@@ -70,7 +73,7 @@ def convolution_backward(
             for i in range(x.dim() - 2)
         ]
         grad_x = aten.convolution(grad, weight, None, stride, padding, dilation, True, rest, groups)
-    if mask[1]:
+    if mask[1] and not transposed:
         grad_weight = _kernel_gradient(grad, x, weight, stride, padding, dilation, groups)
     if mask[2]:
         grad_bias = grad.sum([0, *range(2, grad.dim())])
@@ -188,6 +191,47 @@ def threshold_backward(grad: Tensor, x: Tensor, threshold: float) -> Tensor:
     return grad * (x > threshold).to(grad.dtype)
 
 
+def batch_norm(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    mean: Tensor | None,
+    variance: Tensor | None,
+    training: bool,
+    momentum: float,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return a batch normalization's output, and the mean and 1 / standard deviation it used.
+
+    The exporter has one name for this operator, and that is the one for inference: left to it, a
+    normalization by the batch's own statistics, which instance norms are made of, comes out wrong.
+    The running statistics stay as they are.
+    """
+    shape = [1, -1] + [1] * (x.dim() - 2)
+    if training:
+        axes = [0, *range(2, x.dim())]
+        mean = x.mean(axes)
+        centered = x - mean.reshape(shape)
+        scale = ((centered * centered).mean(axes) + eps).rsqrt()
+    else:
+        assert mean is not None
+        assert variance is not None
+        centered, scale = x - mean.reshape(shape), (variance + eps).rsqrt()
+    out = centered * scale.reshape(shape)
+    if weight is not None:
+        out = out * weight.reshape(shape)
+    if bias is not None:
+        out = out + bias.reshape(shape)
+    return (out, mean, scale) if training else (out, x.new_empty(0), x.new_empty(0))
+
+
+def batch_norm_without_statistics(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, training: bool, momentum: float, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return what ``batch_norm`` does for a layer that keeps no running statistics."""
+    return batch_norm(x, weight, bias, None, None, training, momentum, eps)
+
+
 def table() -> dict[Any, Callable[..., Any]]:
     """Return the decompositions to trace with: torch's core set, and ours above it."""
     return {
@@ -195,6 +239,13 @@ def table() -> dict[Any, Callable[..., Any]]:
         aten.convolution_backward.default: convolution_backward,
         aten.max_pool2d_with_indices_backward.default: max_pool2d_with_indices_backward,
         aten.threshold_backward.default: threshold_backward,
+        aten.avg_pool2d_backward.default: avg_pool_backward,
+        aten.avg_pool3d_backward.default: avg_pool_backward,
+        aten._adaptive_avg_pool2d_backward.default: adaptive_avg_pool_backward,
+        aten._adaptive_avg_pool3d_backward.default: adaptive_avg_pool_backward,
+        aten.native_batch_norm.default: batch_norm,
+        aten._native_batch_norm_legit.default: batch_norm,
+        aten._native_batch_norm_legit.no_stats: batch_norm_without_statistics,
     }
 
 

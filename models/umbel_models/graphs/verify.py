@@ -6,121 +6,141 @@ what another layer saw. Only running both finds it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
-from torch.func import functional_call
+from torch import Tensor
 
+from umbel_models.graphs.truth import Truth
 from umbel_models.runtime import Session
 from umbel_proto.errors import PackageError
 
 BATCHES = (1, 2, 7)
 RELATIVE = 1e-4
+CANCELED = 1e-2
+"""Gradients below this part of the greatest one are measured against it: where terms cancel, as in a bias
+before a norm, only rounding is left."""
 
 Arrays = Mapping[str, NDArray[np.generic]]
 
 
-def verify_inference(graph: bytes, module: nn.Module, shape: Sequence[int]) -> None:
+def verify_inference(graph: bytes, truth: Truth) -> None:
     """Compare an inference graph with torch, at random parameters and several batch sizes.
 
     Raises:
         PackageError: An output differs by more than ``RELATIVE`` of its greatest magnitude.
     """
-    parameters = _random_parameters(module)
-    opened = Session(graph, {name: value.numpy() for name, value in parameters.items()})
+    opened = _Opened("infer.onnx", graph, truth)
     for batch in BATCHES:
-        x, _ = _examples(batch, shape, classes=2)
-        with torch.no_grad():
-            logits = functional_call(module, parameters, (x,))
-        expected = {"probabilities": torch.softmax(logits, -1).numpy(), "logits": logits.numpy()}
-        actual = dict(zip(expected, opened.run(list(expected), {"x": x.numpy()}), strict=True))
-        compare(actual, expected, f"infer.onnx at batch {batch}")
+        x, _, _ = truth.examples(batch)
+        logits = truth.logits(x)
+        opened.compare({"x": x}, {"probabilities": torch.softmax(logits, -1), "logits": logits})
 
 
-def verify_gradient(
-    graph: bytes, module: nn.Module, loss: Callable[[Tensor, Tensor], Tensor], shape: Sequence[int]
-) -> None:
+def verify_gradient(graph: bytes, truth: Truth) -> None:
     """Compare a gradient graph with autograd, at random parameters, batch sizes and weights.
 
     Raises:
         PackageError: A gradient or the loss differs by more than ``RELATIVE`` of its greatest magnitude.
     """
-    parameters = _random_parameters(module)
-    opened = Session(graph)
+    opened = _Opened("grad.onnx", graph, truth)
     for batch in BATCHES:
-        with torch.no_grad():
-            classes = functional_call(module, parameters, (torch.zeros(1, *shape),)).shape[-1]
-        x, y = _examples(batch, shape, classes)
-        w = torch.ones(batch)
-        w[1::3] = 0.0
-        leaves = {name: value.clone().requires_grad_() for name, value in parameters.items()}
-        mean = (w * loss(functional_call(module, leaves, (x,)), y)).sum() / w.sum()
-        gradients = torch.autograd.grad(mean, list(leaves.values()))
-        expected = {f"grad.{name}": value.numpy() for name, value in zip(leaves, gradients, strict=True)}
-        expected["loss"] = mean.detach().numpy()
-        feed = {name: value.numpy() for name, value in parameters.items()}
-        feed |= {"x": x.numpy(), "y": y.numpy(), "w": w.numpy()}
-        actual = dict(zip(expected, opened.run(list(expected), feed), strict=True))
-        compare(actual, expected, f"grad.onnx at batch {batch}")
+        x, y, w = truth.examples(batch)
+        gradients, mean = truth.gradient(x, y, w)
+        opened.compare({"x": x, "y": y, "w": w}, {"loss": mean})
+        opened.compare(
+            {"x": x, "y": y, "w": w},
+            {f"grad.{name}": value for name, value in gradients.items()},
+            CANCELED * _greatest(gradients),
+        )
 
 
-def verify_clipped(
-    graph: bytes, module: nn.Module, loss: Callable[[Tensor, Tensor], Tensor], shape: Sequence[int]
-) -> None:
+def verify_clipped(graph: bytes, truth: Truth) -> None:
     """Compare a graph of clipped sums with one backward pass for each example, some clipped and some not.
 
     Raises:
-        PackageError: A sum, a norm or the loss differs by more than ``RELATIVE`` of its greatest magnitude.
-            Privacy rests on the norms.
+        PackageError: A sum, a norm or the loss differs by more than ``RELATIVE`` of its greatest magnitude;
+            an example's norm by more than that of itself: privacy rests on the norms.
     """
-    parameters = _random_parameters(module)
-    opened = Session(graph)
-    with torch.no_grad():
-        classes = functional_call(module, parameters, (torch.zeros(1, *shape),)).shape[-1]
+    opened = _Opened("dpgrad.onnx", graph, truth)
     for batch in BATCHES:
-        x, y = _examples(batch, shape, classes)
-        w = torch.ones(batch)
-        w[1::3] = 0.0
-        gradients, losses = _each(module, loss, parameters, x, y)
-        norms = torch.stack([(value.reshape(batch, -1) ** 2).sum(1) for value in gradients]).sum(0).sqrt()
-        feed = {name: value.numpy() for name, value in parameters.items()}
-        feed |= {"x": x.numpy(), "y": y.numpy(), "w": w.numpy()}
+        x, y, w = truth.examples(batch)
+        gradients, losses = truth.each(x, y)
+        norms = torch.stack([(value.flatten(1) ** 2).sum(1) for value in gradients.values()]).sum(0).sqrt()
         for clip in (float(norms.median()), float(norms.max()) * 2):
-            factors = w * (clip / norms).clamp(max=1.0)
-            expected = {
-                f"sum.{name}": torch.tensordot(factors, value, 1).numpy()
-                for name, value in zip(parameters, gradients, strict=True)
-            }
-            expected["loss"] = (w @ losses).numpy()
-            expected["norms"] = np.ones(batch)
-            feed["clip"] = np.array(clip, np.float32)
-            actual = dict(zip(expected, opened.run(list(expected), feed), strict=True))
-            actual["norms"] = actual["norms"] / norms.numpy()  # a short gradient's norm must be right too
-            compare(actual, expected, f"dpgrad.onnx at batch {batch}")
+            feed = {"x": x, "y": y, "w": w, "clip": torch.tensor(max(clip, 1e-3))}
+            factors = w.to(norms) * (feed["clip"].to(norms) / norms).clamp(max=1.0)
+            sums = {name: torch.tensordot(factors, value, 1) for name, value in gradients.items()}
+            opened.compare(feed, {"loss": w.to(losses) @ losses})
+            opened.compare(
+                feed, {f"sum.{name}": value for name, value in sums.items()}, CANCELED * _greatest(sums)
+            )
+            opened.compare(feed, {"norms": norms}, each=True)
 
 
-def _each(
-    module: nn.Module,
-    loss: Callable[[Tensor, Tensor], Tensor],
-    parameters: Mapping[str, Tensor],
-    x: Tensor,
-    y: Tensor,
-) -> tuple[list[Tensor], Tensor]:
-    """Return every example's gradient, for each parameter (batch, *shape), and loss, from batches of one."""
-    rows, losses = [], []
-    for row, label in zip(x[:, None], y[:, None], strict=True):
-        leaves = {name: value.clone().requires_grad_() for name, value in parameters.items()}
-        value = loss(functional_call(module, leaves, (row,)), label).sum()
-        rows.append(torch.autograd.grad(value, list(leaves.values())))
-        losses.append(value.detach())
-    return [torch.stack(each) for each in zip(*rows, strict=True)], torch.stack(losses)
+def verify_explain(graph: bytes, truth: Truth) -> None:
+    """Compare an explanation graph with a loop over the midpoints, at random parameters and baselines.
+
+    Raises:
+        PackageError: An attribution or logit differs by more than ``RELATIVE`` of the greatest magnitude, or
+            the residual by more than that of the greatest logit.
+    """
+    opened = _Opened("explain.onnx", graph, truth)
+    for batch in BATCHES:
+        x, target, _ = truth.examples(batch)
+        baseline = truth.examples(batch + 1)[0][:batch]
+        attributions, logits, residual = truth.explanation(x, baseline, target)
+        feed = {"x": x, "baseline": baseline, "target": target}
+        opened.compare(feed, {"attributions": attributions, "logits": logits})
+        opened.compare(feed, {"residual": residual}, float(logits.abs().max()))
 
 
-def compare(actual: Arrays, expected: Arrays, what: str) -> None:
+class _Opened:
+    """A graph under test, with the truth's parameters."""
+
+    def __init__(self, what: str, graph: bytes, truth: Truth) -> None:
+        parameters = {name: value.numpy() for name, value in truth.parameters.items()}
+        self._what = what
+        self._inputs = (
+            {} if what in ("infer.onnx", "explain.onnx") else {n: parameters[n] for n in truth.trained}
+        )
+        self._session = Session(graph, {n: v for n, v in parameters.items() if n not in self._inputs})
+
+    def compare(
+        self,
+        feed: Mapping[str, Tensor],
+        expected: Mapping[str, Tensor],
+        least: float = 0.0,
+        *,
+        each: bool = False,
+    ) -> None:
+        given = {**self._inputs, **{name: value.numpy() for name, value in feed.items()}}
+        what = f"{self._what} at batch {len(feed['x'])}"
+        try:
+            results = self._session.run(list(expected), given)
+        except Exception as exc:  # onnxruntime's exceptions share no other base class
+            raise PackageError(f"{what} does not run: {exc}") from exc
+        actual = dict(zip(expected, results, strict=True))
+        wanted = {name: value.numpy() for name, value in expected.items()}
+        if not each:
+            compare(actual, wanted, what, least)
+            return
+        for row in range(len(feed["x"])):
+            compare(
+                {n: v[row] for n, v in actual.items()}, {n: v[row] for n, v in wanted.items()}, what, least
+            )
+
+
+def compare(actual: Arrays, expected: Arrays, what: str, least: float = 0.0) -> None:
     """Refuse arrays that differ.
+
+    Args:
+        actual: What the graph computed.
+        expected: What torch computed.
+        what: Which graph, and on what.
+        least: Magnitude against which an array's error is measured, if its own is smaller.
 
     Raises:
         PackageError: Shapes differ, or a value by more than ``RELATIVE`` of the array's greatest magnitude.
@@ -129,23 +149,13 @@ def compare(actual: Arrays, expected: Arrays, what: str) -> None:
         value = actual[name]
         if value.shape != reference.shape:
             raise PackageError(f"{what}: {name} has shape {value.shape}, torch gives {reference.shape}.")
-        error = float(np.abs(value.astype(np.float64) - reference.astype(np.float64)).max())
-        scale = float(np.abs(reference).max())
-        if not error <= RELATIVE * scale + 1e-7:
+        error = float(np.abs(value.astype(np.float64) - reference.astype(np.float64)).max(initial=0.0))
+        scale = float(np.abs(reference).max(initial=0.0))
+        if not error <= RELATIVE * max(scale, least) + 1e-7:
             raise PackageError(
                 f"{what}: {name} is {error:.1e} away from torch's, of {scale:.1e}. Nothing was written."
             )
 
 
-def _random_parameters(module: nn.Module) -> dict[str, Tensor]:
-    source = torch.Generator().manual_seed(1)
-    return {
-        name: torch.randn(value.shape, generator=source)
-        / max(1.0, value[0].numel() if value.dim() else 1.0) ** 0.5
-        for name, value in module.named_parameters()
-    }
-
-
-def _examples(batch: int, shape: Sequence[int], classes: int) -> tuple[Tensor, Tensor]:
-    source = torch.Generator().manual_seed(batch)
-    return torch.randn(batch, *shape, generator=source), torch.randint(0, classes, (batch,), generator=source)
+def _greatest(values: Mapping[str, Tensor]) -> float:
+    return max(float(value.abs().max()) for value in values.values())

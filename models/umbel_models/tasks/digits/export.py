@@ -29,7 +29,9 @@ def make() -> Mapping[str, bytes]:
     module = DIGITS.module()
     graphs = export(module, DIGITS.loss, DIGITS.contract.fields[0].shape)
     parameters = {name: value.detach().numpy() for name, value in module.named_parameters()}
-    files = (graphs.infer, graphs.gradient, graphs.clipped, safetensors.numpy.save(parameters))
+    assert graphs.explain is not None
+    made = (graphs.infer, graphs.gradient, graphs.clipped, graphs.explain)
+    files = (*made, safetensors.numpy.save(parameters))
     return dict(zip(FILES, files, strict=True))
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 LEVELS = 16
 SEED = 0
-FILES = ("infer.onnx", "grad.onnx", "dpgrad.onnx", "params.safetensors")
+FILES = ("infer.onnx", "grad.onnx", "dpgrad.onnx", "explain.onnx", "params.safetensors")
 
 
 def files() -> Mapping[str, bytes]:
