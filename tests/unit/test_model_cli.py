@@ -122,6 +122,9 @@ def test_bench_measures_every_variant_and_graph(folder: Path) -> None:
     assert body["variants"]["fp32"]["agreement"] == 1.0
     assert body["variants"]["fp32"]["difference"] < 1e-5
     assert 0 < body["variants"]["int8"]["difference"] < 0.1
+    files = opened(first()).manifest.files
+    weights = files["infer.onnx"].size + files["params.safetensors"].size
+    assert body["variants"]["fp32"]["bytes"] == weights
     for form in body["variants"].values():
         assert form["latency_us"].keys() == {"1", "64"}
         assert all(0 < each["p50"] <= each["p95"] for each in form["latency_us"].values())
