@@ -29,6 +29,7 @@ A, B = 0, 1
 SHARE_B = 0.3
 DEFAULTS = 0.25  # of all people, whatever the gap
 BRANCHES = 20
+ECONOMY = np.linspace(0.05, 0.4, BRANCHES // 2)  # how far a pair of branches lies apart from the average
 TRAITS = {"means": 0.35, "prudence": 0.6, "stability": 0.3, "burden": -0.45}
 KNOWABLE = 0.9  # correlation of solvency with the traits: the rest is chance, which nothing predicts
 SIZES = (12_000, 4_000, 300)
@@ -47,9 +48,9 @@ class Gap:
             0..1. Cohorts also live apart by it: they divide unequally over branches.
     """
 
-    base_rate: float = 0.1
+    base_rate: float = 0.2
     measurement: float = 0.6
-    proxy: float = 0.5
+    proxy: float = 0.8
 
     def __post_init__(self) -> None:
         if not (0 <= self.base_rate <= 0.5 and 0 <= self.measurement <= 1 and 0 <= self.proxy <= 1):
@@ -82,7 +83,7 @@ def applications(seed: int, count: int, *, gap: Gap | None = None) -> Examples:
 
     # The two branches of a pair hold the cohorts alike and lie as far above as below the average economy, so
     # that branches make devices differ in labels without making cohorts differ.
-    economy = np.where(branch % 2 == 0, 1, -1) * np.linspace(0.05, 0.4, BRANCHES // 2)[pair]
+    economy = np.where(branch % 2 == 0, 1, -1) * ECONOMY[pair]
     rates = {A: DEFAULTS - SHARE_B * gap.base_rate, B: DEFAULTS + (1 - SHARE_B) * gap.base_rate}
     threshold = np.where(cohort == B, _threshold(rates[B]), _threshold(rates[A]))
     y = np.where(solvency + economy < threshold, DEFAULT, REPAID)
@@ -113,7 +114,8 @@ def split(gap: Gap | None = None, *, seed: int = 0) -> Split:
 
 
 def _threshold(rate: float) -> float:
-    return NormalDist().inv_cdf(rate)
+    # Branches widen the spread of solvency.
+    return NormalDist(sigma=float(np.sqrt(1 + np.mean(ECONOMY**2)))).inv_cdf(rate)
 
 
 def _column(
