@@ -87,7 +87,8 @@ class Task:
         about: For the model card.
         trainable: Names of the parameters that training changes; all of them where there is none.
         cohorts: Name of each cohort of ``Examples.cohort``.
-        columns: Name of each input, in their order, for explanations; none where they have no names.
+        columns: Name of each input, or of each channel of a series, for explanations; none where they have none.
+        shifted: Returns other labelled data to judge a model on, by name: what devices may meet later.
         committed: Returns the graphs and ``params.safetensors`` by name where they are kept beside the task,
             so that packing needs no torch; otherwise they are exported.
     """
@@ -103,6 +104,7 @@ class Task:
     trainable: tuple[str, ...] = ()
     cohorts: tuple[str, ...] = ()
     columns: tuple[str, ...] = ()
+    shifted: Callable[[], Mapping[str, Examples]] | None = None
     committed: Callable[[], Mapping[str, bytes]] | None = None
 
 

@@ -69,6 +69,7 @@ def test_many_inputs_are_judged_by_channel() -> None:
     assert len(groups) == 9
     assert groups["channel 2"].tolist() == [2 + 9 * each for each in range(128)]
     assert sorted(np.concatenate(list(groups.values()))) == list(range(128 * 9))
+    assert list(groups_of((128, 9), tuple("abcdefghi"))) == list("abcdefghi")
 
 
 def test_a_linear_models_gradients_share_out_exactly() -> None:

@@ -17,6 +17,7 @@ from cohort_tables import network, table
 from model_packages import RELEASE, first
 from umbel_models.card import Card
 from umbel_models.cli import app
+from umbel_models.fit import accuracy
 from umbel_models.responsible.mitigation import Recipe, measure
 from umbel_models.responsible.plot import picture
 from umbel_models.responsible.report import Assessment, assess
@@ -86,6 +87,15 @@ def test_fairer_training_is_compared_on_the_same_held_out_data() -> None:
     for name in ("constrained", "adversarial"):
         assert outcomes[name].odds.value < plain.odds.value
     assert all(each.accuracy.value > plain.accuracy.value - 0.05 for each in outcomes.values())
+
+
+def test_a_task_brings_the_shifts_that_its_devices_may_meet() -> None:
+    small = Split(table(300, seed=1), table(200, seed=2), table(100, seed=3))
+    moved = small.held_out._replace(x=small.held_out.x + 2)
+    own = replace(TASK, data=lambda: small, shifted=lambda: {"strikes": moved})
+    shifted = assess(own, trained(), shifted={"floods": small.held_out}).robustness.shifted
+    assert shifted["strikes"].value == accuracy(trained(), moved)
+    assert shifted["floods"].value == accuracy(trained(), small.held_out)
 
 
 def test_what_does_not_apply_is_left_out() -> None:

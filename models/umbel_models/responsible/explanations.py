@@ -108,7 +108,7 @@ def groups_of(shape: Sequence[int], columns: Sequence[str] = ()) -> dict[str, ND
 
     Args:
         shape: Of one example.
-        columns: Their names, where they have some.
+        columns: Names of the inputs or of the channels, where they have some.
     """
     numbers = np.arange(int(np.prod(shape)))
     if len(columns) == len(numbers):
@@ -116,7 +116,8 @@ def groups_of(shape: Sequence[int], columns: Sequence[str] = ()) -> dict[str, ND
     if len(numbers) <= MAX_INPUTS:
         return {f"input {each}": numbers[[each]] for each in numbers}
     parts = np.moveaxis(numbers.reshape(tuple(shape)), channel_axis(shape), 0)
-    return {f"channel {each}": part.ravel() for each, part in enumerate(parts)}
+    names = columns if len(columns) == len(parts) else [f"channel {each}" for each in range(len(parts))]
+    return {name: part.ravel() for name, part in zip(names, parts, strict=True)}
 
 
 def figures(lost: Mapping[str, Interval], local: Attributions) -> Figures:

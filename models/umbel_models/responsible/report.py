@@ -69,7 +69,7 @@ def assess(
         fairer: How to train it in fairer ways as well, to compare; None does not.
         by_cohort: Whether cohorts may be known at decision time: see ``calibrate``.
         ratings: What several annotators said of the same units: see ``agreement``.
-        shifted: Other data to measure it on, by name.
+        shifted: Other data to measure it on, by name, besides the task's own.
         seed: What is drawn at random.
         progress: Told what is done now.
 
@@ -104,7 +104,8 @@ def assess(
 
     progress("attacking and disturbing")
     world = world_of(parts.train, low=contract.minimum, high=contract.maximum)
-    robust = robustness(module, task.loss, held_out, world, labels=task.labels, shifted=shifted, seed=seed)
+    others = {**(task.shifted() if task.shifted else {}), **(shifted or {})}
+    robust = robustness(module, task.loss, held_out, world, labels=task.labels, shifted=others, seed=seed)
     sections["robustness"] = robust.figures()
 
     progress("explaining")

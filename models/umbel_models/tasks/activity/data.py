@@ -24,6 +24,14 @@ CHANNELS = tuple(
 )
 PEOPLE = (80, 24, 6)
 PER_ACTIVITY = 15
+DRIFTS = {
+    "a clock 5 % fast": Drift(clock=0.05),
+    "grown biases": Drift(accelerometer_bias=0.5, gyroscope_bias=0.05),
+    "armbands": Drift(placement="arm"),
+    "phones turned by 45 degrees": Drift(turned=45.0),
+    "20 years later": Drift(years=20.0),
+    "winter": Drift(winter=1.0),
+}
 
 
 def windows(
@@ -64,6 +72,18 @@ def split(seed: int = 0) -> Split:
     """
     bounds = np.cumsum((0, *PEOPLE)).tolist()
     return Split(*(windows(seed, range(start, end)) for start, end in pairwise(bounds)))
+
+
+def shifted(seed: int = 0) -> dict[str, Examples]:
+    """Return windows of the held-out people after some drift, by its name.
+
+    Args:
+        seed: Which world, as in ``split``.
+    """
+    train, held_out, _ = PEOPLE
+    return {
+        name: windows(seed, range(train, train + held_out), drift=drift) for name, drift in DRIFTS.items()
+    }
 
 
 def _of(seed: int, number: int, per_activity: int, drift: Drift) -> tuple[NDArray[np.float32], int]:

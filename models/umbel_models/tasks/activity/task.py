@@ -57,4 +57,6 @@ ACTIVITY = Task(
         license="CC0-1.0",
     ),
     cohorts=AGE_GROUPS,
+    columns=data.CHANNELS,
+    shifted=data.shifted,
 )
