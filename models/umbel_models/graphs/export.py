@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from umbel_models.graphs.blame import blamed
 from umbel_models.graphs.explain import integrated_gradients
 from umbel_models.graphs.layers import check_layers
 from umbel_models.graphs.model import externalize, finish
@@ -122,7 +123,14 @@ def export(
         outputs: Sequence[str],
         external: Sequence[str],
     ) -> onnx.ModelProto:
-        graph = to_onnx(function, list(values.values()), list(inputs.values()), [*values, *inputs], outputs)
+        try:
+            graph = to_onnx(
+                function, list(values.values()), list(inputs.values()), [*values, *inputs], outputs
+            )
+        except (NoRuleError, UsageError):
+            raise
+        except Exception as exc:  # the tracer's and the exporter's share no other base class
+            raise blamed(exc, module, truth.examples(2)[0]) from exc
         return finish(externalize(graph, external))
 
     infer_graph = _bytes(made(infer, {"x": x}, ["probabilities", "logits"], list(values)))
