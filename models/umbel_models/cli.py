@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from umbel_models.compress_cli import COMMANDS
 from umbel_models.load import load_task
 from umbel_models.responsible_cli import assess
 from umbel_models.task import TASKS, Examples
@@ -34,7 +35,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-app.command()(assess)
+for command in (assess, *COMMANDS):
+    app.command()(command)
 
 KeyOption = Annotated[Path, typer.Option("--key", help="The fleet's release key, a PEM file.")]
 OutOption = Annotated[Path, typer.Option("--out", help="The package to write.")]
