@@ -21,7 +21,7 @@ Shape = tuple[int, ...]
 SIGNATURE = "serving_default"  # the key that TensorFlow's own converter gives the main signature
 # Scopes: what names of tensors begin with where int8 must know what they are part of.
 EXACT = "exact/"
-"""Steps of a formula that int8 would spoil: squares, roots, logarithms."""
+"""What int8 would spoil: squares, roots, logarithms, and inputs in units of their own."""
 RECURRENT = "recurrent/"
 ATTENTION = "attention/"
 _IDENTIFIER = b"TFL3"
@@ -226,10 +226,12 @@ def mended(file: bytes) -> bytes:
             entry.tensorIndex = index
     buffers = []
     for given in model.buffers:
+        # Of a large file the quantizer puts constants behind the flatbuffer and says where.
+        data = given.data if not given.offset else np.frombuffer(file, np.uint8, given.size, given.offset)
         buffer = schema.BufferT()
-        if given.data is not None and len(given.data):
+        if data is not None and len(data):
             buffer = _AlignedBuffer()
-            buffer.data = given.data
+            buffer.data = data
         buffers.append(buffer)
     model.buffers = buffers
     names = {number: name for name, number in vars(schema.BuiltinOperator).items() if name.isupper()}
@@ -262,7 +264,8 @@ def scopes(file: bytes) -> frozenset[str]:
 
 
 def _serialized(model: Any) -> bytes:
-    builder = flatbuffers.Builder(1 << 16)
+    size = sum(len(buffer.data) + _ALIGNMENT for buffer in model.buffers if buffer.data is not None)
+    builder = flatbuffers.Builder(size + (1 << 16))
     builder.Finish(model.Pack(builder), _IDENTIFIER)
     return bytes(builder.Output())
 

@@ -79,11 +79,12 @@ def read(data: bytes, batch: int | None) -> Source:
         UnsupportedOperatorError: A shape depends on the batch in a way TFLite cannot say.
     """
     model = _parse(data)
+    parameters = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
     if batch is not None or not _open_inputs(model):
         _check_batch(model, batch)
-        return _resolve(model, batch)
+        return _resolve(model, parameters, batch)
     for first, second in _STAND_INS:
-        source, other = _resolve(model, first), _resolve(model, second)
+        source, other = (_resolve(model, parameters, size) for size in (first, second))
         sizes = {size for shape in source.shapes.values() for size in shape if size % first == 0}
         if not any(size in shape for shape in other.shapes.values() for size in sizes if size):
             return _compare(source, other, first, second)
@@ -155,9 +156,8 @@ def _check_batch(model: ModelProto, batch: int | None) -> None:
             )
 
 
-def _resolve(model: ModelProto, batch: int | None) -> Source:
-    graph = model.graph
-    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+def _resolve(model: ModelProto, parameters: Mapping[str, NDArray[Any]], batch: int | None) -> Source:
+    graph, constants = model.graph, dict(parameters)
     inputs = _real_inputs(graph)
     protos = list(graph.node)
     while True:
@@ -274,7 +274,8 @@ def _compare(source: Source, other: Source, first: int, second: int) -> Source:
     changed = frozenset(
         name
         for name, array in source.constants.items()
-        if name not in other.constants or not np.array_equal(array, other.constants[name])
+        if name not in other.constants
+        or (array is not other.constants[name] and not np.array_equal(array, other.constants[name]))
     )
     for node in source.nodes:
         for name in (*filter(None, node.inputs), *node.outputs[:1]):
