@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from umbel_models.tflite.flatbuffer import EXACT, Shape, Tensor
+from umbel_models.tflite.flatbuffer import Shape, Tensor
 from umbel_models.tflite.lowering import Handler, Lowering, has_input, last_shape
 from umbel_models.tflite.source import Node
 
@@ -183,12 +183,11 @@ def _max_pool(ctx: Lowering, node: Node) -> None:
     if len(node.outputs) > 1 and node.outputs[1]:
         raise node.refuse("returns indices", "use a pool that does not return them")
     x, window = _pool_input(ctx, node)
-    # What a window sees beyond the edge must never be the maximum. Zero is enough beside values that are
-    # not negative, and only so is the range narrow enough for int8.
+    # What a window sees beyond the edge must never be the maximum. Beside values that are not negative zero
+    # is enough, and int8 has it.
     safe = ctx.is_never_negative(node.inputs[0])
-    with ctx.writer.scope("" if safe else EXACT):
-        x, padding = _padded(ctx, x, window, 0.0 if safe else float(np.finfo(np.float32).min))
-        _pool(ctx, node, "MAX_POOL_2D", x, window, padding)
+    x, padding = _padded(ctx, x, window, 0.0 if safe else float(np.finfo(np.float32).min))
+    _pool(ctx, node, "MAX_POOL_2D", x, window, padding)
 
 
 def _average_pool(ctx: Lowering, node: Node) -> None:
