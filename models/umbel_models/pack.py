@@ -25,6 +25,7 @@ from umbel_proto.manifest import (
     BATCH,
     CALIBRATION,
     CARD,
+    DATASHEET,
     INSIDE,
     QUANTIZATION,
     FloatVector,
@@ -51,6 +52,7 @@ INT8_TOLERANCE = 0.1
 # LiteRT computes int8 in integers from end to end: its kernels differ by a level or two of the last layer.
 LITE_INT8_TOLERANCE = 0.03
 _DOCUMENTS = {CARD: "card.json", BASELINE: "baseline.json"}
+DATASHEET_FILE = "datasheet.md"
 _EVALUATION_BATCH = 256
 # How the facts of a run's privacy begin.
 _PRIVACY = ("epsilon", "example_epsilon", "delta", "noise")
@@ -137,6 +139,9 @@ def build(
     progress("preparing int8")
     manifest, added = _quantizable(manifest, made.files, parameters, inputs)
     files = {**made.files, **added}
+    if task.about.datasheet:
+        manifest = replace(manifest, documents={**manifest.documents, DATASHEET: DATASHEET_FILE})
+        files[DATASHEET_FILE] = task.about.datasheet.encode()
     if lite:
         progress("writing TFLite")
         manifest, added = _lite(manifest, files, parameters, inputs)

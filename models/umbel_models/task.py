@@ -61,12 +61,14 @@ class About:
         data: Where its data comes from, with the source to cite.
         limits: What it must not be used for, and what it is known to get wrong.
         license: Of the data, an SPDX identifier where there is one.
+        datasheet: More about the data, Markdown, for who wants to use it for something else.
     """
 
     purpose: str
     data: str
     limits: tuple[str, ...] = ()
     license: str = ""
+    datasheet: str = ""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

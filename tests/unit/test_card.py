@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import string
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,11 +18,12 @@ from model_packages import RELEASE, digits, first, opened, training
 from umbel_models import baseline
 from umbel_models.card import Card, Metric
 from umbel_models.evaluation import evaluate, wilson
-from umbel_models.pack import repack
+from umbel_models.pack import build, repack
 from umbel_models.task import About, Examples
+from umbel_models.tasks.digits.task import DIGITS
 from umbel_proto.errors import PackageError, UsageError
 from umbel_proto.histogram import CONFIDENCE, INPUT, Histogram
-from umbel_proto.manifest import BASELINE, CARD
+from umbel_proto.manifest import BASELINE, CARD, DATASHEET
 from umbel_proto.package import Package, read_package
 
 ABOUT = About("Read digits.", "Digits of 13 people.", ("Other hands.", "Other pens."), "CC-BY-4.0")
@@ -179,6 +181,17 @@ def test_a_later_package_has_figures_of_its_own_or_none() -> None:
 
 def test_sections_of_others_come_into_the_card() -> None:
     assert card_of(later(sections={"robustness": {"FGSM": 0.5}})).sections["robustness"] == {"FGSM": 0.5}
+
+
+def test_a_datasheet_stays_with_the_model() -> None:
+    about = replace(DIGITS.about, datasheet="# Digits\n")
+    data = build(replace(DIGITS, about=about), key=RELEASE)
+    package = read_package(data, release_key=RELEASE.public)
+    assert package.file(package.manifest.documents[DATASHEET]) == b"# Digits\n"
+    later_data = repack(
+        package, package.parameters(), calibration=digits().calibration.x, version=2, key=RELEASE
+    )
+    assert read_package(later_data, release_key=RELEASE.public).file("datasheet.md") == b"# Digits\n"
 
 
 def histograms(package: Package) -> dict[str, Histogram]:
