@@ -476,6 +476,15 @@ def test_places_are_picked_along_several_axes_at_once(indices: list[object]) -> 
     require_equal(made, tflite.convert(made, batch=2), x, ["y"])
 
 
+def test_blocks_are_replaced_where_indices_say() -> None:
+    values = {"i": np.array([[2, 0], [0, -1]]), "u": np.full((2, 4), 9, np.float32)}
+    model = graph([("ScatterND", ["x", "i", "u"], ["y"])], values, (3, 4))
+    x = np.random.default_rng(0).normal(size=(3, 3, 4)).astype(np.float32)
+    with pytest.raises(UnsupportedOperatorError, match="examples of the batch"):
+        tflite.convert(model, batch=None)
+    require_equal(model, tflite.convert(model, batch=3), x, ["y"])
+
+
 @pytest.mark.parametrize("options", [{}, {"exclusive": 1}, {"reverse": 1}])
 def test_a_running_sum_runs_as_it_does_in_onnx(options: dict[str, int]) -> None:
     model = graph([("CumSum", ["x", "axis"], ["y"])], {"axis": np.array(1)}, **options)

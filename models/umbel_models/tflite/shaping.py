@@ -140,6 +140,28 @@ def _gather_blocks(ctx: Lowering, node: Node) -> None:
     ctx.bind(node, ctx.writer.emit("GATHER", [x, ctx.writer.constant(places)], output, axis=0))
 
 
+def _scatter_blocks(ctx: Lowering, node: Node) -> None:
+    x, updates = ctx.read(node, 0), ctx.read(node, 2)
+    shape = ctx.shape(node.outputs[0])
+    chosen = ctx.constant(node, 1, "indices")
+    replaced, rest = shape[: chosen.shape[-1]], shape[chosen.shape[-1] :]
+    if node.attributes.get("reduction", "none") != "none":
+        raise node.refuse("adds to what is there", "replace it, or add two values")
+    if any(ctx.writer.is_open(size) for size in replaced):
+        raise node.refuse("replaces examples of the batch", FIXED_BATCH)
+    count, new = int(np.prod(replaced)), int(np.prod(chosen.shape[:-1]))
+    places = np.ravel_multi_index(tuple(np.moveaxis(chosen % np.array(replaced), -1, 0)), replaced)
+    # Every block is picked from the old ones and, after them, the new ones.
+    source = np.arange(count, dtype=np.int32)
+    source[places.reshape(-1)] = np.arange(count, count + new)
+    blocks = [ctx.reshape(node, x, (count, *rest)), ctx.reshape(node, updates, (new, *rest))]
+    both = ctx.writer.emit(
+        "CONCATENATION", blocks, (count + new, *rest), axis=0, fusedActivationFunction="NONE"
+    )
+    picked = ctx.writer.emit("GATHER", [both, ctx.writer.constant(source)], (count, *rest), axis=0)
+    ctx.bind(node, ctx.reshape(node, picked, shape))
+
+
 def _expand(ctx: Lowering, node: Node) -> None:
     x, output = ctx.read(node, 0), ctx.shape(node.outputs[0])
     wide = (1,) * (len(output) - len(x.shape)) + x.shape
@@ -193,6 +215,7 @@ OPERATORS: Mapping[str, Handler] = {
     "Gather": _gather,
     "GatherND": _gather_blocks,
     "Reshape": _reshape,
+    "ScatterND": _scatter_blocks,
     "Slice": _slice,
     "Split": _split,
     "Squeeze": _reshape,
