@@ -17,7 +17,7 @@ import typer
 
 from umbel_models.compress_cli import COMMANDS
 from umbel_models.load import load_task
-from umbel_models.responsible_cli import assess
+from umbel_models.responsible_cli import assess, read_sections
 from umbel_models.task import TASKS, Examples
 from umbel_proto.errors import MissingExtraError, PackageError, StorageError, UsageError
 from umbel_proto.keys import SigningKey, VerifyKey
@@ -44,6 +44,9 @@ LineageOption = Annotated[
     str | None,
     typer.Option("--lineage", help="Facts about its origin: a JSON object, or a file that holds one."),
 ]
+SectionsOption = Annotated[
+    Path | None, typer.Option("--sections", help="For its card: what umbel model assess --json printed.")
+]
 
 
 class By(StrEnum):
@@ -66,6 +69,7 @@ def build(
         typer.Option(help="An .npz file whose x holds inputs to quantize with; by default the task's own."),
     ] = None,
     lineage: LineageOption = None,
+    sections: SectionsOption = None,
     tflite: Annotated[
         bool, typer.Option("--tflite", help="Add variants for devices that have LiteRT.")
     ] = False,
@@ -80,6 +84,7 @@ def build(
         version=version,
         calibration=None if calibration is None else _calibration(calibration),
         lineage=_lineage(lineage),
+        sections=None if sections is None else read_sections(sections),
         lite=tflite,
         progress=_progress(),
     )
@@ -98,6 +103,7 @@ def pack(
     key: KeyOption,
     out: OutOption,
     lineage: LineageOption = None,
+    sections: SectionsOption = None,
     heldout: Annotated[
         Path | None, typer.Option(help="An .npz file with x and y to evaluate on, for the card.")
     ] = None,
@@ -113,6 +119,7 @@ def pack(
         version=version,
         key=signing,
         lineage=_lineage(lineage),
+        sections=None if sections is None else read_sections(sections),
         held_out=None if heldout is None else _examples(heldout),
         progress=_progress(),
     )

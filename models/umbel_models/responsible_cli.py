@@ -90,6 +90,25 @@ def assess(
         typer.echo(line)
 
 
+def read_sections(path: Path) -> dict[str, Figures]:
+    """Return the sections of a card that ``umbel model assess --json`` printed to a file.
+
+    Raises:
+        UsageError: The file holds something else.
+    """
+    from umbel_models.cli import _read
+
+    try:
+        sections = json.loads(_read(path))
+    except ValueError as exc:
+        raise UsageError(f"{path} is not JSON: write what  umbel model assess --json  prints to it.") from exc
+    if not isinstance(sections, dict) or not all(isinstance(each, dict) for each in sections.values()):
+        raise UsageError(
+            f"{path} holds no sections of figures: write what  umbel model assess --json  prints."
+        )
+    return sections
+
+
 def _packed(task: Task, path: Path, release_key: Path) -> nn.Module:
     """Return the task's module with the parameters of a package."""
     import torch

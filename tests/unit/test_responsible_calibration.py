@@ -103,7 +103,7 @@ def test_nothing_to_calibrate_with_is_refused() -> None:
 
 
 def test_the_calibration_error_is_the_textbooks() -> None:
-    given = scores(700, seed=3, too_sure=2.0)
+    given = scores(700, seed=3)
     probabilities = softmax(given.logits)
     sure, right = probabilities.max(1), probabilities.argmax(1) == given.y
     expected = 0.0

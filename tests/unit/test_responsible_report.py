@@ -21,10 +21,12 @@ from umbel_models.fit import accuracy
 from umbel_models.responsible.mitigation import Recipe, measure
 from umbel_models.responsible.plot import picture
 from umbel_models.responsible.report import Assessment, assess
+from umbel_models.responsible_cli import read_sections
 from umbel_models.task import About, Examples, Split, Task, cross_entropy, find
 from umbel_proto.contract import DataContract, Field
 from umbel_proto.errors import UsageError
 from umbel_proto.ids import ModelName
+from umbel_proto.package import read_package
 
 RUN = CliRunner()
 RECIPE = Recipe(epochs=10, learning_rate=1e-2)
@@ -155,6 +157,28 @@ def test_the_command_trains_where_no_package_is_given(tmp_path: Path) -> None:
     assert any(line.startswith("  Krippendorff's alpha, nominal: ") for line in lines)
     assert "surrogate tree" in lines
     assert any(line.startswith("    |--- ") for line in lines)
+
+
+def test_a_package_is_built_with_the_sections_that_the_command_printed(tmp_path: Path) -> None:
+    sections = tmp_path / "sections.json"
+    sections.write_text(json.dumps(found().sections))
+    key, out = tmp_path / "release.pem", tmp_path / "digits.umbel"
+    key.write_bytes(RELEASE.to_pem())
+    command = ["build", "digits", "--key", str(key), "--out", str(out), "--sections", str(sections)]
+    assert RUN.invoke(app, command, catch_exceptions=False).exit_code == 0
+    package = read_package(out.read_bytes(), release_key=RELEASE.public)
+    kept = Card.from_json(package.file(package.manifest.documents["card"])).sections
+    assert {title: kept[title] for title in found().sections} == found().sections
+
+
+@pytest.mark.parametrize(
+    ("text", "words"), [("no", "not JSON"), ("[]", "no sections"), ('{"a": 1}', "no sections")]
+)
+def test_sections_that_are_none_are_refused(tmp_path: Path, text: str, words: str) -> None:
+    path = tmp_path / "sections.json"
+    path.write_text(text)
+    with pytest.raises(UsageError, match=words):
+        read_sections(path)
 
 
 def test_a_package_without_a_key_is_not_assessed(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from umbel_models.task import Examples, Split
 NEAR = 0.1
 # How much of the way from guessing to certainty one input alone may lead before it is suspect.
 TELLING = 0.9
-_ROWS = 2000  # Enough to tell a feature that knows the label, and quick for a thousand features.
+_ROWS = 1000  # Enough to tell a feature that knows the label, and quick for a thousand features.
 
 
 @dataclass(frozen=True, slots=True)

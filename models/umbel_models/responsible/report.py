@@ -24,7 +24,7 @@ from umbel_models.responsible.synthetic import fit_copula, validate
 from umbel_models.task import Examples, Split, Task
 from umbel_proto.errors import UsageError
 
-ROWS = 2000  # Of a synthetic data set, and of the examples explained one by one.
+ROWS = 1000  # Of a synthetic data set, and of the examples explained one by one: enough to judge, and quick.
 
 
 @dataclass(frozen=True, slots=True, eq=False)
