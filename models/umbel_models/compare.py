@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 
+import safetensors.numpy
 from rich.table import Table
 from torch import nn
 
@@ -20,7 +21,7 @@ from umbel_models.adapt import trained_names
 from umbel_models.task import Split, Task
 from umbel_models.variants import open_variant
 from umbel_proto.manifest import INSIDE, Manifest
-from umbel_proto.package import Package
+from umbel_proto.package import PARAMETERS, Package
 from umbel_proto.privacy.plan import plan
 
 _CHUNKS = 15
@@ -47,18 +48,22 @@ class Rounds:
     delta: float = 1e-6
 
 
-def with_module(task: Task, module: nn.Module) -> Task:
-    """Return the task with another network, whose graphs are exported when it is packed.
+def with_module(task: Task, module: nn.Module, *, graphs: Mapping[str, bytes] | None = None) -> Task:
+    """Return the task with another network.
 
     Args:
         task: The task.
         module: The network with the parameters to begin with; those with ``requires_grad`` are trained.
+        graphs: The files of a network from which this one differs only in the values of its parameters, as
+            ``exported`` gives them; without them, graphs are exported when the task is packed.
     """
+    values = {name: value.detach().numpy() for name, value in module.named_parameters()}
+    files = None if graphs is None else {**graphs, PARAMETERS: safetensors.numpy.save(values)}
     return replace(
         task,
         module=lambda: copy.deepcopy(module).requires_grad_(),
         trainable=trained_names(module),
-        committed=None,
+        committed=None if files is None else lambda: files,
     )
 
 

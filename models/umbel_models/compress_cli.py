@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import safetensors.numpy
 import typer
 
 from umbel_models.load import load_task
@@ -253,17 +252,10 @@ def _run(
     tell("reading the task's data")
     data = task.data()
 
-    def ready(module: nn.Module, like: Task | None = None) -> Task:
-        """Return the task with its graphs kept: exporting takes longest. Other parameters have the same graphs."""
-        other = with_module(task, module)
-        values = {n: value.detach().numpy() for n, value in module.named_parameters()}
-        graphs = (
-            exported(other, progress=tell).files
-            if like is None or like.committed is None
-            else like.committed()
-        )
-        files = {**graphs, PARAMETERS: safetensors.numpy.save(values)}
-        return replace(other, committed=lambda: files, data=lambda: data)
+    def ready(module: nn.Module, graphs: Mapping[str, bytes] | None = None) -> Task:
+        if graphs is None:  # exporting takes longest: once
+            graphs = exported(with_module(task, module), progress=tell).files
+        return replace(with_module(task, module, graphs=graphs), data=lambda: data)
 
     def pack(what: Task, sections: Mapping[str, Figures]) -> bytes:
         facts: dict[str, Scalar] = {"compression": name} if name in sections else {}
@@ -293,7 +285,8 @@ def _run(
         base = None
     changed = ready(change(task, module, data, tell))
     if base is None:
-        base = opened(pack(ready(module, changed if alike else task), {}))
+        same = changed if alike else task
+        base = opened(pack(ready(module, same.committed() if same.committed else None), {}))
     tell("measuring")
     models = {before: base, name: opened(pack(changed, {}))}
     figures = measure(models, data, Rounds(devices=job.devices, epsilon=job.epsilon))

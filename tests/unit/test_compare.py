@@ -25,8 +25,10 @@ from umbel_proto.privacy.plan import plan
 @pytest.fixture(scope="module")
 def packages() -> dict[str, Package]:
     assert DIGITS.committed is not None
-    kept = {**DIGITS.committed(), PARAMETERS: opened(release(2)).file(PARAMETERS)}
-    lite = build(replace(DIGITS, committed=lambda: kept), key=RELEASE, lite=True)
+    trained = opened(release(2)).tensors(PARAMETERS)
+    module = DIGITS.module()
+    module.load_state_dict({name: torch.from_numpy(value.copy()) for name, value in trained.items()})
+    lite = build(with_module(DIGITS, module, graphs=DIGITS.committed()), key=RELEASE, lite=True)
     return {"untrained": opened(first()), "trained": opened(lite)}
 
 
