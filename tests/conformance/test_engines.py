@@ -15,11 +15,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from typer.testing import CliRunner
 
 import model_packages as packages
 from umbel._package import verify_golden
 from umbel.engines import Engine, load_engine
 from umbel_models import tflite
+from umbel_models.cli import app
 from umbel_models.pack import build, repack
 from umbel_models.quantize import embed
 from umbel_models.tasks.digits.task import DIGITS
@@ -140,6 +142,17 @@ def test_the_variants_of_a_later_version_have_its_parameters() -> None:
     for variant in VARIANTS:
         labels = load_engine(package(), variant).probabilities(x).argmax(axis=1)
         assert (labels == packages.digits().held_out.y).mean() > 0.95
+
+
+def test_a_package_has_tflite_variants_where_they_were_asked_for(tmp_path: Path) -> None:
+    key = tmp_path / "release.key"
+    key.write_bytes(packages.RELEASE.to_pem())
+    for option, expected in (("--tflite", set(VARIANTS)), (None, {"fp32", "int8"})):
+        out = tmp_path / f"digits{option}.umbel"
+        words = ["build", "digits", "--key", str(key), "--out", str(out), *filter(None, [option])]
+        done = CliRunner().invoke(app, words)
+        assert done.exit_code == 0, done.output
+        assert set(packages.opened(out.read_bytes()).manifest.variants) == expected
 
 
 def test_without_litert_the_sentence_says_what_to_install(tmp_path: Path) -> None:
