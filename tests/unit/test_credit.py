@@ -65,9 +65,9 @@ def test_without_a_base_rate_gap_labels_show_demographic_parity(gap: Gap) -> Non
 
 @pytest.mark.parametrize("base_rate", [0.05, 0.2, 0.4])
 def test_the_base_rate_knob_is_the_gap_of_default_rates(base_rate: float) -> None:
-    people = applications(2, N, gap=Gap(base_rate, 0, 0))
+    people = applications(2, 4 * N, gap=Gap(base_rate, 0, 0))
     assert label_gap(people) == pytest.approx(base_rate, abs=4 * standard_error(people))
-    assert people.y.mean() == pytest.approx(DEFAULTS, abs=4 * math.sqrt(DEFAULTS * (1 - DEFAULTS) / N))
+    assert people.y.mean() == pytest.approx(DEFAULTS, abs=4 * math.sqrt(DEFAULTS * (1 - DEFAULTS) / (4 * N)))
 
 
 def test_the_base_rate_shows_in_no_column() -> None:
@@ -93,6 +93,15 @@ def test_the_measurement_knob_takes_from_files_of_b_only_what_it_says() -> None:
         assert told(m, B) / told(0, B) == pytest.approx(math.sqrt(1 - m**2), abs=0.03)
         assert told(m, A) == told(0, A)
     assert abs(told(1, B)) < 4 / math.sqrt(SHARE_B * 4 * N)
+
+
+def test_worse_files_change_only_columns_of_the_file_and_only_for_b() -> None:
+    good, bad = (applications(5, 500, gap=Gap(0, m, 0)) for m in (0.0, 1.0))
+    assert good.cohort is not None
+    for index, filed in enumerate(FILED):
+        changed = good.x[:, index] != bad.x[:, index]
+        assert not changed[good.cohort == A].any()
+        assert changed[good.cohort == B].any() == (filed and "prudence" in FEATURES[index].causes)
 
 
 def test_worse_files_make_b_harder_to_judge() -> None:
