@@ -16,6 +16,7 @@ from torch import Tensor, nn
 import model_packages as packages
 from onnx_exports import exported
 from umbel_models import tflite
+from umbel_models.runtime import Session
 from umbel_models.tasks.digits.task import files
 from umbel_models.tflite.errors import UnsupportedOperatorError
 from umbel_models.tflite.flatbuffer import SIGNATURE
@@ -178,13 +179,13 @@ class Scaled(nn.Module):
         self.layer = nn.Linear(len(units), 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.layer(torch.clamp(x / self.units, -2, 2))
+        y: Tensor = self.layer(torch.clamp((x - 1) * self.units, -2, 2))
         return y
 
 
 def test_inputs_in_units_of_very_unequal_size_are_scaled_before_they_become_int8() -> None:
     units = np.array([1e4, 1.0, 1e-3, 50.0], np.float32)
-    file = tflite.convert(exported(Scaled(torch.from_numpy(units)), (4,)), batch=None)
+    file = tflite.convert(exported(Scaled(torch.from_numpy(1 / units)), (4,)), batch=None)
     x = (np.random.default_rng(0).normal(size=(64, 4)) * units).astype(np.float32)
     [whole], [made] = run(file, x, ["y"]), run(tflite.quantize(file, x), x, ["y"])
     assert np.abs(made - whole).max() <= 0.05 * np.abs(whole).max()
@@ -247,6 +248,21 @@ def test_a_model_that_int8_harms_has_its_float32_file_only() -> None:
     x = np.random.default_rng(0).normal(size=(16, 4, 6)).astype(np.float32)
     made = tflite.variants(exported(Attention(), (4, 6)), {}, x)
     assert sorted(made) == [tflite.FLOAT_FILE]
+
+
+def test_a_model_that_needs_a_fixed_batch_gets_a_batch_of_one() -> None:
+    layers = nn.Sequential(nn.ConvTranspose2d(2, 3, 2, 2), nn.ReLU(), nn.Flatten(), nn.Linear(48, 4))
+    x = np.random.default_rng(0).normal(size=(20, 2, 2, 2)).astype(np.float32)
+    model = exported(layers, (2, 2, 2))
+    made = tflite.variants(model, {}, x)
+    assert {name: ends(file).batch for name, file in made.items()} == {
+        tflite.FLOAT_FILE: 1,
+        tflite.INT8_FILE: 1,
+    }
+    [expected] = Session(model).run(["y"], {"x": x})
+    [whole], [small] = (run(file, x, ["y"]) for file in made.values())
+    np.testing.assert_allclose(whole, expected, atol=2e-5 * np.abs(expected).max())
+    assert np.abs(small - expected).max() <= 0.05 * np.abs(expected).max()
 
 
 def test_too_little_calibration_is_refused() -> None:
