@@ -102,7 +102,7 @@ def test_channels_are_the_shortest_axis_with_several_parts(shape: tuple[int, ...
 
 
 def test_labels_under_half_their_share_are_rare_or_the_rarest_is() -> None:
-    y = np.array([0] * 50 + [1] * 40 + [2] * 10)
+    y = np.array([0] * 60 + [1] * 30 + [2] * 10)
     right = np.ones(100, bool)
     right[90:95] = False
     found = rare_recalls(right, y, ("a", "b", "c"))

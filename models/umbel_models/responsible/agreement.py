@@ -65,9 +65,9 @@ def krippendorff_alpha(ratings: ArrayLike, level: Level = "nominal") -> float:
     if not len(counts):
         raise UsageError("No unit was rated twice: agreement needs two ratings of the same thing.")
     pairs = (counts / (counts.sum(1, keepdims=True) - 1)).T @ counts
-    pairs -= np.diag((counts / (counts.sum(1, keepdims=True) - 1)).sum(0))
     totals = counts.sum(0)
-    chance = np.outer(totals, totals) - np.diag(totals)
+    # Pairs of equal values, a rating with itself among them, count nothing: their distance is 0.
+    chance = np.outer(totals, totals)
     distance = _distances(values, totals, level)
     expected = float((chance * distance).sum() / (totals.sum() - 1))
     return 1.0 - float((pairs * distance).sum()) / expected if expected > 0 else float("nan")
