@@ -6,7 +6,7 @@ edges of telemetry's histograms, so that the two compare cell by cell; the other
 - ``prediction``: how often each label was given, a cell for each label.
 - ``confidence.K``: confidence where label number K was given.
 - ``feature.K``: the values of feature K, where an example is a row of at most ``MAX_FEATURES``; otherwise
-  ``channel.K.mean`` and ``channel.K.deviation``, of each example's first axis.
+  ``channel.K.mean`` and ``channel.K.deviation``, along an example's first or last axis, the shorter one.
 
 The edges of features and channels are twentieths of the data itself: every cell then says as much as any other.
 """
@@ -77,7 +77,11 @@ def _summaries(x: NDArray[np.float64]) -> Iterator[tuple[str, NDArray[np.float64
         for number in range(x.shape[1]):
             yield f"feature.{number}", x[:, number]
         return
-    for number in range(min(x.shape[1], MAX_FEATURES) if x.ndim > 2 else 0):
-        channel = x[:, number].reshape(len(x), -1)
+    if x.ndim < 3:
+        return
+    # Images have their channels first, and windows of a sensor last.
+    channels = x if x.shape[1] <= x.shape[-1] else np.moveaxis(x, -1, 1)
+    for number in range(min(channels.shape[1], MAX_FEATURES)):
+        channel = channels[:, number].reshape(len(x), -1)
         yield f"channel.{number}.mean", channel.mean(1)
         yield f"channel.{number}.deviation", channel.std(1)

@@ -226,6 +226,17 @@ def test_features_of_a_row_are_told_one_by_one_in_cells_of_equal_weight() -> Non
     assert found["feature.2"].count == 2000
 
 
+@pytest.mark.parametrize("shape", [(50, 3, 20), (50, 20, 3)])
+def test_channels_are_told_apart_wherever_they_stand(shape: tuple[int, ...]) -> None:
+    x = np.random.default_rng(5).standard_normal(shape)
+    found = {h.name: h for h in baseline.baseline(x, probabilities(50))}
+    assert {name for name in found if name.endswith(".mean")} == {f"channel.{k}.mean" for k in range(3)}
+    for number, values in enumerate(np.moveaxis(x, shape.index(3), 0)):
+        means = values.mean(1)
+        assert found[f"channel.{number}.mean"].sum == pytest.approx(means.sum())
+        assert found[f"channel.{number}.deviation"].sum == pytest.approx(values.std(1).sum())
+
+
 def test_missing_values_are_in_no_cell() -> None:
     x = np.full((4, 2), np.nan)
     x[0] = 1.0
