@@ -105,7 +105,7 @@ def skeletons(infer: bytes, parameters: FloatArrays, calibration: NDArray[np.flo
     whole = _values(int8_again)
     _externalize(int8.graph, external, INT8_TENSORS)
     made = Skeletons(_bytes(finish(calib)), _bytes(finish(int8)), mapping)
-    _verify(made, others, calibration, {name: whole[name] for name in external}, _bytes(finish(int8_again)))
+    verify(made, others, calibration, {name: whole[name] for name in external}, _bytes(finish(int8_again)))
     return made
 
 
@@ -313,14 +313,25 @@ def _externalize(graph: GraphProto, names: set[str], location: str) -> None:
             tensor.CopyFrom(empty)
 
 
-def _verify(
+def verify(
     made: Skeletons,
     parameters: FloatArrays,
     calibration: NDArray[np.float32],
     expected: Mapping[str, NDArray[Any]],
     whole: bytes,
 ) -> None:
-    """Fill the skeletons and compare with onnxruntime's quantizer, bit by bit."""
+    """Fill skeletons and compare with onnxruntime's quantizer, bit by bit.
+
+    Args:
+        made: The skeletons.
+        parameters: Values that they were not made from, by name.
+        calibration: Inputs, shape (n, *example).
+        expected: What the quantizer makes of these, by name.
+        whole: Its int8 graph, complete in itself.
+
+    Raises:
+        UsageError: A value or an output differs, or the int8 graph cannot be run.
+    """
     names = [value.name for value in onnx.load_from_string(whole).graph.output]
     feed = {"x": calibration[:BATCH]}
     try:

@@ -24,7 +24,7 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 from model_packages import digits, first, opened, release
 from umbel_models.folding import fold
 from umbel_models.graphs.model import externalize, finish
-from umbel_models.quantize import MIN_CALIBRATION, Skeletons, embed, quantize, skeletons
+from umbel_models.quantize import MIN_CALIBRATION, Skeletons, embed, quantize, skeletons, verify
 from umbel_models.requantize import requantize
 from umbel_models.runtime import Session
 from umbel_proto.errors import UsageError
@@ -264,6 +264,25 @@ def test_a_matrix_repeated_for_each_step_of_a_sequence_is_held_once_and_a_stack_
     tensors = filled("sequence", values)
     assert sorted(t.shape for t in tensors.values() if t.dtype == np.int8 and t.ndim >= 2) == [(4, 8), (6, 8)]
     np.testing.assert_array_equal(tensors["STACK"], values["STACK"])
+
+
+def test_a_repeated_matrix_that_gives_its_product_a_dimension_is_left_as_it_is() -> None:
+    words = """(float[batch,6] x, float[6,8] W) => (float[5,batch,8] y) <int64[3] all = {5, 6, 8}>
+        { r = Expand(W, all)  y = MatMul(x, r) }"""
+    model = onnx.parser.parse_model(f'<ir_version: 9, opset_import: ["" : 18]> g {words}')
+    assert [node.op_type for node in fold(model).graph.node] == ["Expand", "MatMul"]
+
+
+def test_skeletons_that_give_another_value_than_onnxruntimes_quantizer_are_refused() -> None:
+    values, x = parameters("cnn"), inputs("cnn")
+    whole = quantize(graph("cnn"), values, x)
+    expected = {key: value for key, value in filled("cnn", values).items() if key.startswith("CW")}
+    verify(made("cnn"), values, x, expected, whole)
+    expected["CW_scale"] = np.nextafter(expected["CW_scale"], np.float32(1))
+    with pytest.raises(UsageError, match="is not what onnxruntime's quantizer makes of it, in 'CW_scale'"):
+        verify(made("cnn"), values, x, expected, whole)
+    with pytest.raises(UsageError, match="is not what onnxruntime's quantizer makes of it"):
+        verify(made("cnn"), values, x, {}, quantize(graph("cnn"), parameters("cnn", 1), x))
 
 
 def test_a_pool_over_time_loses_its_detour_over_images() -> None:
