@@ -16,16 +16,19 @@ import torch
 from numpy.typing import NDArray
 from scipy import stats
 
-from model_packages import digits, first, opened, resigned
+from model_packages import RELEASE, digits, first, opened, resigned
 from umbel._data import Examples
 from umbel.engines.onnx import open_session
 from umbel.train import Controls, Ended, ExamplePrivacy, Meter, Trainer, TrainPlan, TrainResult
 from umbel.train.descent import MAX_ROWS, SLACK
 from umbel.train.onnx import OnnxTrainer
 from umbel.train.torch import TorchTrainer
+from umbel_models.pack import build
 from umbel_models.task import cross_entropy as loss
 from umbel_models.tasks.digits.module import DigitsNet
+from umbel_models.tasks.digits.task import DIGITS
 from umbel_proto.errors import UsageError
+from umbel_proto.package import Package
 
 ALARM = 1e-9
 """How often a statistical test here is allowed to fail by chance."""
@@ -426,3 +429,70 @@ def test_a_device_trains_privately_without_torch() -> None:
     code = "import sys, umbel.train.onnx; print('torch' in sys.modules, 'opacus' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True)
     assert done.stdout.split() == ["False", "False"]
+
+
+class Small(torch.nn.Module):
+    """A network of which training changes the head only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.body = torch.nn.Linear(64, 12)
+        self.output = torch.nn.Linear(12, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.output(torch.tanh(self.body(x.flatten(1) / 16)))
+        return logits
+
+
+@functools.cache
+def headed() -> Package:
+    task = replace(DIGITS, module=Small, committed=None, trainable=("output.weight", "output.bias"))
+    return opened(build(task, key=RELEASE, calibration=digits().calibration.x[:64]))
+
+
+HEADED: dict[str, Callable[[], Trainer]] = {
+    "onnx": lambda: OnnxTrainer(headed()),
+    # Another body than the package's: the package's is what counts.
+    "torch": lambda: TorchTrainer(headed(), doubled(Small()), loss),
+}
+
+
+def doubled(module: torch.nn.Module) -> torch.nn.Module:
+    with torch.no_grad():
+        for value in module.parameters():
+            value *= 2
+    return module
+
+
+@pytest.mark.parametrize("privacy", [None, DRAWN], ids=["open", "private"])
+@pytest.mark.parametrize("name", HEADED)
+def test_training_changes_the_trainable_parameters_and_reads_the_frozen_ones(
+    name: str, privacy: ExamplePrivacy | None
+) -> None:
+    rows = 40
+    x, y = digits().train[:2]
+    plan = TrainPlan(3, rows, 0.5, 0.9, 7, privacy)
+    result = HEADED[name]().train(headed().parameters(), x[:rows], y[:rows], plan)
+    assert headed().manifest.dim == len(result.parameters) == 130
+    net, inputs, labels = Small(), torch.tensor(x[:rows]), torch.tensor(y[:rows])
+    optimizer = torch.optim.SGD(net.output.parameters(), lr=0.5, momentum=0.9)
+    for _ in range(3):
+        optimizer.zero_grad()
+        if privacy is None:
+            loss(net(inputs), labels).mean().backward()
+        else:
+            head = list(net.output.parameters())
+            for value in head:
+                value.grad = torch.zeros_like(value)
+            for row in range(rows):
+                each = torch.autograd.grad(loss(net(inputs[[row]]), labels[[row]]).sum(), head)
+                # The norm is over what is released: the frozen parameters' gradients count nothing.
+                norm = sum(float(g.square().sum()) for g in each) ** 0.5
+                for value, gradient in zip(head, each, strict=True):
+                    value.grad += gradient * min(1.0, privacy.clip * SLACK / norm) / rows
+        optimizer.step()
+    arrays = headed().manifest.split(result.parameters)
+    for key, value in net.output.named_parameters():
+        np.testing.assert_allclose(arrays[f"output.{key}"], value.detach().numpy(), atol=2e-5)
+    assert np.abs(result.parameters - headed().parameters()).max() > 0.01

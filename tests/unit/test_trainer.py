@@ -16,7 +16,9 @@ from umbel._data import Examples
 from umbel.engines.onnx import open_session
 from umbel.train import Controls, Ended, ExamplePrivacy, Meter, TrainPlan, TrainResult
 from umbel.train.descent import SHUFFLE_LABEL
+from umbel.train.descent import _mean_loss as mean_loss
 from umbel.train.onnx import OnnxTrainer
+from umbel.train.onnx import _Gradients as Gradients
 from umbel_models.task import cross_entropy as loss
 from umbel_models.tasks.digits.module import DigitsNet
 from umbel_proto.encoding import digest
@@ -266,6 +268,20 @@ def test_equal_controls_correct_nothing_and_the_next_one_is_the_mean_gradient() 
     np.testing.assert_allclose(one.control, gradient, atol=1e-5)
 
 
+def test_scaffold_corrects_what_was_clipped_and_is_not_clipped_itself() -> None:
+    given, rows, clip = controls(1), 16, 0.05
+    x, y = (torch.tensor(values[:rows]) for values in digits().train[:2])
+    net = torch_net()
+    loss(net(x), y).mean().backward()
+    torch.nn.utils.clip_grad_norm_(net.parameters(), clip)
+    gradient = np.concatenate([value.grad.numpy().ravel() for value in net.parameters()])  # type: ignore[union-attr]
+    drift = given.server - given.own
+    assert np.linalg.norm(drift) > 10 * clip
+    ours = corrected(given, rows, epochs=1, gradient_clip=clip)
+    expected = opened(first()).parameters() - 0.05 * (gradient + drift)
+    np.testing.assert_allclose(ours.parameters, expected, atol=1e-6)
+
+
 def test_training_leaves_the_given_controls_alone() -> None:
     given = controls(2)
     corrected(given)
@@ -318,6 +334,16 @@ def test_training_ends_when_the_loss_on_what_was_held_back_has_stopped_falling()
     assert last + 1 < 12
     expected = train(epochs=last + 1, learning_rate=rate).parameters
     assert ours.parameters.tobytes() == expected.tobytes()
+
+
+@pytest.mark.parametrize("size", [7, 30, 64])
+def test_the_loss_on_what_was_held_back_counts_each_example_once(size: int) -> None:
+    judge, package = held_back(), opened(first())
+    session = open_session(package.file("grad.onnx"), "grad.onnx")
+    gradients = Gradients(session, "x", package.split(package.parameters()))
+    assert judge.y is not None
+    expected = float(loss(torch_net()(torch.tensor(judge.x)), torch.tensor(judge.y)).mean().detach())
+    assert mean_loss(gradients, judge.x, judge.y, size) == pytest.approx(expected, rel=1e-5)
 
 
 def test_patience_that_is_never_tried_changes_nothing() -> None:
