@@ -44,4 +44,5 @@ BREAST_CANCER = Task(
         ),
         license="CC-BY-4.0",
     ),
+    columns=tuple(data.RANGES),
 )
