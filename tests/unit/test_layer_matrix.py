@@ -161,7 +161,7 @@ PROBES: dict[str, Probe] = {
         lambda: flat(
             nn.Conv1d(10, 4, 3),
             joined(nn.AvgPool1d(2), nn.AdaptiveAvgPool1d(2)),
-            nn.Unflatten(1, (2, 2, 2, -1)),
+            nn.Unflatten(1, (5, 1, 2, 2)),
             joined(nn.AvgPool3d((1, 2, 2)), nn.AdaptiveAvgPool3d((1, 2, 1))),
         ),
         (10, 8),

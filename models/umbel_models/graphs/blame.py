@@ -63,7 +63,7 @@ def _caller(module: nn.Module, x: Tensor, operator: str) -> str:
     inside: list[tuple[str, nn.Module]] = []
     callers: list[tuple[str, nn.Module]] = []
 
-    class Watch(TorchDispatchMode):
+    class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             if inside and func.__name__.strip("_").startswith(operator):
                 callers.append(inside[-1])
@@ -76,7 +76,7 @@ def _caller(module: nn.Module, x: Tensor, operator: str) -> str:
         )
         hooks.append(layer.register_forward_hook(lambda *_: inside.pop() and None))
     try:
-        with torch.no_grad(), Watch():
+        with torch.no_grad(), Watch():  # type: ignore[no-untyped-call]
             module(x)
     finally:
         for hook in hooks:
