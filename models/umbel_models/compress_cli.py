@@ -107,7 +107,7 @@ def distill(
     key: KeyOption,
     student: Annotated[
         str | None,
-        typer.Option(help="A task, by name or file, whose module to teach; by default this one's, cut."),
+        typer.Option(help="A task, by name or file, whose module to teach; by default the trained one, cut."),
     ] = None,
     fraction: Annotated[
         float, typer.Option(help="Without --student: part of the channels that the student lacks.")
@@ -135,7 +135,10 @@ def distill(
         from umbel_models.prune import cut
 
         shape = whole.contract.fields[0].shape
-        pupil = cut(whole.module(), shape, fraction=fraction) if other is None else other.module()
+        if other is None:
+            pupil = cut(module, shape, fraction=fraction, loss=whole.loss, examples=data.train)
+        else:
+            pupil = other.module()
         tell("teaching the student")
         return teach(
             module, pupil, whole.loss, data.train, temperature=temperature, soft=soft, **job.training()

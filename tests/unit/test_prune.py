@@ -176,6 +176,8 @@ def test_blocks_of_a_group_norm_stay_equally_large_and_normalize_what_is_left() 
     module = nn.Sequential(
         nn.Conv1d(2, 12, 3), nn.GroupNorm(3, 12), nn.ReLU(), nn.Flatten(), nn.Linear(60, 2)
     )
+    with torch.no_grad():
+        module[0].weight[:4] *= 9  # taken together, all of the first block would stay
     smaller = cut(module, (2, 7), fraction=0.5)
     assert (smaller[1].num_groups, smaller[1].num_channels, smaller[0].out_channels) == (3, 6, 6)
     sizes = module[0].weight.detach().abs().flatten(1).sum(1).view(3, 4)
