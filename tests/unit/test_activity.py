@@ -80,7 +80,7 @@ def test_limbs_swing_at_half_the_frequency_of_steps() -> None:
 def test_steps_are_those_that_were_measured(
     speed: float, step: tuple[float, float], cadence: tuple[float, float]
 ) -> None:
-    # Mean and deviation of people: Whittington and Thelen 2009, table 1; their legs were 0.92 m long.
+    # Mean and deviation of people: Whittington and Thelen 2009, table 1; legs of 0.92 m are assumed.
     someone = replace(person(1, 0, Drift()), height=0.92 / 0.53, froude=speed**2 / (GRAVITY * 0.92))
     assert someone.speed == pytest.approx(speed)
     assert someone.step == pytest.approx(step[0], abs=step[1] / 2)
@@ -100,8 +100,8 @@ def moved(activity: str, *, strikes: bool = False) -> Motion:
     return walk(plain, activity, instants(SAMPLES, 0.0), 200, np.random.default_rng(1))
 
 
-def test_the_pelvis_rises_and_falls_by_what_was_measured() -> None:
-    # 4 to 5 cm at 1.35 m/s: Gard and Childress 2001. Of a sine, the excursion is 2 a / omega^2, a the amplitude.
+def test_the_pelvis_rises_and_falls_by_four_to_five_centimeters() -> None:
+    # 4 to 5 cm at 1.35 m/s is what the constant FOOT is set for. Of a sine, the excursion is 2 a / omega^2, a the amplitude.
     vertical = moved("walking").acceleration[..., 2]
     omega = 2 * np.pi * peak_hz(vertical)
     assert 0.04 < 2 * np.sqrt(2) * vertical.std() / omega**2 < 0.05

@@ -109,7 +109,8 @@ class Person:
     def step(self) -> float:
         """Length of a step on the level, m: it grows with the power 0.42 of speed.
 
-        The factor 1.13 gives the 0.74 m that people of leg length 0.92 m take at 1.35 m/s.
+        The factor 1.13 gives the 0.74 m that were measured at 1.35 m/s, if those legs were 0.92 m long, which
+        is assumed.
 
         Source: Grieve, "Gait Patterns and the Speed of Walking", Biomedical Engineering 3, 1968 (the power);
         Whittington, Thelen, Journal of Biomechanical Engineering 131(1), 2009, table 1 (the factor).
