@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-NOT_BENCHMARKS = {"run", "harness", "secagg_plot"}
+NOT_BENCHMARKS = {"run", "harness", "networks", "secagg_plot"}
 GROUPS = {"models": ("export", "training", "inference", "quantized", "tflite", "compression")}
 
 
