@@ -173,6 +173,7 @@ def draw(figures: dict[str, dict[str, Figures]], path: str) -> None:
             axis.margins(x=0.25)
             axis.set_title(f"{name}: {title}", fontsize=9)
             axis.tick_params(labelsize=8)
+            axis.set_xticks([])  # the bars say it
             axis.spines[["top", "right"]].set_visible(False)
             if axis is not line[0]:
                 axis.set_yticklabels([])
