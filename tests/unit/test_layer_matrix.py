@@ -67,7 +67,7 @@ def words(x: Tensor) -> Tensor:
 
 def cell_loop(x: Tensor, gru: nn.Module, lstm: nn.Module, rnn: nn.Module) -> Tensor:
     h = r = g = c = x.new_zeros(x.shape[0], 8)
-    for step in range(3):
+    for step in range(2):
         h, r = gru(x[:, step], h), rnn(x[:, step], r)
         g, c = lstm(x[:, step], (g, c))
     return torch.cat([h, r, g], 1)
@@ -162,7 +162,7 @@ PROBES: dict[str, Probe] = {
             nn.Conv1d(10, 4, 3),
             joined(nn.AvgPool1d(2), nn.AdaptiveAvgPool1d(2)),
             nn.Unflatten(1, (5, 1, 2, 2)),
-            joined(nn.AvgPool3d((1, 2, 2)), nn.AdaptiveAvgPool3d((1, 2, 1))),
+            joined(nn.AvgPool3d((1, 2, 2)), nn.AvgPool3d((1, 2, 1), padding=(0, 1, 0))),
         ),
         (10, 8),
         True,
@@ -234,7 +234,7 @@ PROBES: dict[str, Probe] = {
         lambda: flat(
             nn.TransformerEncoder(
                 nn.TransformerEncoderLayer(6, 2, 8, 0.1, "gelu", batch_first=True, norm_first=True),
-                2,
+                1,
                 nn.LayerNorm(6),
                 enable_nested_tensor=False,
             )
@@ -446,6 +446,7 @@ CURED: dict[type[nn.Module], nn.Module] = {
     nn.AdaptiveMaxPool1d: nn.AdaptiveMaxPool1d(1),
     nn.AdaptiveMaxPool2d: nn.AdaptiveMaxPool2d(1),
     nn.AdaptiveMaxPool3d: nn.AdaptiveMaxPool3d(1),
+    nn.AdaptiveAvgPool3d: nn.AdaptiveAvgPool3d(1),
     nn.Bilinear: nn.Bilinear(4, 4, 4),
     nn.RReLU: nn.RReLU(),
 }

@@ -14,7 +14,7 @@ SUPPORTED: tuple[type[nn.Module], ...] = (
     *(nn.Linear, nn.Identity, nn.Flatten, nn.Unflatten, nn.Embedding),
     *(nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
     *(nn.MaxPool1d, nn.MaxPool2d, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d),
-    *(nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d),
+    *(nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d),
     *(nn.LayerNorm, nn.GroupNorm, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.RMSNorm),
     *(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d),
     *(nn.GRU, nn.LSTM, nn.RNN, nn.GRUCell, nn.LSTMCell, nn.RNNCell),
@@ -37,6 +37,7 @@ CURES: dict[type[nn.Module], str] = {
     nn.AdaptiveMaxPool1d: _MAX,
     nn.AdaptiveMaxPool2d: _MAX,
     nn.AdaptiveMaxPool3d: _MAX,
+    nn.AdaptiveAvgPool3d: "use nn.AvgPool3d, or the mean over the positions",
     nn.Bilinear: "use nn.Linear on the product, or on both inputs joined",
     nn.RReLU: "use nn.LeakyReLU, as a graph draws no random numbers",
 }

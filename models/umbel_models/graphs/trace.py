@@ -52,19 +52,37 @@ def to_onnx(
         input_names: Names for the parameters and the inputs.
         output_names: Names for what the function returns.
     """
+    # Not asking what the batch's size might be, a trace takes half the time; but then a parameter whose size of 1
+    # is stretched over the batch, as positions of shape (1, length, width), can seem to differ from it.
+    try:
+        exported = _exported(function, parameters, inputs, input_names, output_names, oblivious=True)
+    except RuntimeError:
+        exported = _exported(function, parameters, inputs, input_names, output_names, oblivious=False)
+    assert exported is not None
+    return exported.model_proto
+
+
+def _exported(
+    function: Callable[..., tuple[Tensor, ...]],
+    parameters: Sequence[Tensor],
+    inputs: Sequence[Tensor],
+    input_names: Sequence[str],
+    output_names: Sequence[str],
+    *,
+    oblivious: bool,
+) -> torch.onnx.ONNXProgram | None:
     arguments = (*parameters, *inputs)
     with (
         _quiet(),
-        # Not asking what the batch's size might be, nor looking for an equal operation among those traced
-        # before, a trace takes half the time.
-        tracing_config.patch(backed_size_oblivious=True),  # type: ignore[attr-defined]
+        tracing_config.patch(backed_size_oblivious=oblivious),  # type: ignore[attr-defined]
+        # Nor looking for an equal operation among those traced before.
         dynamo_config.patch(fake_tensor_cache_enabled=False),
     ):
         traced = _trace(function, parameters, inputs)
         dimension = torch.export.Dim("batch", min=2, max=MAX_BATCH)
         shapes = (*(None for _ in parameters), *({0: dimension} if value.dim() else None for value in inputs))
         program = torch.export.export(traced, arguments, dynamic_shapes=shapes, strict=False)
-        exported = torch.onnx.export(
+        return torch.onnx.export(
             program,
             dynamo=True,
             verbose=False,
@@ -74,8 +92,6 @@ def to_onnx(
             optimize=True,
             custom_translation_table=translations(),
         )
-    assert exported is not None
-    return exported.model_proto
 
 
 def _trace(
