@@ -306,3 +306,23 @@ def test_the_gradient_of_a_relu_is_torchs() -> None:
     x = torch.tensor([-1.0, 0.0, 2.0])
     grad = torch.tensor([3.0, 4.0, 5.0])
     torch.testing.assert_close(threshold_backward(grad, x, 0.0), aten.threshold_backward(grad, x, 0.0))
+
+
+class Places(nn.Module):
+    """Adds positions, whose size of 1 is stretched over the batch, and scales by a gain of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Linear(4, 8)
+        self.position = nn.Parameter(torch.randn(1, 6, 8) * 0.1)
+        self.gain = nn.Parameter(torch.ones(8))
+        self.out = nn.Linear(8, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.out(((self.embed(x) + self.position) * self.gain).relu().mean(1))
+        return logits
+
+
+def test_a_parameter_may_be_stretched_over_the_batch() -> None:
+    graphs = export(Places(), loss, (6, 4))
+    assert all((graphs.infer, graphs.gradient, graphs.clipped, graphs.explain))
