@@ -33,7 +33,7 @@ from vectors.kinds import fails_as
 
 KNOWN: dict[str, Any] = json.loads((Path(__file__).resolve().parent / "primitives.json").read_text())
 PROTOCOL_LABELS = re.compile(r'"(umbel/1/[a-z]+)"')
-ELSEWHERE = {"umbel/1/seal", "umbel/1/telemetry", "umbel/1/enroll", "umbel/1/package"}
+ELSEWHERE = {"umbel/1/seal", "umbel/1/telemetry", "umbel/1/enroll", "umbel/1/package", "umbel/1/update"}
 LOCAL = {"umbel/1/request"}
 """Labels of other protocols, and of what never leaves a device."""
 
