@@ -522,7 +522,8 @@ def test_a_bug_of_ours_that_quotes_a_value_shows_where_it_is_and_not_the_value(
 
     monkeypatch.setattr(np, "load", quoting)
     home, data, stop = federation.homes[0], federation.data[0], threading.Event()
-    flower._answer(post, message, ObjectTree(), contexts, home, data, stop)  # type: ignore[arg-type]
+    client = flower.client_app()
+    flower._answer(post, message, ObjectTree(), client, contexts, home, data, stop)  # type: ignore[arg-type]
     monkeypatch.undo()
     assert post.sent is not None
     assert post.sent.error.reason == "RuntimeError"
