@@ -59,6 +59,7 @@ def openings(report: Report) -> None:
 
     from umbel_models.graphs.export import export
     from umbel_models.task import cross_entropy, find
+    from umbel_proto.errors import PackageError
 
     digits = find("digits")
     large = nn.Sequential(
@@ -70,7 +71,11 @@ def openings(report: Report) -> None:
         ("digits", digits.module(), digits.contract.fields[0].shape),
         ("6.6 M parameters", large, (1, 28, 28)),
     ):
-        graphs = export(module, cross_entropy, shape)
+        try:
+            graphs = export(module, cross_entropy, shape)
+        except PackageError as exc:
+            print(f"{name}: no figures, for it is not exported: {exc}", flush=True)
+            continue
         values = {key: value.detach().numpy() for key, value in module.named_parameters()}
         for what, graph, weights in (
             ("inference", graphs.infer, values),
