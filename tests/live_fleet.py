@@ -14,14 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from simulation.federation import Federation
-from umbel._ledger import Ledger
+from umbel._rounds.ledger import Ledger
 from umbel_proto.privacy.ledger import Charge
+from umbel_server.control import Control
 from umbel_server.demo.supervisor import Process, Supervisor
 from umbel_server.fleet.ports import free_ports
-from umbel_server.flower import Control, flower_environment
 from umbel_server.learning.plan import RunPlan
 from umbel_server.learning.run import PROGRESS
 from umbel_server.store.store import Store
+from umbel_server.superexec import flower_environment
 
 START_S = 60.0
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from umbel._shelf import Shelf
+from umbel._releases.shelf import Shelf
 from umbel.train import TrainPlan, TrainResult
 from umbel.train.onnx import OnnxTrainer
 from umbel_models.pack import build, repack

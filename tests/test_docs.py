@@ -9,9 +9,9 @@ from pathlib import Path
 
 import click
 import pytest
-import typer
 
 import umbel
+from umbel._commands import rooms
 from umbel.cli import app
 from umbel_proto import errors
 
@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 DOCS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 REFERENCE = "\n".join(path.read_text() for path in sorted((ROOT / "docs" / "reference").glob("*.md")))
 FLEET = ("umbel fleet", "umbel serve")
-EVERYWHERE = {"--help", "--install-completion", "--show-completion"}
+EVERYWHERE = {"--help", "--install-completion", "--show-completion", "--server"}
 
 
 def tracked() -> list[Path]:
@@ -41,9 +41,9 @@ def leaves(name: str, command: click.Command) -> Iterator[tuple[str, click.Comma
 
 
 def commands() -> list[tuple[str, click.Command]]:
-    found = list(leaves("umbel", typer.main.get_command(app)))
+    found = list(leaves("umbel", app))
     for point in importlib.metadata.entry_points(group="umbel.commands"):
-        found += leaves(f"umbel {point.name}", typer.main.get_command(point.load()))
+        found += leaves(f"umbel {point.name}", rooms._load(point))
     return found
 
 

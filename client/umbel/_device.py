@@ -2,25 +2,37 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import time
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from umbel._home import DeviceHome
-from umbel._ledger import Ledger
-from umbel._spool import Spool
-from umbel._uplink import CLOSE_S, POLL_S, Uplink, upload
-from umbel_proto.errors import UsageError
+from umbel._fork import Lock, leave_alone, renew_in_child
+from umbel._home.directory import DeviceHome
+from umbel._telemetry.rhythm import CLOSE_S, POLL_S, REST_S, SHORT_S
+from umbel._telemetry.spool import Spool
+from umbel_proto.errors import StorageError, UsageError
 from umbel_proto.ids import DeviceId, FleetId
 
 if TYPE_CHECKING:
-    from umbel._delivery import Delivery
-    from umbel._model import Model
-    from umbel._shelf import Installed, Shelf
-    from umbel._telemetry import Telemetry
+    from umbel._data.consent import Consent
+    from umbel._data.dataset import DataSet
+    from umbel._fleet.channel import Gateway
+    from umbel._fleet.delivery import Delivery
+    from umbel._fleet.uplink import Uplink
+    from umbel._predict.model import Model
+    from umbel._privacy import Privacy
+    from umbel._releases.follow import Follower
+    from umbel._releases.shelf import Installed, Shelf
+    from umbel._review.desk import Desk
+    from umbel._rounds.conditions import Conditions, Verdict
+    from umbel._telemetry.flusher import Flusher
+    from umbel._telemetry.telemetry import Telemetry
+    from umbel.engines import EngineOptions
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +51,23 @@ class Release:
 
 
 @dataclass(frozen=True, slots=True)
+class FailedRelease:
+    """A release that this device does not use, because it failed here. It is not tried again.
+
+    Args:
+        model: Its name.
+        version: Its version.
+        why: What happened, the end of a sentence that begins with the version.
+        at_s: When, Unix seconds.
+    """
+
+    model: str
+    version: int
+    why: str
+    at_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class Status:
     """A device at one moment. Times are Unix seconds.
 
@@ -50,6 +79,9 @@ class Status:
         last_contact_s: When the gateway last answered; None if it never did.
         agent_runs: Whether ``umbel run`` serves this home.
         models: The active release of every model.
+        releases_until_s: Until when what the fleet signed of its releases holds, as far as the device knows; after it
+            nothing new is installed. None before the first check for releases.
+        failed: Releases that failed on this device; ``umbel model retry`` lets them be tried again.
         spooled_batches: Reports that wait to be sent.
         spooled_bytes: Their size.
         dropped_batches: Reports that were given up, most for want of room.
@@ -57,6 +89,7 @@ class Status:
         epsilon: Privacy spent, at ``budget_delta``.
         budget_epsilon: What it may spend over its life.
         budget_delta: The delta that goes with it.
+        training: Whether it trains when a round asks, and who forbids it if not.
     """
 
     fleet: FleetId
@@ -66,6 +99,8 @@ class Status:
     last_contact_s: float | None
     agent_runs: bool
     models: tuple[Release, ...]
+    releases_until_s: float | None
+    failed: tuple[FailedRelease, ...]
     spooled_batches: int
     spooled_bytes: int
     dropped_batches: int
@@ -73,6 +108,7 @@ class Status:
     epsilon: float
     budget_epsilon: float
     budget_delta: float
+    training: Verdict
 
 
 class Device:
@@ -88,17 +124,14 @@ class Device:
         self._closed = False
         home.make()
         self._spool = Spool(home.spool)
-        self._uplink: Uplink | None = None
-        if online:
-            self._uplink = Uplink(
-                home,
-                spool=self._spool,
-                telemetry=self._telemetry,
-                delivery=self._delivery,
-                poll_s=poll_s,
-                clock=clock,
-            )
-            self._uplink.start()
+        self._data: dict[str, DataSet] = {}
+        self._uplink: Uplink | Flusher | None = None
+        self._forked = False
+        self._poll_s = poll_s if online else None
+        self._asleep = True
+        self._waking = Lock()
+        self._wake()
+        renew_in_child(self._renew)
 
     @classmethod
     def open(
@@ -144,31 +177,75 @@ class Device:
         """Its fleet."""
         return self._identity.fleet
 
-    def model(self, name: str, *, variant: str | None = None) -> Model:
-        """Load the newest release of a model that is on this device. It needs no network.
+    def model(self, name: str, *, variant: str | None = None, engine: EngineOptions | None = None) -> Model:
+        """Return a model of this device. It needs no network.
+
+        It answers by the newest release that is here, and goes over to the next one between two questions
+        when that is installed. A version that fails on this device gives way to the one before it.
 
         Args:
             name: The model.
             variant: The variant to run; by default the one that is fastest here.
+            engine: How its engine may use the device; by default one thread.
 
         Raises:
-            UsageError: The model is not installed, or has no such variant.
-            PackageError: Its package on the disk is damaged, or does not compute what it should.
+            UsageError: The model is not installed, or has no such variant, or the device not what is asked for.
+            PackageError: Its package on the disk is damaged, or does not compute what it should, and there is
+                none before it.
+            StorageError: The disk is full, or the device's own files are damaged.
         """
-        from umbel._model import Model
-        from umbel._package import verify_golden
-        from umbel.engines import load_engine
+        model = self._follower.model(name, variant, engine)
+        if model._queue is None and model.labels:
+            model._queue = self._desk.queue(name)
+        return model
 
-        installed = self._shelf.active(name)
-        if installed is None:
-            raise UsageError(f"No model {name!r} is installed: connect the device, or ask for its release.")
-        package = self._shelf.package(installed)
-        engine = load_engine(package, variant or installed.variant)
-        verify_golden(package, engine)
-        window = self._telemetry.window(
-            model=installed.model, version=installed.version, variant=engine.variant, engine=engine.name
-        )
-        return Model(package, engine, window)
+    @property
+    def telemetry(self) -> Telemetry:
+        """Counts what happens in the application: ``device.telemetry.count("purchase")``."""
+        return self._telemetry
+
+    def data(self, model: str) -> DataSet:
+        """Return the examples of a model that this device keeps to train on; they never leave it.
+
+        It is closed with the device.
+
+        Args:
+            model: The model; what it takes is what an example must look like.
+
+        Raises:
+            UsageError: The model is not installed.
+            StorageError: The data set is damaged.
+        """
+        from umbel._data.dataset import open_data
+
+        if model not in self._data:
+            self._data[model] = open_data(self.home, self._shelf, model, clock=self._clock)
+        return self._data[model]
+
+    @property
+    def consent(self) -> Consent:
+        """What the user allows. ``device.consent.revoke("training")`` deletes every example."""
+        from umbel._data.consent import Consent
+
+        return Consent(self.home, clock=self._clock)
+
+    @functools.cached_property
+    def conditions(self) -> Conditions:
+        """When this device trains; printed, it says why it does not now."""
+        from umbel._rounds.conditions import Conditions
+
+        return Conditions(self.home)
+
+    @property
+    def privacy(self) -> Privacy:
+        """What this device has shared, when, and what that cost; printed, in plain words.
+
+        Raises:
+            StorageError: The ledger is missing or damaged, or another of the device's files.
+        """
+        from umbel._privacy import account
+
+        return account(self.home, self.conditions)
 
     def sync(self) -> tuple[Release, ...]:
         """Talk to the gateway now: renew the certificate if it is time, fetch releases, send reports.
@@ -177,21 +254,36 @@ class Device:
             What was installed.
 
         Raises:
+            UsageError: The process was forked while the device was open: its parent talks to the gateway.
             UnavailableError: The gateway does not answer; nothing is lost.
-            CertificateError: The device's certificate has expired.
-            PackageError: A release did not verify; the active one stays.
+            RefusedError: The device was removed from the fleet, or its certificate expired too long ago.
+            CertificateError: The papers that the fleet gives do not hold together, or not now.
+            PackageError: A release did not verify, or what the fleet signed of its releases has expired; the active one
+                stays.
         """
-        from umbel._channel import Gateway
-        from umbel._enroll import renew
+        from umbel._fleet.channel import Gateway
+        from umbel._fleet.enroll import keep_certificate, renew
+        from umbel._fleet.uplink import upload
 
+        if self._forked:
+            raise UsageError(
+                "This process was forked while the device was open: let the one it was forked from talk to the "
+                "gateway, or open the device after the fork."
+            )
         now_s = self._clock()
+        keep_certificate(self.home, now_s=now_s)
         if now_s >= self.home.certificate_validity().renew_at_s():
             with Gateway(self.home, now_s=now_s) as gateway:
                 renew(self.home, gateway, now_s=now_s)
         with Gateway(self.home, now_s=now_s) as gateway:
+            if "_desk" in vars(self):
+                self._desk.keep()
             self._telemetry.flush()
             upload(gateway, self._spool, now_s=self._clock)
-            installed = self._delivery.check(gateway)
+            try:
+                installed = self._delivery.check(gateway)
+            finally:
+                self._follower.follow()
             self._spool.contacted(now_s)
         return tuple(_release(item) for item in installed)
 
@@ -201,11 +293,18 @@ class Device:
         Raises:
             StorageError: One of its files is damaged.
         """
+        from umbel._fleet.trust import trusted_until_s
+        from umbel._rounds.ledger import Ledger
+
         policy, depth = self.home.open_policy(), self._spool.depth()
         with Ledger(self.home.ledger) as ledger:
             rounds, epsilon = len(ledger.charges()), ledger.spent(policy.budget_delta)
-        names = sorted({item.model for item in self._shelf.installed()})
+        versions = self._shelf.versions
+        with contextlib.suppress(StorageError):  # A full disk is no reason to say nothing.
+            versions.collect()
+        names = versions.models()
         active = (self._shelf.active(name) for name in names)
+        failed = [(name, failure) for name in names for failure in versions.slots(name).failed]
         return Status(
             fleet=self._identity.fleet,
             device=self._identity.device,
@@ -214,6 +313,8 @@ class Device:
             last_contact_s=self._spool.last_contact_s(),
             agent_runs=self.home.agent_runs(),
             models=tuple(_release(item) for item in active if item is not None),
+            releases_until_s=trusted_until_s(self.home),
+            failed=tuple(FailedRelease(name, each.version, each.why, each.at_s) for name, each in failed),
             spooled_batches=depth.batches,
             spooled_bytes=depth.bytes,
             dropped_batches=depth.dropped,
@@ -221,6 +322,7 @@ class Device:
             epsilon=epsilon,
             budget_epsilon=policy.budget_epsilon,
             budget_delta=policy.budget_delta,
+            training=self.conditions.now(),
         )
 
     def close(self, *, timeout_s: float = CLOSE_S) -> None:
@@ -238,31 +340,96 @@ class Device:
         try:
             if uplink is not None:
                 uplink.close(timeout_s=timeout_s)
+            if "_follower" in vars(self) and not self._closed:
+                self._follower.close()
+            if "_desk" in vars(self) and not self._closed:
+                self._desk.close()
             if "_telemetry" in vars(self) and not self._closed:
                 self._telemetry.flush()
         finally:
             self._closed = True
             self._spool.close()
+            for data in self._data.values():
+                data.close()
+
+    def _wake(self) -> None:
+        """Begin what goes on in the background; in a forked process, once something is to be reported."""
+        with self._waking:
+            if not self._asleep or self._closed or self._poll_s is None:
+                return
+            self._asleep = False
+            if self._forked:
+                from umbel._telemetry.flusher import Flusher
+
+                period_s = min(SHORT_S, max(self._poll_s, 1.0))
+                self._uplink = Flusher(self._telemetry, self._attend, period_s=period_s)
+                self._uplink.start()
+                return
+            from umbel._fleet.uplink import Uplink
+
+            self._uplink = Uplink(
+                self.home,
+                spool=self._spool,
+                telemetry=self._telemetry,
+                delivery=self._deliver,
+                follow=self._attend,
+                poll_s=self._poll_s,
+                # Without a model there is nothing to predict with: the sooner one comes, the better.
+                rest_s=min(REST_S, self._poll_s) if self._shelf.versions.models() else 0.0,
+                clock=self._clock,
+            )
+            self._uplink.start()
+
+    def _deliver(self, gateway: Gateway) -> list[Installed]:
+        return self._delivery.check(gateway)
+
+    def _renew(self) -> None:
+        leave_alone(self._uplink)
+        self._uplink, self._asleep, self._forked = None, True, True
+
+    def _attend(self) -> None:
+        """Do what is due in the background. It never raises."""
+        self._follower.follow()
+        if "_desk" in vars(self):
+            self._desk.keep()
 
     # The parts below take time to import: each is loaded when it is first needed.
 
     @functools.cached_property
-    def _shelf(self) -> Shelf:
-        from umbel._shelf import Shelf
+    def _desk(self) -> Desk:
+        from umbel._review.desk import Desk
 
-        return Shelf(self.home.shelf, self.home.release_authority())
+        return Desk(self.home, self._telemetry, data=self.data, clock=self._clock)
+
+    @functools.cached_property
+    def _shelf(self) -> Shelf:
+        from umbel._releases.shelf import open_shelf
+
+        return open_shelf(self.home, clock=self._clock)
+
+    @functools.cached_property
+    def _follower(self) -> Follower:
+        from umbel._releases.follow import Follower
+
+        return Follower(self._shelf, self._telemetry, clock=self._clock)
 
     @functools.cached_property
     def _telemetry(self) -> Telemetry:
-        from umbel._telemetry import Telemetry
+        from umbel._telemetry.telemetry import Telemetry
 
-        return Telemetry(self.home, self._spool, clock=self._clock)
+        # Telemetry belongs to the device, and must not keep it alive.
+        wake = weakref.WeakMethod(self._wake)
+        return Telemetry(self.home, self._spool, clock=self._clock, wake=lambda: (wake() or _nothing)())
 
     @functools.cached_property
     def _delivery(self) -> Delivery:
-        from umbel._delivery import Delivery
+        from umbel._fleet.delivery import Delivery
 
-        return Delivery(self.home, self._shelf)
+        return Delivery(self.home, self._shelf, tell=self._telemetry._add, clock=self._clock)
+
+
+def _nothing() -> None:
+    pass
 
 
 def _release(installed: Installed) -> Release:

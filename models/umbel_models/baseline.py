@@ -5,6 +5,8 @@ edges of telemetry's histograms, so that the two compare cell by cell; the other
 
 - ``prediction``: how often each label was given, a cell for each label.
 - ``confidence.K``: confidence where label number K was given.
+- ``value.K``: number K of an answer, of a model that answers with numbers, of at most ``MAX_FEATURES``; there is
+  then no ``confidence`` and no ``prediction``.
 - ``feature.K``: the values of feature K, where an example is a row of at most ``MAX_FEATURES``; otherwise
   ``channel.K.mean`` and ``channel.K.deviation``, along an example's first or last axis, the shorter one.
 
@@ -21,34 +23,51 @@ import numpy as np
 from numpy.typing import NDArray
 
 from umbel_proto.histogram import CONFIDENCE, INPUT, Histogram
+from umbel_proto.manifest import CLASSIFICATION, REGRESSION
 
 FORMAT = 1
 MAX_FEATURES = 256
 _TWENTIETHS = np.arange(1, 20) / 20
 
 
-def baseline(x: NDArray[Any], probabilities: NDArray[np.float32]) -> tuple[Histogram, ...]:
+def baseline(
+    x: NDArray[Any], answers: NDArray[np.float32], *, kind: str = CLASSIFICATION
+) -> tuple[Histogram, ...]:
     """Return the histograms of some inputs and of what a model makes of them.
 
     Args:
         x: Inputs, shape (n, *example), n >= 1, in the contract's unit; NaN where a value is missing.
-        probabilities: The model's answers, shape (n, classes).
+        answers: What it makes of them: probabilities, shape (n, classes), or values, shape (n, *answer).
+        kind: Which of them.
     """
-    confidence, labels = probabilities.max(1), probabilities.argmax(1)
-    classes = probabilities.shape[1]
-    halves = tuple(number - 0.5 for number in range(1, classes))
     values = x.astype(np.float64)
     means = [float(row[np.isfinite(row)].mean()) for row in values if np.isfinite(row).any()]
     return (
         Histogram.empty("input", INPUT).observe(values),
         Histogram.empty("input_mean", INPUT).observe(means),
+        *(_values(answers) if kind == REGRESSION else _predictions(answers)),
+        *(Histogram.empty(name, edges(of)).observe(of) for name, of in _summaries(values)),
+    )
+
+
+def _values(answers: NDArray[np.float32]) -> Iterator[Histogram]:
+    rows = answers.reshape(len(answers), -1).astype(np.float64)
+    for number in range(min(rows.shape[1], MAX_FEATURES)):
+        column = rows[:, number]
+        yield Histogram.empty(f"value.{number}", edges(column)).observe(column)
+
+
+def _predictions(probabilities: NDArray[np.float32]) -> tuple[Histogram, ...]:
+    confidence, labels = probabilities.max(1), probabilities.argmax(1)
+    classes = probabilities.shape[1]
+    halves = tuple(number - 0.5 for number in range(1, classes))
+    return (
         Histogram.empty("prediction", halves).observe(labels),
         Histogram.empty("confidence", CONFIDENCE).observe(confidence),
         *(
             Histogram.empty(f"confidence.{number}", CONFIDENCE).observe(confidence[labels == number])
             for number in range(classes)
         ),
-        *(Histogram.empty(name, edges(of)).observe(of) for name, of in _summaries(values)),
     )
 
 

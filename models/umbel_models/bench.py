@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from umbel_models.exported import Progress
 from umbel_models.runtime import Session
 from umbel_models.show import table, total_bytes
-from umbel_models.variants import OUTPUTS, open_variant
+from umbel_models.variants import open_variant
 from umbel_proto.errors import MissingExtraError
-from umbel_proto.manifest import CLIPPED_GRADIENT, EXPLAIN, GRADIENT, INSIDE
+from umbel_proto.manifest import CLASSIFICATION, CLIPPED_GRADIENT, EXPLAIN, GRADIENT, INSIDE, REGRESSION
 from umbel_proto.package import GOLDEN, Package
 
 BATCHES = (1, 64)
@@ -49,14 +49,15 @@ class Form:
     Args:
         engine: What runs it.
         bytes: Size of its graph and weights.
-        agreement: Share of the golden inputs to which it gives the label that fp32 gave when it was made.
-        difference: The greatest difference of a probability from fp32's on the golden inputs.
+        agreement: Share of the golden inputs to which it gives the label that fp32 gave when it was made; None for
+            a model that answers with numbers.
+        difference: The greatest difference of a probability or number from fp32's on the golden inputs.
         latency_us: By batch size.
     """
 
     engine: str
     bytes: int
-    agreement: float
+    agreement: float | None
     difference: float
     latency_us: Mapping[int, Latency]
 
@@ -92,7 +93,7 @@ class Measured:
                 name,
                 form.engine,
                 f"{form.bytes:,}",
-                f"{form.agreement:.1%}",
+                "" if form.agreement is None else f"{form.agreement:.1%}",
                 f"{form.difference:.1e}",
                 *(text for size in BATCHES for text in _shown(form.latency_us[size])),
             )
@@ -126,12 +127,13 @@ def measure(package: Package, *, progress: Progress, clock: Clock = time.perf_co
         except MissingExtraError as exc:
             skipped[name] = str(exc)
             continue
-        said, reference = run(golden["x"])[0], golden[f"{manifest.default_variant}.{OUTPUTS[0]}"]
+        said, reference = run(golden["x"])[0], golden[f"{manifest.default_variant}.{manifest.answer}"]
+        equal = (said.argmax(1) == reference.argmax(1)).mean() if manifest.kind == CLASSIFICATION else None
         files = [form.file] if form.weights == INSIDE else [form.file, form.weights]
         variants[name] = Form(
             engine=form.engine,
             bytes=total_bytes(manifest.files, files),
-            agreement=float((said.argmax(1) == reference.argmax(1)).mean()),
+            agreement=None if equal is None else float(equal),
             difference=float(np.abs(said - reference).max()),
             latency_us={size: _time(run, _rows(golden["x"], size), clock) for size in BATCHES},
         )
@@ -153,7 +155,12 @@ def _graph(package: Package, purpose: str, x: NDArray[Any], clock: Clock) -> Lat
     else:
         x = _rows(x, TRAINING_BATCH)
         weights = np.ones(TRAINING_BATCH, np.float32)
-        feed = {name: x, "y": np.zeros(TRAINING_BATCH, np.int64), "w": weights, **parameters}
+        y = (
+            np.zeros((TRAINING_BATCH, *manifest.answer_shape), np.float32)
+            if manifest.kind == REGRESSION
+            else np.zeros(TRAINING_BATCH, np.int64)
+        )
+        feed = {name: x, "y": y, "w": weights, **parameters}
         prefix = "grad" if purpose == GRADIENT else "sum"
         if purpose == CLIPPED_GRADIENT:
             feed["clip"] = np.array(1, np.float32)

@@ -17,7 +17,7 @@ from typing import Any
 
 from umbel_models.task import About
 from umbel_proto.errors import PackageError, UsageError
-from umbel_proto.manifest import Scalar
+from umbel_proto.manifest import CLASSIFICATION, Scalar
 
 SPEC = "1.6"
 _PREFIX = "umbel:"
@@ -56,9 +56,10 @@ class Card:
         version: Its version.
         about: What its maker says of it.
         input: The form of an example, in words.
-        labels: Name of each class.
+        labels: Name of each class; of a regression, of each number of an answer, if they have names.
         metrics: How good it is on data that it did not learn from.
         sections: Figures that others add, by section and by name.
+        kind: What it answers with: ``classification`` or ``regression``.
     """
 
     model: str
@@ -68,6 +69,7 @@ class Card:
     labels: tuple[str, ...]
     metrics: tuple[Metric, ...] = ()
     sections: Mapping[str, Figures] = field(default_factory=dict)
+    kind: str = CLASSIFICATION
 
     def with_section(self, name: str, figures: Figures) -> Card:
         """Return the card with one section more, or with other figures in it.
@@ -102,7 +104,7 @@ class Card:
         card = {
             "modelParameters": {
                 "approach": {"type": "supervised"},
-                "task": "classification",
+                "task": self.kind,
                 "datasets": [dataset],
                 "inputs": [{"format": self.input}],
                 "outputs": [{"format": label} for label in self.labels],
@@ -159,6 +161,7 @@ class Card:
                 labels=tuple(str(output["format"]) for output in parameters["outputs"]),
                 metrics=tuple(_parsed(item) for item in card["quantitativeAnalysis"]["performanceMetrics"]),
                 sections=sections,
+                kind=str(parameters["task"]),
             )
         except (
             ValueError,
@@ -171,6 +174,10 @@ class Card:
         ) as exc:
             raise PackageError("card.json is no model card of umbel: build the package again.") from exc
 
+    def _answers(self) -> str:
+        what = "labels" if self.kind == CLASSIFICATION else "answers with"
+        return f"{what}: {_plain(', '.join(self.labels)) or 'numbers'}"
+
     def to_markdown(self) -> str:
         """Return the card for people."""
         lines = [
@@ -179,7 +186,7 @@ class Card:
             _plain(self.about.purpose),
             "",
             f"- input: {_plain(self.input)}",
-            f"- labels: {_plain(', '.join(self.labels))}",
+            f"- {self._answers()}",
             f"- data: {_plain(self.about.data)}",
         ]
         if self.about.license:

@@ -19,6 +19,7 @@ from torch import nn
 from umbel_models.adapt import trained_names
 from umbel_models.task import Split, Task
 from umbel_models.variants import open_variant
+from umbel_proto.answers import RMSE, SCORES, checked_answers, figure, measured
 from umbel_proto.manifest import INSIDE, Manifest
 from umbel_proto.package import PARAMETERS, Package
 from umbel_proto.privacy.plan import plan
@@ -71,11 +72,11 @@ def measure(models: Mapping[str, Package], data: Split, rounds: Rounds) -> dict[
 
     Args:
         models: Their packages, by name.
-        data: Whose held-out part accuracy is measured on.
+        data: Whose held-out part accuracy is measured on, or what ``umbel_proto.answers.figure`` names.
         rounds: For which rounds noise is planned.
 
     Raises:
-        UsageError: No plan fits the rounds.
+        UsageError: No plan fits the rounds, or the held-out answers are not the models'.
         MissingExtraError: The engine of a variant is not installed.
         PackageError: An engine cannot run a variant.
     """
@@ -86,8 +87,9 @@ def measure(models: Mapping[str, Package], data: Split, rounds: Rounds) -> dict[
         manifest = package.manifest
         runs = {form: open_variant(manifest, package.file, form) for form in manifest.variants}
         calls[name] = {form: partial(run, one) for form, run in runs.items()}
-        right = {form: run(held_out.x)[0].argmax(1) == held_out.y for form, run in runs.items()}
-        figures[name] = {f"accuracy, {form}": float(each.mean()) for form, each in right.items()}
+        y = checked_answers(manifest, held_out.y, len(held_out.x))
+        good = {form: measured(manifest, run(held_out.x)[0], y) for form, run in runs.items()}
+        figures[name] = {f"{figure(manifest, y)}, {form}": value for form, value in good.items()}
         figures[name] |= {f"bytes, {form}": float(_size(manifest, form)) for form in runs}
     for name, times in _latencies(calls).items():
         figures[name] |= {f"us a prediction, {form}": value for form, value in times.items()}
@@ -144,7 +146,7 @@ def section(before: Figures, after: Figures) -> dict[str, float]:
 
 
 def _shown(row: str, value: float) -> str:
-    if row.startswith("accuracy"):
+    if row.startswith((*SCORES.values(), RMSE)):
         return f"{value:.3f}"
     return f"{value:,.0f}" if value >= 1000 or value == round(value) else f"{value:.3g}"
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from umbel_models.card import Metric
 from umbel_models.task import Examples
 from umbel_proto.errors import UsageError
+from umbel_proto.manifest import Target
 
 _Z = 1.959964  # of a two-sided 95 % interval
 _LEAST = 1e-12  # one impossible example must not make a mean infinite
@@ -57,6 +58,71 @@ def evaluate(
             name = cohorts[number] if cohorts else str(number)
             metrics.append(_share("accuracy", right[examples.cohort == number], f"cohort {name}"))
     return tuple(metrics)
+
+
+def evaluate_numbers(
+    values: NDArray[np.float32],
+    examples: Examples,
+    targets: Sequence[Target] = (),
+    cohorts: Sequence[str] = (),
+) -> tuple[Metric, ...]:
+    """Return the figures of the card of a model that answers with numbers.
+
+    R^2 compares with always saying the examples' own mean; where all targets are alike it is left out.
+
+    Args:
+        values: What the model says of the examples, shape (n, *answer).
+        examples: With targets of that shape; with cohorts, errors are told for each of them.
+        targets: What each number of an answer is; where there is more than one, errors are told for each.
+        cohorts: Name of each cohort.
+
+    Raises:
+        UsageError: There is no example, or a cohort without a name, or a target that is not finite or of
+            another shape.
+    """
+    if not len(examples.y):
+        raise UsageError("There is no example to evaluate on: give some that were held out.")
+    if examples.y.shape != values.shape or not np.isfinite(examples.y).all():
+        raise UsageError(
+            f"The targets have shape {examples.y.shape}, and the model's answers {values.shape}: give finite numbers "
+            "of that shape."
+        )
+    off = (values.astype(np.float64) - examples.y).reshape(len(values), -1)
+    metrics = [Metric("examples", len(off)), *_errors(off, examples.y.reshape(off.shape))]
+    if len(targets) > 1:
+        for number, target in enumerate(targets):
+            column = slice(number, number + 1)
+            right = examples.y.reshape(off.shape)[:, column]
+            metrics += _errors(off[:, column], right, f"target {target.name}")
+    if examples.cohort is not None:
+        _require_named(examples.cohort, cohorts, "cohort")
+        for each in np.unique(examples.cohort):
+            rows = examples.cohort == each
+            name = cohorts[each] if cohorts else str(each)
+            metrics.append(_mean("mean absolute error", np.abs(off[rows]).mean(1), f"cohort {name}"))
+    return tuple(metrics)
+
+
+def _errors(off: NDArray[np.float64], right: NDArray[np.float32], part: str = "") -> list[Metric]:
+    squares = (off**2).mean(1)
+    metrics = [
+        _mean("mean squared error", squares, part),
+        Metric("root mean squared error", math.sqrt(float(squares.mean())), part),
+        _mean("mean absolute error", np.abs(off).mean(1), part),
+    ]
+    spread = float(((right - right.mean(0, dtype=np.float64)) ** 2).sum())
+    if spread:
+        metrics.append(Metric("R2", 1 - float((off**2).sum()) / spread, part))
+    return metrics
+
+
+def _mean(kind: str, each: NDArray[np.float64], part: str) -> Metric:
+    """Return a mean over examples with its interval, normal approximation; without one for one example."""
+    mean = float(each.mean())
+    if len(each) < 2:
+        return Metric(kind, mean, part)
+    half = _Z * float(each.std(ddof=1)) / math.sqrt(len(each))
+    return Metric(kind, mean, part, (max(0.0, mean - half), mean + half))
 
 
 def wilson(hits: int, count: int) -> tuple[float, float]:

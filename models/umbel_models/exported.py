@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import safetensors.numpy
 
 from umbel_models.task import Task
 from umbel_proto.errors import MissingExtraError, PackageError, UsageError
-from umbel_proto.manifest import CLIPPED_GRADIENT, EXPLAIN, GRADIENT, Parameter
+from umbel_proto.manifest import CLIPPED_GRADIENT, EXPLAIN, GRADIENT, REGRESSION, Parameter
 from umbel_proto.package import PARAMETERS, load_tensors
+
+if TYPE_CHECKING:
+    from torch import nn
 
 INFER = "infer.onnx"
 GRAPH_FILES = {GRADIENT: "grad.onnx", CLIPPED_GRADIENT: "dpgrad.onnx", EXPLAIN: "explain.onnx"}
@@ -27,11 +32,13 @@ class Exported:
         files: ``infer.onnx``, the graphs of ``GRAPH_FILES`` and ``params.safetensors``, by name.
         trainable: The parameters that training changes, in the order of the module.
         frozen: Those that it leaves, by name.
+        notes: What came out otherwise than one might expect, in plain sentences.
     """
 
     files: Mapping[str, bytes]
     trainable: tuple[Parameter, ...]
     frozen: tuple[Parameter, ...]
+    notes: tuple[str, ...] = ()
 
 
 def exported(task: Task, *, progress: Progress) -> Exported:
@@ -43,10 +50,11 @@ def exported(task: Task, *, progress: Progress) -> Exported:
         PackageError: A graph does not compute what torch does.
     """
     if task.committed is not None:
-        files = task.committed()
+        files: Mapping[str, bytes] = task.committed()
+        notes: tuple[str, ...] = ()
     else:
         progress("exporting and verifying graphs with torch")
-        files = _export(task)
+        files, notes = _export(task)
     arrays = load_tensors(files[PARAMETERS], PARAMETERS)
     trainable = _trainable(files[GRAPH_FILES[GRADIENT]], arrays.keys())
     frozen = sorted(arrays.keys() - set(trainable))
@@ -54,10 +62,11 @@ def exported(task: Task, *, progress: Progress) -> Exported:
         files,
         tuple(Parameter(name, arrays[name].shape) for name in trainable),
         tuple(Parameter(name, arrays[name].shape) for name in frozen),
+        notes,
     )
 
 
-def _export(task: Task) -> dict[str, bytes]:
+def _export(task: Task) -> tuple[dict[str, bytes], tuple[str, ...]]:
     (field, *others) = task.contract.fields
     if others or field.name != "x" or field.dtype != _DTYPE:
         raise UsageError(
@@ -70,8 +79,21 @@ def _export(task: Task) -> dict[str, bytes]:
         raise MissingExtraError("models", "Exporting a torch module") from exc
     module = task.module()
     bounds = (field.minimum, field.maximum)
+    targets, answer = None, (len(task.labels),)
+    if task.kind == REGRESSION:
+        y = task.data().calibration.y  # A loss may fail on targets that are unlike the task's.
+        targets, answer = (float(y.min()), float(y.max())), y.shape[1:]
     try:
-        graphs = export(module, task.loss, field.shape, trainable=task.trainable, bounds=bounds)
+        graphs = export(
+            module,
+            task.loss,
+            field.shape,
+            trainable=task.trainable,
+            bounds=bounds,
+            kind=task.kind,
+            targets=targets,
+            answer=answer,
+        )
     except (PackageError, UsageError) as exc:
         raise type(exc)(f"Task {task.model} cannot be packed: {exc}") from exc
     files = {
@@ -79,11 +101,19 @@ def _export(task: Task) -> dict[str, bytes]:
         GRAPH_FILES[GRADIENT]: graphs.gradient,
         GRAPH_FILES[CLIPPED_GRADIENT]: graphs.clipped,
         GRAPH_FILES[EXPLAIN]: graphs.explain,
-        PARAMETERS: safetensors.numpy.save(
-            {n: value.detach().numpy() for n, value in module.named_parameters()}
-        ),
+        PARAMETERS: _parameters(module),
     }
-    return {name: data for name, data in files.items() if data is not None}
+    return {name: data for name, data in files.items() if data is not None}, graphs.notes
+
+
+def parameters_sha256(module: nn.Module) -> str:
+    """Return the SHA-256 of a module's ``params.safetensors``: its package's manifest has the same."""
+    return hashlib.sha256(_parameters(module)).hexdigest()
+
+
+def _parameters(module: nn.Module) -> bytes:
+    values = {name: value.detach().numpy() for name, value in module.named_parameters()}
+    return bytes(safetensors.numpy.save(values))
 
 
 def _trainable(gradient: bytes, parameters: Container[str]) -> list[str]:

@@ -30,7 +30,7 @@ def by_label(examples: Examples, devices: int, *, alpha: float, seed: int) -> li
         Hsu, Qi, Brown, "Measuring the Effects of Non-Identical Data Distribution for Federated
         Visual Classification", arXiv:1909.06335, section 3.
     """
-    if devices < 1 or alpha <= 0:
+    if devices < 1 or not 0 < alpha < float("inf"):
         raise UsageError(
             f"Shards for {devices} devices with alpha {alpha} make no sense: give both a value > 0."
         )
@@ -41,6 +41,25 @@ def by_label(examples: Examples, devices: int, *, alpha: float, seed: int) -> li
         f"{len(examples.y)} examples do not give {devices} devices {MIN_SHARD} each at alpha {alpha}: "
         "use fewer devices or a greater alpha."
     )
+
+
+def by_chance(examples: Examples, devices: int, *, seed: int) -> list[Examples]:
+    """Share examples among devices at random and evenly: each device sees the same kind of data.
+
+    Args:
+        examples: What to share; every example goes to exactly one device.
+        devices: Number of devices, >= 1.
+        seed: Which example goes where.
+
+    Raises:
+        UsageError: The examples cannot give every device ``MIN_SHARD`` of them.
+    """
+    if devices < 1 or len(examples.y) < devices * MIN_SHARD:
+        raise UsageError(
+            f"{len(examples.y)} examples do not give {devices} devices {MIN_SHARD} each: use fewer devices."
+        )
+    order = np.random.default_rng(seed).permutation(len(examples.y))
+    return [examples.take(rows) for rows in np.array_split(order, devices)]
 
 
 def by_source(examples: Examples, devices: int, *, seed: int) -> list[Examples]:

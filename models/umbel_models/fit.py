@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from umbel_models.task import Examples
-from umbel_proto.errors import UsageError
+from umbel_proto.errors import UmbelError, UsageError
 
 WEIGHT_DECAY = 0.01
 _PREDICTED_AT_ONCE = 512
@@ -76,7 +76,8 @@ def fit(
             total = 0.0
             for rows in torch.split(torch.randperm(len(x)), batch_size):
                 optimizer.zero_grad()
-                mean = (share[rows] * loss(trained(x[rows]), y[rows])).mean()
+                with asked(x[rows]):
+                    mean = (share[rows] * loss(trained(x[rows]), y[rows])).mean()
                 if not torch.isfinite(mean):
                     raise UsageError(f"Training diverged in epoch {epoch}: choose a smaller learning_rate.")
                 mean.backward()  # type: ignore[no-untyped-call]
@@ -98,7 +99,7 @@ def predict(module: nn.Module, x: NDArray[np.float32]) -> NDArray[np.float32]:
     """
     if not np.isfinite(x).all():
         raise UsageError("An input holds a value that is not finite: clean the data first.")
-    with repeatable(0), torch.no_grad():
+    with repeatable(0), torch.no_grad(), asked(torch.from_numpy(x)):
         parts = [
             module(torch.from_numpy(x[i : i + _PREDICTED_AT_ONCE])).numpy()
             for i in range(0, max(1, len(x)), _PREDICTED_AT_ONCE)
@@ -127,6 +128,19 @@ def _tensors(examples: Examples, weights: NDArray[np.floating] | None) -> tuple[
         raise UsageError(f"Weights are one finite number >= 0 for each of the {count} examples, not all 0.")
     share = (share / share.mean()).astype(np.float32)
     return torch.from_numpy(examples.x), torch.from_numpy(examples.y), torch.from_numpy(share)
+
+
+@contextlib.contextmanager
+def asked(x: Tensor) -> Iterator[None]:
+    """Turn what a module or a loss raises about inputs x into a sentence: they are the caller's own."""
+    try:
+        yield
+    except UmbelError:
+        raise
+    except Exception as exc:  # whatever the caller's own module raises
+        raise UsageError(
+            f"The module or its loss fails on {len(x)} examples of shape {tuple(x.shape[1:])}: {exc}."
+        ) from exc
 
 
 @contextlib.contextmanager

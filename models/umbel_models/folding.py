@@ -12,11 +12,12 @@ from onnx import GraphProto, ModelProto, NodeProto, helper, numpy_helper
 
 
 def fold(model: ModelProto) -> ModelProto:
-    """Return a model with batch norms inside convolutions, weights that are not repeated, and pools over time."""
+    """Return a model with batch norms inside convolutions, weights held once and as they are, pools over time."""
     folded = ModelProto()
     folded.CopyFrom(model)
     _fold_norms(folded)
     _drop_repeats(folded)
+    _keep_weights(folded)
     _lower_pools(folded)
     return folded
 
@@ -99,6 +100,37 @@ def _drop_repeats(model: ModelProto) -> None:
     )
 
 
+def _keep_weights(model: ModelProto) -> None:
+    """Let a linear layer without a bias read its weight as it is: torch exports a product with its transpose.
+
+    A weight that is transposed while the graph runs is not packed for the processor, and a sum over a
+    thousand inputs then rounds in another way than in onnxruntime's quantizer, which packs it.
+    """
+    graph = model.graph
+    makers = {name: node for node in graph.node for name in node.output}
+    ranks = _ranks(model)
+    constants = {tensor.name for tensor in graph.initializer}
+    # With a bias added, onnxruntime makes one operator of the three by itself.
+    biased = {
+        name
+        for node in graph.node
+        if node.op_type == "Add" and constants & {*node.input}
+        for name in node.input
+    }
+    for node in graph.node:
+        turned = makers.get(node.input[1]) if node.op_type == "MatMul" else None
+        if (
+            turned is not None
+            and turned.op_type == "Transpose"
+            and turned.input[0] in constants
+            and ranks[turned.input[0]] == ranks.get(node.input[0]) == 2
+            and node.output[0] not in biased
+        ):
+            inputs = [node.input[0], turned.input[0]]
+            node.CopyFrom(helper.make_node("Gemm", inputs, list(node.output), transB=1))
+    _replace(graph, [n for n in graph.node if n.op_type != "Transpose" or _readers(graph, n.output[0])])
+
+
 def _lower_pools(model: ModelProto) -> None:
     """Let a pool over time be one: torch exports it as a pool over an image of one row.
 
@@ -137,7 +169,8 @@ def _lower_pools(model: ModelProto) -> None:
 
 def _ranks(model: ModelProto) -> dict[str, int]:
     inferred = onnx.shape_inference.infer_shapes(model).graph
-    found = {value.name: len(value.type.tensor_type.shape.dim) for value in inferred.value_info}
+    known = (*inferred.value_info, *inferred.input)
+    found = {value.name: len(value.type.tensor_type.shape.dim) for value in known}
     return found | {tensor.name: len(tensor.dims) for tensor in model.graph.initializer}
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import sys
-import traceback
 from pathlib import Path
 
+from umbel_models.own import guarded, where
 from umbel_models.task import Task, find
 from umbel_proto.errors import UsageError
 
@@ -16,7 +16,8 @@ def load_task(name: str) -> Task:
     """Return a task.
 
     Args:
-        name: One of umbel's own, such as ``digits``; or a Python file that makes one ``Task``. The file is run.
+        name: One of umbel's own, such as ``digits``; or a Python file that makes one ``Task``. The file is run, and
+            what its functions raise later is a ``UsageError`` too.
 
     Raises:
         UsageError: There is no such task, the file fails, or it holds no task or several.
@@ -42,7 +43,7 @@ def _from_file(path: Path) -> Task:
         spec.loader.exec_module(module)
     except Exception as exc:  # whatever the file raises: it is not ours
         del sys.modules[name]
-        raise UsageError(f"{path} cannot be run: {_where(exc, path)}.") from exc
+        raise UsageError(f"{path} cannot be run: {where(exc, path)}.") from exc
     finally:
         sys.path.remove(folder)
     tasks = {id(value): value for value in vars(module).values() if isinstance(value, Task)}
@@ -50,12 +51,4 @@ def _from_file(path: Path) -> Task:
         names = ", ".join(sorted(task.model for task in tasks.values()))
         found = f"{len(tasks)} tasks ({names})" if tasks else "no Task"
         raise UsageError(f"{path} holds {found}: give a file with one umbel_models.task.Task in it.")
-    return next(iter(tasks.values()))
-
-
-def _where(exc: Exception, path: Path) -> str:
-    text = " ".join(f"{type(exc).__name__}: {exc}".split()).rstrip(".")
-    if isinstance(exc, SyntaxError):
-        return f"line {exc.lineno}: {text}"
-    lines = [frame.lineno for frame in traceback.extract_tb(exc.__traceback__) if frame.filename == str(path)]
-    return f"line {lines[-1]}: {text}" if lines else text
+    return guarded(next(iter(tasks.values())), path)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import safetensors.numpy
@@ -12,12 +15,14 @@ from numpy.typing import NDArray
 
 from umbel_models import baseline, tflite
 from umbel_models.card import Card, Figures
-from umbel_models.evaluation import evaluate
+from umbel_models.confidence import calibrated, confidence
+from umbel_models.evaluation import evaluate, evaluate_numbers
 from umbel_models.exported import GRAPH_FILES, INFER, Progress, exported
 from umbel_models.requantize import requantize
 from umbel_models.task import Examples, Task
-from umbel_models.variants import OUTPUTS, open_variant
-from umbel_proto.contract import DataContract
+from umbel_models.variants import open_variant
+from umbel_proto.answers import checked_answers
+from umbel_proto.contract import Column, DataContract, Field
 from umbel_proto.errors import UsageError
 from umbel_proto.keys import SigningKey
 from umbel_proto.manifest import (
@@ -27,7 +32,9 @@ from umbel_proto.manifest import (
     CARD,
     DATASHEET,
     INSIDE,
+    OUTPUTS,
     QUANTIZATION,
+    REGRESSION,
     FloatVector,
     Manifest,
     Scalar,
@@ -74,12 +81,14 @@ class _Judged:
         examples: What it did not learn from; none where nobody gave any.
         cohorts: Name of each cohort of the examples.
         sections: Sections of the card that others made.
+        fitted_on: How many examples the temperature was fitted on; 0 where there is none.
     """
 
     card: Card
     examples: Examples | None
     cohorts: tuple[str, ...]
     sections: Sections
+    fitted_on: int = 0
 
 
 def build(
@@ -88,10 +97,13 @@ def build(
     key: SigningKey,
     version: int = 1,
     calibration: NDArray[np.float32] | None = None,
+    calibration_y: NDArray[Any] | None = None,
     lineage: Mapping[str, Scalar] | None = None,
     sections: Sections | None = None,
+    sections_of: str = "",
     lite: bool = False,
     progress: Progress = _silent,
+    note: Progress = _silent,
 ) -> bytes:
     """Return the first package of a task, with its initial parameters.
 
@@ -100,45 +112,68 @@ def build(
         key: The fleet's release key.
         version: The version to give it, >= 1.
         calibration: Inputs to quantize with and to take golden vectors from; by default the task's own.
+        calibration_y: Their labels, from which a temperature is fitted; without them there is none.
         lineage: Facts about where it comes from.
         sections: Sections to add to its card: figures by name.
+        sections_of: SHA-256 of the ``params.safetensors`` that the sections are about; others are then refused.
         lite: Whether to add TFLite variants, for devices that have LiteRT.
         progress: Told of each step before it begins.
+        note: Told what came out otherwise than one might expect, in plain sentences; the card has them too.
 
     Raises:
         MissingExtraError: Exporting needs torch, or writing TFLite ai-edge-quantizer, and it is not installed.
-        UsageError: The module holds what cannot be exported, or the task's data breaks its contract.
+        UsageError: The module holds what cannot be exported, the task's data breaks its contract, or the sections
+            are of other parameters.
         PackageError: A graph does not compute what torch does, or the parts do not fit together.
     """
+    progress("reading the task's data")
+    data = task.data()
+    answer = data.calibration.y.shape[1:] if task.kind == REGRESSION else (len(task.labels),)
+    if task.kind == REGRESSION and len(task.targets) not in (0, math.prod(answer)):
+        raise UsageError(
+            f"Task {task.model} names {len(task.targets)} targets, and an answer has {math.prod(answer)} numbers: name "
+            "all of them, or none."
+        )
     made = exported(task, progress=progress)
-    shape = (BATCH, len(task.labels))
+    parameters = load_tensors(made.files[PARAMETERS], PARAMETERS)
+    _require_about(sections_of, parameters)
     manifest = Manifest(
         model=task.model,
         version=version,
         parameters=made.trainable,
         frozen=made.frozen,
         inputs=tuple(TensorSpec(f.name, f.dtype, (BATCH, *f.shape)) for f in task.contract.fields),
-        outputs=tuple(TensorSpec(name, "float32", shape) for name in OUTPUTS),
+        outputs=tuple(TensorSpec(name, "float32", (BATCH, *answer)) for name in OUTPUTS[task.kind]),
+        kind=task.kind,
         labels=task.labels,
+        targets=task.targets,
         contract=task.contract,
         variants={
             "fp32": Variant("onnx", INFER, weights=PARAMETERS, tolerance=FP32_TOLERANCE),
         },
         default_variant="fp32",
         decision_threshold=task.decision_threshold,
+        label_thresholds=task.label_thresholds,
+        telemetry_epsilon=task.telemetry_epsilon,
         graphs={purpose: name for purpose, name in GRAPH_FILES.items() if name in made.files},
         lineage={"task": task.model, **(lineage or {})},
     )
-    progress("reading the task's data")
-    data = task.data()
-    card = Card(task.model, version, task.about, _described(task.contract), task.labels)
-    judged = _Judged(card, data.held_out, task.cohorts, sections or {})
-    inputs = data.calibration.x if calibration is None else calibration
+    names = task.labels or tuple(f"{each.name} {each.unit}".rstrip() for each in task.targets)
+    card = Card(task.model, version, task.about, _described(task.contract), names, kind=task.kind)
+    inputs, y = (
+        (data.calibration.x, data.calibration.y) if calibration is None else (calibration, calibration_y)
+    )
     inputs, _ = task.contract.check(inputs)
-    parameters = load_tensors(made.files[PARAMETERS], PARAMETERS)
     progress("preparing int8")
     manifest, added = _quantizable(manifest, made.files, parameters, inputs)
+    notes = [*made.notes, *([] if added else [f"There is no int8 form. {manifest.lineage['int8']}"])]
+    for sentence in notes:
+        note(sentence)
+    noted = {"export": {f"note {i}": text for i, text in enumerate(notes, 1)}} if notes else {}
+    judged = _Judged(card, data.held_out, task.cohorts, {**noted, **(sections or {})})
     files = {**made.files, **added}
+    files, fitted_on = calibrated(manifest, files, parameters, inputs, y)
+    judged = replace(judged, fitted_on=fitted_on)
     if task.about.datasheet:
         manifest = replace(manifest, documents={**manifest.documents, DATASHEET: DATASHEET_FILE})
         files[DATASHEET_FILE] = task.about.datasheet.encode()
@@ -153,11 +188,13 @@ def repack(
     parameters: FloatVector,
     *,
     calibration: NDArray[np.float32],
+    calibration_y: NDArray[Any] | None = None,
     version: int,
     key: SigningKey,
     lineage: Mapping[str, Scalar] | None = None,
     held_out: Examples | None = None,
     sections: Sections | None = None,
+    sections_of: str = "",
     progress: Progress = _silent,
 ) -> bytes:
     """Return the package of new parameters for the model of ``base``: quantized and with golden vectors anew.
@@ -168,16 +205,18 @@ def repack(
         base: The package whose graphs, labels and contract to keep.
         parameters: The new trainable parameters, shape (dim,).
         calibration: Inputs to quantize with and to take golden vectors from, shape (n, *example), n >= 16.
+        calibration_y: Their labels, shape (n,), from which a temperature is fitted; without them there is none.
         version: The new version, greater than the base's.
         key: The fleet's release key.
         lineage: Facts about where the parameters come from; the base's hash and version are added.
         held_out: Labelled examples to evaluate on.
         sections: Sections to add to its card: figures by name.
+        sections_of: SHA-256 of the ``params.safetensors`` that the sections are about; others are then refused.
         progress: Told of each step before it begins.
 
     Raises:
-        UsageError: The parameters are not the model's, the version is not newer, or the calibration
-            inputs or the examples break the contract or are too few.
+        UsageError: The parameters are not the model's, the version is not newer, the calibration inputs or the
+            examples break the contract or are too few, or the sections are of other parameters.
         PackageError: The parts do not fit together.
     """
     manifest = base.manifest
@@ -192,8 +231,12 @@ def repack(
     card = Card.from_json(base.file(manifest.documents[CARD]))
     card = replace(card, version=version, metrics=(), sections={})
     manifest = replace(manifest, version=version, lineage=facts)
-    judged = _Judged(card, held_out, (), sections or {})
     arrays = base.split(parameters)
+    _require_about(sections_of, arrays)
+    files, fitted_on = calibrated(
+        manifest, files, arrays, manifest.contract.check(calibration)[0], calibration_y
+    )
+    judged = _Judged(card, held_out, (), sections or {}, fitted_on)
     if any(variant.engine == "tflite" for variant in manifest.variants.values()):
         progress("writing TFLite")
         inputs, _ = manifest.contract.check(calibration)
@@ -221,6 +264,15 @@ def _pack(
     contents[GOLDEN] = golden(manifest, contents, calibration)
     manifest = replace(manifest, documents={**manifest.documents, **_DOCUMENTS})
     return write_package(manifest, contents | _documents(manifest, contents, calibration, judged), key)
+
+
+def _require_about(sha256: str, parameters: Arrays) -> None:
+    packed = hashlib.sha256(safetensors.numpy.save(parameters)).hexdigest()
+    if sha256 and sha256 != packed:
+        raise UsageError(
+            f"The sections are of the parameters {sha256[:12]}, and those that are packed are {packed[:12]}: run  umbel "
+            "model assess --package  on a package of these, and give what it prints."
+        )
 
 
 def _quantizable(
@@ -271,12 +323,15 @@ def golden(manifest: Manifest, files: Mapping[str, bytes], inputs: NDArray[np.fl
     """Return golden vectors: some inputs, and what every variant makes of them here.
 
     The inputs are the ones every variant is surest of, in turn for each label, so that a device whose
-    outputs lie within tolerance also gives the same labels.
+    outputs lie within tolerance also gives the same labels; of a regression, some from end to end.
     """
     outputs = {name: run_variant(manifest, files, name, inputs) for name in manifest.variants}
-    rows = _surest([values["probabilities"] for values in outputs.values()])
+    if manifest.kind == REGRESSION:
+        rows = np.unique(np.linspace(0, len(inputs) - 1, GOLDEN_INPUTS).astype(np.int64))
+    else:
+        rows = _surest([values["probabilities"] for values in outputs.values()])
     chosen = {
-        f"{name}.{output}": values[output][rows] for name, values in outputs.items() for output in OUTPUTS
+        f"{name}.{key}": value[rows] for name, values in outputs.items() for key, value in values.items()
     }
     return bytes(safetensors.numpy.save({"x": inputs[rows], **chosen}))
 
@@ -284,7 +339,7 @@ def golden(manifest: Manifest, files: Mapping[str, bytes], inputs: NDArray[np.fl
 def run_variant(
     manifest: Manifest, files: Mapping[str, bytes], variant: str, inputs: NDArray[np.float32]
 ) -> Arrays:
-    """Return the outputs of one variant, by name, each shape (n, classes).
+    """Return the outputs of one variant, by name, each shape (n, *answer).
 
     Raises:
         PackageError: Its graph cannot be run.
@@ -294,7 +349,9 @@ def run_variant(
     pieces = [
         run(inputs[begin : begin + _EVALUATION_BATCH]) for begin in range(0, len(inputs), _EVALUATION_BATCH)
     ]
-    return {name: np.concatenate([piece[i] for piece in pieces]) for i, name in enumerate(OUTPUTS)}
+    return {
+        name: np.concatenate([piece[i] for piece in pieces]) for i, name in enumerate(OUTPUTS[manifest.kind])
+    }
 
 
 def _documents(
@@ -305,19 +362,28 @@ def _documents(
     if judged.examples is not None:
         inputs, _ = manifest.contract.check(judged.examples.x)
     answers = {name: run_variant(manifest, files, name, inputs) for name in manifest.variants}
-    said = {name: values["probabilities"] for name, values in answers.items()}
-    card = judged.card
-    if judged.examples is not None:
-        metrics = evaluate(said["fp32"], judged.examples, manifest.labels, judged.cohorts)
+    said = {name: values[manifest.answer] for name, values in answers.items()}
+    card, examples = judged.card, judged.examples
+    if examples is not None:
+        examples = examples._replace(y=checked_answers(manifest, examples.y, len(inputs)))
+        if manifest.kind == REGRESSION:
+            metrics = evaluate_numbers(said["fp32"], examples, manifest.targets, judged.cohorts)
+        else:
+            metrics = evaluate(said["fp32"], examples, manifest.labels, judged.cohorts)
         card = replace(card, metrics=metrics)
+    if manifest.kind != REGRESSION:
+        worth = confidence(files[manifest.variants["fp32"].file], answers, examples, judged.fitted_on)
+        card = card.with_section("confidence", worth)
     if "int8" in said:
-        card = card.with_section("quantization", _quantization(manifest, files, said, judged.examples))
+        card = card.with_section("quantization", _quantization(manifest, files, said, examples))
     for name, figures in judged.sections.items():
         card = card.with_section(name, figures)
     card = card.with_section("privacy", _privacy(manifest.lineage)).with_section("lineage", manifest.lineage)
     return {
         _DOCUMENTS[CARD]: card.to_json(),
-        _DOCUMENTS[BASELINE]: baseline.to_json(baseline.baseline(inputs, said[manifest.default_variant])),
+        _DOCUMENTS[BASELINE]: baseline.to_json(
+            baseline.baseline(inputs, said[manifest.default_variant], kind=manifest.kind)
+        ),
     }
 
 
@@ -331,6 +397,8 @@ def _quantization(
     for name, variant in manifest.variants.items():
         weights = 0 if variant.weights == INSIDE else len(files[variant.weights])
         figures[f"bytes {name}"] = len(files[variant.file]) + weights
+    if manifest.kind == REGRESSION:
+        return {**figures, **_growth(said, examples)}
     agree = said["int8"].argmax(1) == said["fp32"].argmax(1)
     figures["share of equal answers int8"] = float(agree.mean())
     if examples is not None:
@@ -339,17 +407,41 @@ def _quantization(
     return figures
 
 
+def _growth(said: Mapping[str, NDArray[np.float32]], examples: Examples | None) -> dict[str, Scalar]:
+    """Return how much larger than fp32's the error of each form is; without examples, how far apart they are."""
+    if examples is None:
+        return {
+            f"root mean square from fp32 {name}": _rms(each - said["fp32"]) for name, each in said.items()
+        }
+    errors = {name: _rms(each - examples.y) for name, each in said.items()}
+    figures: dict[str, Scalar] = {f"root mean squared error {name}": error for name, error in errors.items()}
+    if errors["fp32"]:
+        figures |= {
+            f"growth of error {name}": errors[name] / errors["fp32"] - 1 for name in said if name != "fp32"
+        }
+    return figures
+
+
+def _rms(values: NDArray[np.float32]) -> float:
+    return float(np.sqrt(np.mean(values.astype(np.float64) ** 2)))
+
+
 def _privacy(lineage: Mapping[str, Scalar]) -> dict[str, Scalar]:
     figures = {name: value for name, value in lineage.items() if name.startswith(_PRIVACY)}
     return figures or {"guarantee": "none is claimed for these parameters"}
 
 
 def _described(contract: DataContract) -> str:
-    parts = [
-        f"{f.name}: {f.dtype} {f.shape}, {f.minimum:g} to {f.maximum:g} {f.unit}".rstrip()
+    return "; ".join(
+        f"{f.name}: {f.dtype} {f.shape}, {', '.join(map(_legal, f.columns)) or _legal(f)}"
         for f in contract.fields
-    ]
-    return "; ".join(parts)
+    )
+
+
+def _legal(of: Field | Column) -> str:
+    name = f"{of.name} " if isinstance(of, Column) else ""
+    what = f"{len(of.values)} values from" if isinstance(of, Column) and of.values else ""
+    return f"{name}{what} {of.minimum:g} to {of.maximum:g} {of.unit}".replace("  ", " ").strip()
 
 
 def _surest(probabilities: list[NDArray[np.float32]]) -> NDArray[np.int64]:

@@ -1,10 +1,16 @@
-"""Learn from sensor windows without labels: hide parts of each, and let the network fill them in.
+"""Learn from sensor windows without labels: hide parts of each, and let the network tell what the whole is like.
 
-What it needs for that serves labels too: a few of each class are then enough. The network that fills in is
+What it needs for that serves labels too: a few of each class are then enough. The network that does so is
 exported like any other, so devices can pretrain it in rounds.
 
+What to tell makes all the difference. Filling in the hidden moments themselves takes a network that knows the
+phase of every movement, which is chance and says nothing about its kind; a narrow network keeps little else. The
+spectrum of the whole window has no phase.
+
 Source: He et al., "Masked Autoencoders Are Scalable Vision Learners", arXiv:2111.06377v3, for the loss on hidden
-parts only; Xie et al., "SimMIM", arXiv:2111.09886v2, for a decoder of one layer; both for images.
+parts only; Xie et al., "SimMIM", arXiv:2111.09886v2, for a decoder of one layer; both for images. Wei et al.,
+"Masked Feature Prediction for Self-Supervised Visual Pre-Training", arXiv:2112.09133v2, for telling a description
+of what is hidden instead of its values.
 """
 
 from __future__ import annotations
@@ -18,14 +24,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
-from umbel_models.adapt import head
+from umbel_models.adapt import freeze, head
 from umbel_models.channels import shape_of, trace
-from umbel_models.fit import Network, Progress, fit
+from umbel_models.fit import Loss, Network, Progress, fit
 from umbel_models.task import Examples
 from umbel_proto.errors import UsageError
 
 PATCHES = 8
-HIDDEN = 0.5
+HIDDEN = 0.25
+QUIET = 0.03  # of a channel's spread: a frequency that is weaker tells of noise rather than of movement
+WAYS = ("spectra", "moments")
 
 
 class Reconstruction(nn.Module):
@@ -53,6 +61,12 @@ class Reconstruction(nn.Module):
             features = encoder(torch.from_numpy(typical[:1])).numel()
         self.decoder = nn.Linear(features, math.prod(typical.shape[1:]))
 
+    def decoded(self, pairs: Tensor) -> Tensor:
+        """Return what the decoder says of windows whose hidden part the encoder doesn't see."""
+        x, hidden = pairs[:, 0], pairs[:, 1]
+        told: Tensor = self.decoder(self.encoder(x * (1 - hidden) + self.mean * hidden).flatten(1))
+        return told
+
     def forward(self, pairs: Tensor) -> Tensor:
         """Return the mean squared error of hidden values, in squared spreads of their channel.
 
@@ -63,10 +77,62 @@ class Reconstruction(nn.Module):
             Errors, shape (batch, 1).
         """
         x, hidden = pairs[:, 0], pairs[:, 1]
-        filled = self.decoder(self.encoder(x * (1 - hidden) + self.mean * hidden).flatten(1))
-        off = (filled - ((x - self.mean) / self.spread).flatten(1)) * hidden.flatten(1)
+        off = (self.decoded(pairs) - ((x - self.mean) / self.spread).flatten(1)) * hidden.flatten(1)
         errors: Tensor = (off * off).sum(1, keepdim=True) / hidden.flatten(1).sum(1, keepdim=True)
         return errors
+
+
+class Spectra(Reconstruction):
+    """Tells the spectrum of each channel of the whole window, of which it sees a part, and how far off it is.
+
+    A spectrum is the mean, with its sign, and the logarithms of amplitudes at the lower frequencies, a quarter
+    of as many as there are moments: half of those that can be told from each other.
+
+    Args:
+        encoder: As of ``Reconstruction``.
+        typical: Windows that tell the mean and the spread of each channel and frequency, shape (n, *example).
+        axis: The axis of an example that is time.
+    """
+
+    cosines: Tensor
+    sines: Tensor
+    usual: Tensor
+    spreads: Tensor
+
+    def __init__(self, encoder: nn.Module, typical: NDArray[np.float32], axis: int) -> None:
+        super().__init__(encoder, typical, axis)
+        length = typical.shape[1 + axis]
+        self.time = 1 + axis
+        # Matrices, as a graph for devices has no Fourier transform; one of a noise of spread 1 then has
+        # amplitudes of about 1.
+        turns = np.outer(np.arange(length), np.arange(max(2, length // 4))) * (2 * np.pi / length)
+        self.register_buffer("cosines", torch.from_numpy(np.cos(turns) / math.sqrt(length)).float())
+        self.register_buffer("sines", torch.from_numpy(np.sin(turns) / math.sqrt(length)).float())
+        with torch.no_grad():
+            spectra = self.spectra(torch.from_numpy(typical))
+        self.register_buffer("usual", spectra.mean(0, keepdim=True))
+        # A channel without a mean of its own has one of rounding errors: not to be learned.
+        self.register_buffer("spreads", spectra.std(0, correction=0, keepdim=True).clamp(min=1e-3))
+        self.decoder = nn.Linear(self.decoder.in_features, spectra.shape[1])
+
+    def spectra(self, x: Tensor) -> Tensor:
+        """Return the spectra of windows, shape (batch, channels * frequencies)."""
+        series = ((x - self.mean) / self.spread).movedim(self.time, -1)
+        even, odd = series @ self.cosines, series @ self.sines
+        loud = torch.log(torch.sqrt(even * even + odd * odd) + QUIET)
+        return torch.cat([even[..., :1], loud[..., 1:]], -1).flatten(1)
+
+    def forward(self, pairs: Tensor) -> Tensor:
+        """Return the mean squared error of spectra, in squared spreads of their channel and frequency.
+
+        Args:
+            pairs: Windows and what is hidden of them, as ``hide`` gives them, shape (batch, 2, *example).
+
+        Returns:
+            Errors, shape (batch, 1).
+        """
+        off = self.decoded(pairs) - (self.spectra(pairs[:, 0]) - self.usual) / self.spreads
+        return (off * off).mean(1, keepdim=True)
 
 
 def reconstruction_error(errors: Tensor, y: Tensor) -> Tensor:
@@ -120,26 +186,30 @@ def time_axis(shape: Sequence[int]) -> int:
 
 
 def reconstruction(
-    module: nn.Module, typical: NDArray[np.float32], *, axis: int, seed: int = 0
+    module: nn.Module, typical: NDArray[np.float32], *, axis: int, tell: str = "spectra", seed: int = 0
 ) -> Reconstruction:
     """Return the network that pretrains a module: what comes before its last layer, with a decoder.
 
-    Where the module averages over time, or takes only some of it, the decoder reads what is there before:
-    from an average nobody can tell when something was.
+    Where the module averages over time, or takes only some of it, the decoder of moments reads what is there
+    before: from an average nobody can tell when something was.
 
     Args:
         module: The classifier; it stays as it is.
         typical: See ``Reconstruction``.
         axis: The axis of an example that is time.
+        tell: What the decoder tells, one of ``WAYS``: the spectra of whole windows, or their hidden moments.
         seed: First values of the decoder.
 
     Raises:
-        UsageError: The module has one layer only, or what it does depends on its input's values.
+        UsageError: The module has one layer only, what it does depends on its input's values, or there is no
+            such way.
     """
-    encoder = _encoder(module, typical.shape[1:])
+    if tell not in WAYS:
+        raise UsageError(f"A network cannot tell {tell!r} of windows: choose one of {', '.join(WAYS)}.")
+    encoder = _encoder(module, typical.shape[1:], moments=tell == "moments")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return Reconstruction(encoder, typical, axis)
+        return (Reconstruction if tell == "moments" else Spectra)(encoder, typical, axis)
 
 
 def with_encoder(module: Network, pretrained: Reconstruction) -> Network:
@@ -154,10 +224,11 @@ def pretrain(
     x: NDArray[np.float32],
     *,
     axis: int | None = None,
-    copies: int = 4,
-    epochs: int = 20,
+    tell: str = "spectra",
+    copies: int = 1,
+    epochs: int = 15,
     batch_size: int = 64,
-    learning_rate: float = 1e-3,
+    learning_rate: float = 2e-3,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Network:
@@ -167,6 +238,7 @@ def pretrain(
         module: The classifier; it stays as it is.
         x: Windows, shape (n, *example).
         axis: The axis of an example that is time; by default the longest.
+        tell: See ``reconstruction``.
         copies: How often each window comes in an epoch, each time with other stretches hidden.
         epochs: Passes over them, as all that follows.
         batch_size: Windows in a step.
@@ -179,7 +251,7 @@ def pretrain(
     """
     axis = time_axis(x.shape[1:]) if axis is None else axis
     trained = fit(
-        reconstruction(module, x, axis=axis, seed=seed),
+        reconstruction(module, x, axis=axis, tell=tell, seed=seed),
         reconstruction_error,
         hide(x, axis=axis, copies=copies, seed=seed),
         epochs=epochs,
@@ -189,6 +261,40 @@ def pretrain(
         progress=progress,
     )
     return with_encoder(module, trained)
+
+
+def tune(
+    module: Network,
+    loss: Loss,
+    few: Examples,
+    *,
+    epochs: int = 60,
+    batch_size: int = 10,
+    learning_rate: float = 0.03,
+    seed: int = 0,
+) -> Network:
+    """Return a copy of a pretrained classifier whose last layer has learned from a few labelled examples.
+
+    All the others keep what they have learned: with labels this few, training them too forgets more of it than
+    it gains. The one layer learns in large steps.
+
+    Source: Kumar et al., "Fine-Tuning can Distort Pretrained Features and Underperform Out-of-Distribution",
+    ICLR 2022 (arXiv:2202.10054v1).
+
+    Args:
+        module: The classifier; it stays as it is.
+        loss: Maps logits and labels to one loss per example.
+        few: What to learn from.
+        epochs: Passes over it, as all that follows.
+        batch_size: Examples in a step.
+        learning_rate: Of the first step.
+        seed: Order of the examples.
+
+    Raises:
+        UsageError: Training diverged.
+    """
+    how = {"epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate, "seed": seed}
+    return fit(freeze(module, head(module)), loss, few, **how).requires_grad_()  # type: ignore[arg-type]
 
 
 def few_labels(examples: Examples, each: int, *, seed: int) -> Examples:
@@ -209,7 +315,7 @@ def few_labels(examples: Examples, each: int, *, seed: int) -> Examples:
     return examples.take(np.sort(np.concatenate(rows)))
 
 
-def _encoder(module: nn.Module, shape: Sequence[int]) -> fx.GraphModule:
+def _encoder(module: nn.Module, shape: Sequence[int], *, moments: bool) -> fx.GraphModule:
     traced = trace(copy.deepcopy(module), shape)
     last = head(module)[0].rpartition(".")[0]
     calls = [node for node in traced.graph.nodes if node.op == "call_module" and node.target == last]
@@ -218,7 +324,8 @@ def _encoder(module: nn.Module, shape: Sequence[int]) -> fx.GraphModule:
             f"The last layer {last!r} is not called once on what others learned: a module needs a hidden layer to pretrain."
         )
     output = next(node for node in traced.graph.nodes if node.op == "output")
-    output.args = (_telling(calls[0].all_input_nodes[0]),)
+    features = calls[0].all_input_nodes[0]
+    output.args = (_telling(features) if moments else features,)
     traced.graph.eliminate_dead_code()
     traced.delete_all_unused_submodules()
     traced.recompile()

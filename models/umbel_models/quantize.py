@@ -233,6 +233,8 @@ def _mapping(int8: ModelProto, varying: set[str], derived: list[str]) -> tuple[d
             continue
         quantized, scale = node.input[:2]
         if values[quantized].dtype == np.int8:
+            if origin(quantized).removeprefix(_DERIVED) not in varying:
+                continue  # a constant of the model's own, such as a basis of sines: it stays in the graph
             axis = next((a.i for a in node.attribute if a.name == "axis"), None)
             weights.append(
                 {"source": origin(quantized), "quantized": quantized, "scale": scale, "axis": axis}

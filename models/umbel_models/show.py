@@ -8,8 +8,9 @@ from typing import Any
 
 from umbel_models.card import Card
 from umbel_proto.archive import read_archive
+from umbel_proto.contract import Field
 from umbel_proto.errors import PackageError
-from umbel_proto.manifest import CARD, INSIDE, Manifest, Parameter
+from umbel_proto.manifest import CARD, DATASHEET, INSIDE, REGRESSION, Manifest, Parameter
 
 
 def card_of(data: bytes, manifest: Manifest) -> Card | None:
@@ -18,13 +19,30 @@ def card_of(data: bytes, manifest: Manifest) -> Card | None:
     Raises:
         PackageError: The file's card is no card.
     """
-    if CARD not in manifest.documents:
-        return None
-    files = read_archive(data)
+    raw = _document(data, manifest, CARD)
+    return None if raw is None else Card.from_json(raw)
+
+
+def datasheet_of(data: bytes, manifest: Manifest) -> str | None:
+    """Return the data sheet of a package file, Markdown, None where it has none.
+
+    Raises:
+        PackageError: The file's data sheet is no text.
+    """
+    raw = _document(data, manifest, DATASHEET)
     try:
-        return Card.from_json(bytes(files[manifest.documents[CARD]]))
+        return None if raw is None else raw.decode()
+    except UnicodeDecodeError as exc:
+        raise PackageError("The package's data sheet is not UTF-8 text: build the package again.") from exc
+
+
+def _document(data: bytes, manifest: Manifest, kind: str) -> bytes | None:
+    if kind not in manifest.documents:
+        return None
+    try:
+        return bytes(read_archive(data)[manifest.documents[kind]])
     except KeyError as exc:
-        raise PackageError("The package lacks the card that its manifest speaks of.") from exc
+        raise PackageError(f"The package lacks the {kind} that its manifest speaks of.") from exc
 
 
 def body(manifest: Manifest, card: Card | None, *, checked: bool) -> dict[str, Any]:
@@ -55,8 +73,9 @@ def lines(manifest: Manifest, card: Card | None, *, size: int, checked: bool) ->
             ("input", f"{f.name} {f.dtype} {f.shape}, {f.minimum:g}..{f.maximum:g} {f.unit}".rstrip())
             for f in manifest.contract.fields
         ),
-        ("labels", " ".join(manifest.labels)),
-        ("automatic", f"from confidence {manifest.decision_threshold:g}"),
+        *(("column", text) for f in manifest.contract.fields for text in _columns(f)),
+        *_answers(manifest),
+        *_randomized(manifest),
         *(("lineage", f"{key}: {value}") for key, value in sorted(manifest.lineage.items())),
     ]
     found = [f"{name:<11} {text}" for name, text in facts]
@@ -77,6 +96,32 @@ def lines(manifest: Manifest, card: Card | None, *, size: int, checked: bool) ->
     if card is not None and card.sections:
         found += ["", f"card: {', '.join(card.sections)}; all of it with --card"]
     return found
+
+
+def _columns(field: Field) -> list[str]:
+    """Return a line for each column: name, range, unit, and what becomes of an input that breaks it."""
+    return [
+        f"{c.name} {c.minimum:g}..{c.maximum:g}{f' ({len(c.values)} values)' if c.values else ''} {c.unit}".rstrip()
+        + f", else {c.action}"
+        for c in field.columns
+    ]
+
+
+def _answers(manifest: Manifest) -> list[tuple[str, str]]:
+    if manifest.kind == REGRESSION:
+        named = ", ".join(f"{target.name} {target.unit}".rstrip() for target in manifest.targets)
+        return [("answers with", f"numbers of shape {manifest.answer_shape}{': ' if named else ''}{named}")]
+    return [
+        ("labels", " ".join(manifest.labels)),
+        ("automatic", f"from confidence {manifest.decision_threshold:g}"),
+        *(("automatic", f"{name} from {each:g}") for name, each in manifest.label_thresholds.items()),
+    ]
+
+
+def _randomized(manifest: Manifest) -> list[tuple[str, str]]:
+    """Return a row for what devices randomize in their reports, where they do."""
+    stated = [f"{task} with epsilon {epsilon:g}" for task, epsilon in manifest.telemetry_epsilon.items()]
+    return [("reports", f"randomized: {', '.join(stated)} an event")] if stated else []
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

@@ -1,9 +1,9 @@
-"""What a task is: a model with its data contract, labels and graphs, complete without torch."""
+"""What a task is: a model with its data contract, labels or targets, and graphs, complete without torch."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -12,24 +12,27 @@ from numpy.typing import NDArray
 
 from umbel_proto.contract import DataContract
 from umbel_proto.errors import UsageError
-from umbel_proto.ids import ModelName
+from umbel_proto.ids import ModelName, check_name
+from umbel_proto.manifest import CLASSIFICATION, OUTPUTS, REGRESSION, Target
+from umbel_proto.privacy.response import check_stated
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
 
 class Examples(NamedTuple):
-    """Labelled examples.
+    """Examples with their right answers.
 
     Args:
         x: Inputs, float32, shape (n, *example), in the contract's unit.
-        y: Labels, int64, shape (n,).
+        y: Labels, int64, shape (n,); of a regression targets, float32, shape (n, *answer). A model that makes
+            its input again has ``x`` here, the same array.
         cohort: Number of the cohort each belongs to, int64, shape (n,), for judging fairness; no model sees it.
         source: Who or what each was measured on, int64, shape (n,): examples of one source belong on one device.
     """
 
     x: NDArray[np.float32]
-    y: NDArray[np.int64]
+    y: NDArray[Any]
     cohort: NDArray[np.int64] | None = None
     source: NDArray[np.int64] | None = None
 
@@ -71,7 +74,7 @@ class About:
     datasheet: str = ""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class Task:
     """A task of the workbench: all that a package, its card and a federated run of it are made from.
 
@@ -80,13 +83,19 @@ class Task:
     Args:
         model: Name of the model line it begins.
         module: Returns the network with its initial parameters: x, shape (batch, *example), -> logits, shape
-            (batch, labels). Called twice it returns equal ones.
-        loss: Maps logits and labels y, int64 (batch,), to one loss per example, shape (batch,).
-        labels: Name of each class.
+            (batch, labels), or of a regression values, shape (batch, *answer). Called twice it returns equal ones.
+        loss: Maps logits and labels y, int64 (batch,), or values and targets, both (batch, *answer), to one
+            loss per example, shape (batch,).
         contract: What inputs must look like.
-        decision_threshold: Confidence from which a prediction needs no review.
         data: Returns the task's data.
         about: For the model card.
+        kind: What the model answers with: ``CLASSIFICATION`` or ``REGRESSION``.
+        labels: Of a classification, name of each class, two or more.
+        decision_threshold: Of a classification, confidence from which a prediction needs no review.
+        label_thresholds: The same for single labels, by name, where it is another.
+        telemetry_epsilon: By telemetry task (``labels``, ``confidence``, ``latency_us``, ``input``), with what devices
+            randomize each event of it before they report it; what is not named is reported as it was counted.
+        targets: Of a regression, what each number of an answer is, in row-major order; none where it has no name.
         trainable: Names of the parameters that training changes; all of them where there is none.
         cohorts: Name of each cohort of ``Examples.cohort``.
         columns: Name of each input, or of each channel of a series, for explanations; none where they have none.
@@ -98,16 +107,66 @@ class Task:
     model: ModelName
     module: Callable[[], nn.Module]
     loss: Callable[[Tensor, Tensor], Tensor]
-    labels: tuple[str, ...]
     contract: DataContract
-    decision_threshold: float
     data: Callable[[], Split]
     about: About
+    kind: str = CLASSIFICATION
+    labels: tuple[str, ...] = ()
+    decision_threshold: float = 0.0
+    label_thresholds: Mapping[str, float] = field(default_factory=dict)
+    telemetry_epsilon: Mapping[str, float] = field(default_factory=dict)
+    targets: tuple[Target, ...] = ()
     trainable: tuple[str, ...] = ()
     cohorts: tuple[str, ...] = ()
     columns: tuple[str, ...] = ()
     shifted: Callable[[], Mapping[str, Examples]] | None = None
     committed: Callable[[], Mapping[str, bytes]] | None = None
+
+    def __post_init__(self) -> None:
+        check_name(self.model, "model")
+        if not all(isinstance(label, str) for label in self.labels):
+            raise UsageError(f"Task {self.model} names labels that are no text: give a name for each class.")
+        if not all(isinstance(target, Target) for target in self.targets):
+            raise UsageError(
+                f"Task {self.model} names targets that are no Target: give Target(name, unit) for each number."
+            )
+        if self.kind not in OUTPUTS:
+            raise UsageError(
+                f"Task {self.model} is of kind {self.kind!r}: choose {' or '.join(sorted(OUTPUTS))}. Labels of every "
+                "position are targets of a regression, each label a 1 among zeros."
+            )
+        if self.kind == CLASSIFICATION and len(self.labels) < 2:
+            raise UsageError(
+                f"Task {self.model} names {len(self.labels)} labels: name each class, or say kind=REGRESSION if the "
+                "model answers with numbers."
+            )
+        if self.kind == CLASSIFICATION and self.targets:
+            raise UsageError(f"Task {self.model} names targets: name labels, or say kind=REGRESSION.")
+        if self.kind == REGRESSION and (self.labels or self.decision_threshold or self.label_thresholds):
+            raise UsageError(
+                f"Task {self.model} is a regression, which has no labels and no decision_threshold: leave them out, "
+                "and name numbers in targets."
+            )
+        check_stated(self.telemetry_epsilon, classifies=self.kind == CLASSIFICATION)
+
+    def require_labels(self, what: str) -> None:
+        """Refuse a task that does not classify.
+
+        Args:
+            what: What asks, for the error's sentence: "The fairness report".
+
+        Raises:
+            UsageError: It is a regression.
+        """
+        if self.kind != CLASSIFICATION:
+            raise UsageError(
+                f"{what} needs a model that tells labels apart, and {self.model} answers with numbers."
+            )
+
+
+def squared_error(values: Tensor, y: Tensor) -> Tensor:
+    """Return each example's mean squared error, shape (batch,), of two tensors (batch, *answer): a task's loss."""
+    return (values - y).square().unsqueeze(-1).flatten(1).mean(1)
 
 
 def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:

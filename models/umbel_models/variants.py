@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,13 +10,11 @@ from numpy.typing import NDArray
 
 from umbel_models.runtime import Session
 from umbel_proto.errors import MissingExtraError, PackageError
-from umbel_proto.manifest import INSIDE, Manifest
+from umbel_proto.manifest import INSIDE, OUTPUTS, Manifest
 from umbel_proto.package import load_tensors
 
-OUTPUTS = ("probabilities", "logits")
-
 Run = Callable[[NDArray[Any]], list[NDArray[Any]]]
-"""Maps inputs, shape (n, *example), to probabilities and logits, each shape (n, classes)."""
+"""Maps inputs, shape (n, *example), to the outputs of the model's kind in order, each shape (n, *answer)."""
 
 
 def open_variant(manifest: Manifest, file: Callable[[str], bytes], name: str) -> Run:
@@ -31,19 +29,19 @@ def open_variant(manifest: Manifest, file: Callable[[str], bytes], name: str) ->
         MissingExtraError: Its engine is not installed.
         PackageError: Its engine is not known here, or cannot run its graph.
     """
-    form = manifest.variants[name]
+    form, outputs = manifest.variants[name], OUTPUTS[manifest.kind]
     match form.engine:
         case "onnx":
             weights = {} if form.weights == INSIDE else load_tensors(file(form.weights), form.weights)
             session, given = Session(file(form.file), weights), manifest.inputs[0].name
-            return lambda x: session.run(OUTPUTS, {given: x})
+            return lambda x: session.run(outputs, {given: x})
         case "tflite":
-            return _tflite(file(form.file), name)
+            return _tflite(file(form.file), name, outputs)
         case engine:
             raise PackageError(f"Variant {name} needs the engine {engine!r}: update umbel.")
 
 
-def _tflite(content: bytes, name: str) -> Run:
+def _tflite(content: bytes, name: str, outputs: Sequence[str]) -> Run:
     try:
         from ai_edge_litert.interpreter import Interpreter
 
@@ -66,7 +64,7 @@ def _tflite(content: bytes, name: str) -> Run:
         for begin in range(0, len(whole), size):
             interpreter.set_tensor(at.index, whole[begin : begin + size])
             interpreter.invoke()
-            made.append([interpreter.get_tensor(at.outputs[each]) for each in OUTPUTS])
+            made.append([interpreter.get_tensor(at.outputs[each]) for each in outputs])
         return [np.concatenate(blocks)[: len(x)] for blocks in zip(*made, strict=True)]
 
     return run

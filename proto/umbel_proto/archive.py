@@ -22,6 +22,8 @@ MAX_NAME_BYTES = 100
 _LOCAL = struct.Struct("<4s5H3L2H")
 _CENTRAL = struct.Struct("<4s6H3L5H2L")
 _END = struct.Struct("<4s4H2LH")
+HEADER_BYTES = _LOCAL.size
+"""What stands before a file, beside its name."""
 _LOCAL_MAGIC = b"PK\x03\x04"
 _UNIX = 3 << 8  # "made by" Unix, so that the mode below is read as one
 _VERSION = 20
@@ -75,7 +77,9 @@ def read_archive(data: bytes) -> dict[str, memoryview]:
         files[name] = view[begin:offset]
     position = 0
     for piece in _pieces(files):
-        if view[position : position + len(piece)] != piece:
+        # A file's content is a view of this very place, if all before it was as it must be; Python compares views
+        # number by number, 60 ms of a 26 MB file in which no other thread runs.
+        if isinstance(piece, bytes) and view[position : position + len(piece)] != piece:
             raise PackageError("The package is damaged, or is no package: fetch it again.")
         position += len(piece)
     if position != len(data):

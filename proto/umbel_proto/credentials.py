@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import functools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from google.protobuf.message import DecodeError
 
+from umbel_proto.conditions import Rules
 from umbel_proto.errors import CertificateError, UsageError, VerificationError
 from umbel_proto.ids import DeviceId, FleetId, check_name
 from umbel_proto.keys import SigningKey, VerifyKey
@@ -54,6 +55,7 @@ class FleetPolicy:
         version: Grows with every change; a device never goes back.
         example_budget_epsilon: What may be spent on one example of a device over the device's life, at
             ``budget_delta``; infinite to only keep count.
+        training: When a device may train. What its owner demands holds as well: of both the stricter.
     """
 
     fleet: FleetId
@@ -66,6 +68,7 @@ class FleetPolicy:
     budget_delta: float
     version: int = 1
     example_budget_epsilon: float = math.inf
+    training: Rules = field(default_factory=Rules)
 
     def __post_init__(self) -> None:
         if not 0 <= self.corrupt_fraction < 0.5:
@@ -155,6 +158,7 @@ def sign_policy(key: SigningKey, policy: FleetPolicy) -> bytes:
         example_budget_epsilon=0.0
         if math.isinf(policy.example_budget_epsilon)
         else policy.example_budget_epsilon,
+        training=None if policy.training == Rules() else _rules_message(policy.training),
     ).SerializeToString(deterministic=True)
     return pb.Signed(body=body, signature=key.sign(POLICY_LABEL, body)).SerializeToString()
 
@@ -179,12 +183,35 @@ def open_policy(signed: bytes, *, authority: VerifyKey, fleet: FleetId) -> Fleet
             budget_delta=message.budget_delta,
             version=message.version,
             example_budget_epsilon=message.example_budget_epsilon or math.inf,
+            training=_rules(message.training),
         )
     except (DecodeError, UsageError) as exc:
         raise CertificateError("The fleet policy is malformed.") from exc
     if policy.fleet != fleet:
         raise CertificateError(f"The policy is of fleet {policy.fleet}, not {fleet}.")
     return policy
+
+
+def _rules_message(rules: Rules) -> pb.TrainingRules:
+    return pb.TrainingRules(
+        idle=rules.idle,
+        charging=rules.charging,
+        unmetered=rules.unmetered,
+        min_battery=rules.min_battery,
+        consent=rules.consent,
+        refuse_unknown=rules.unknown == "refuse",
+    )
+
+
+def _rules(message: pb.TrainingRules) -> Rules:
+    return Rules(
+        idle=message.idle,
+        charging=message.charging,
+        unmetered=message.unmetered,
+        min_battery=message.min_battery,
+        consent=message.consent,
+        unknown="refuse" if message.refuse_unknown else "allow",
+    )
 
 
 @functools.lru_cache(maxsize=REMEMBERED)

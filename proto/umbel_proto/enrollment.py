@@ -10,14 +10,17 @@ import binascii
 import re
 from dataclasses import dataclass, field
 
-from umbel_proto.encoding import enc
+from umbel_proto.encoding import digest, enc
 from umbel_proto.errors import TokenError, UsageError, VerificationError
+from umbel_proto.ids import DeviceId, FleetId
 from umbel_proto.keys import SigningKey, VerifyKey
 
 TOKEN_PREFIX = "umbel1."  # noqa: S105  # The format's name, not a secret.
 SECRET_BYTES = 32
 MAX_TOKEN_CHARS = 8192
 ENROLL_LABEL = "umbel/1/enroll"
+RETURN_LABEL = "umbel/1/return"
+FINGERPRINT_LABEL = "umbel/1/fingerprint"
 
 _ADDRESS = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9.-]+):([0-9]{1,5})")
 
@@ -78,6 +81,15 @@ class Token:
             raise TokenError("The enrollment token is incomplete or altered: copy it again.") from exc
 
 
+def fingerprint(key: VerifyKey) -> str:
+    """Return what people compare to know a device: 128 bits of its identity key's hash, in groups.
+
+    The identity key has signed the other two (`prove_identity`), so that it stands for all three.
+    """
+    text = digest(FINGERPRINT_LABEL, key.raw)[:16].hex()
+    return "-".join(text[start : start + 4] for start in range(0, len(text), 4))
+
+
 def prove_identity(key: SigningKey, *, csr: bytes, node_key: bytes) -> bytes:
     """Return the signature that ties a device's three keys together; 64 bytes."""
     return key.sign(ENROLL_LABEL, enc(csr, node_key))
@@ -93,6 +105,22 @@ def check_identity(key: VerifyKey, proof: bytes, *, csr: bytes, node_key: bytes)
         key.verify(ENROLL_LABEL, enc(csr, node_key), proof)
     except VerificationError as exc:
         raise VerificationError("The device does not hold the identity key it names.") from exc
+
+
+def prove_return(key: SigningKey, *, fleet: FleetId, device: DeviceId, challenge: bytes, csr: bytes) -> bytes:
+    """Return the signature with which a device comes back after its certificate has expired; 64 bytes."""
+    return key.sign(RETURN_LABEL, enc(fleet, device, challenge, csr))
+
+
+def check_return(
+    key: VerifyKey, proof: bytes, *, fleet: FleetId, device: DeviceId, challenge: bytes, csr: bytes
+) -> None:
+    """Check what ``prove_return`` gave.
+
+    Raises:
+        VerificationError: Whoever sent it does not hold the private half of ``key``, or signed something else.
+    """
+    key.verify(RETURN_LABEL, enc(fleet, device, challenge, csr), proof)
 
 
 def _fields(raw: bytes) -> list[bytes]:

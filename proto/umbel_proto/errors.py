@@ -4,6 +4,7 @@ The tree, with the exit code the command line gives each branch::
 
     UmbelError                      1   something is wrong that no other branch names
     ├── UsageError                  2   what the caller gave cannot be used
+    │   ├── ContractError           2   an input breaks a model's data contract
     │   └── MissingExtraError       2   an optional dependency is not installed
     ├── RefusedError                3   a rule says no: policy, budget, token
     │   ├── BudgetError             3   the privacy budget does not cover it
@@ -23,6 +24,7 @@ numbers, never a key, an update or a user's value.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 
@@ -36,6 +38,19 @@ class UsageError(UmbelError):
     """What the caller gave cannot be used: an argument, a file, a setting, an array."""
 
     exit_code = 2
+
+
+class ContractError(UsageError):
+    """An input breaks the data contract of a model.
+
+    Args:
+        sentence: What is wrong with it.
+        counts: How many values broke which rule, by ``FIELD.KIND``; never which values.
+    """
+
+    def __init__(self, sentence: str, counts: Mapping[str, int]) -> None:
+        super().__init__(sentence)
+        self.counts = counts
 
 
 class MissingExtraError(UsageError):

@@ -10,22 +10,29 @@ from __future__ import annotations
 import bisect
 import itertools
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from umbel_proto.errors import UsageError
 from umbel_proto.ids import check_name
-from umbel_proto.wire import telemetry_pb2 as pb
+from umbel_proto.privacy.response import check_epsilon
+
+if TYPE_CHECKING:
+    from umbel_proto.wire import telemetry_pb2 as pb
 
 MAX_EDGES = 1024
 MAX_COUNT = 2**63 - 1  # What the store's signed 64-bit column holds.
 
 
-def _rounded(values: Iterable[float]) -> tuple[float, ...]:
-    # Six digits: libm may differ in the last bit between platforms, and edges must be equal to add.
+def six_digits(values: Iterable[float]) -> tuple[float, ...]:
+    """Return values with six significant digits, as edges have them.
+
+    ``libm`` may differ in the last bit between platforms, and edges must be equal to add.
+    """
     return tuple(float(f"{value:.6g}") for value in values)
 
 
@@ -36,13 +43,13 @@ def log_edges(low: float, high: float, *, per_decade: int) -> tuple[float, ...]:
     within the factor ``10 ** (1 / per_decade)`` whatever its size.
     """
     steps = round(per_decade * math.log10(high / low))
-    return _rounded(low * 10 ** (step / per_decade) for step in range(steps + 1))
+    return six_digits(low * 10 ** (step / per_decade) for step in range(steps + 1))
 
 
 def logit_edges(limit: float, cells: int) -> tuple[float, ...]:
     """Return ``cells - 1`` edges in (0, 1), evenly spaced in log-odds from ``-limit`` to ``limit``."""
     step = 2 * limit / (cells - 2)
-    return _rounded(1 / (1 + math.exp(limit - index * step)) for index in range(cells - 1))
+    return six_digits(1 / (1 + math.exp(limit - index * step)) for index in range(cells - 1))
 
 
 _POSITIVE = log_edges(1e-3, 1e4, per_decade=4)
@@ -53,8 +60,44 @@ LATENCY_US = log_edges(1, 1e7, per_decade=8)
 CONFIDENCE = logit_edges(5.5, 24)
 """Edges for a confidence in [0, 1]: 24 cells, finest near 0 and 1, where calibration matters."""
 
+_SHIFTS = (0.001, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
+
+SHIFT = (*(-edge for edge in reversed(_SHIFTS)), *_SHIFTS)
+"""Edges for the difference of two confidences, in [-1, 1]: one cell around none, and wider ones away from it."""
+
 INPUT = (*(-edge for edge in reversed(_POSITIVE)), *_POSITIVE)
 """Edges for inputs of unknown scale: both signs, 0.001 to 10,000, each 78 % above the last."""
+
+_QUANTITY = log_edges(1e-3, 1e9, per_decade=4)
+
+AMOUNT = (*(-edge for edge in reversed(_QUANTITY)), *_QUANTITY)
+"""Edges for amounts of anything: both signs, 0.001 to a billion, each 78 % above the last."""
+
+SCALES: Mapping[int, tuple[float, ...]] = {1: LATENCY_US, 2: CONFIDENCE, 3: INPUT, 4: AMOUNT}
+"""Edges that both sides know, by the number that stands for them on the wire: half a kilobyte less each time."""
+
+_SCALE_OF = {edges: number for number, edges in SCALES.items()}
+
+WHOLE = 5
+"""The scale of whole numbers from 0: as many cells as there are counts, the last one without an end."""
+
+
+def whole_edges(cells: int) -> tuple[float, ...]:
+    """Return the edges between whole numbers from 0: 0.5, 1.5, .. of so many cells."""
+    return tuple(number + 0.5 for number in range(cells - 1))
+
+
+def _check_edges(name: str, edges: tuple[float, ...]) -> None:
+    if not all(map(math.isfinite, edges)):
+        raise UsageError(f"Histogram {name} has an edge that is not a finite number.")
+    if any(low >= high for low, high in itertools.pairwise(edges)):
+        raise UsageError(f"The edges of histogram {name} do not ascend.")
+
+
+def _are_short(edges: tuple[float, ...]) -> bool:
+    """Return whether float32 holds edges: all of six digits that are not too large or too near to zero."""
+    with np.errstate(over="ignore", under="ignore"):
+        return six_digits(np.asarray(edges, np.float32).tolist()) == edges
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +109,8 @@ class Histogram:
         edges: Inner edges, strictly ascending, finite, 1 to ``MAX_EDGES`` of them.
         counts: One more than edges: below the first edge, then from each edge on.
         sum: Sum of the finite values, for the mean.
+        epsilon: With what the counts are randomized (``umbel_proto.privacy.response``): they say how often which
+            cell was told, not what was in it, and there is no sum. None: they are as counted.
 
     Raises:
         UsageError: Any of this does not hold.
@@ -75,23 +120,26 @@ class Histogram:
     edges: tuple[float, ...]
     counts: tuple[int, ...]
     sum: float = 0.0
+    epsilon: float | None = None
 
     def __post_init__(self) -> None:
         check_name(self.name, "histogram")
         if not 1 <= len(self.edges) <= MAX_EDGES:
             raise UsageError(f"Histogram {self.name} has {len(self.edges)} edges: use 1 to {MAX_EDGES}.")
-        if not all(map(math.isfinite, self.edges)):
-            raise UsageError(f"Histogram {self.name} has an edge that is not a finite number.")
-        if any(low >= high for low, high in zip(self.edges, self.edges[1:], strict=False)):
-            raise UsageError(f"The edges of histogram {self.name} do not ascend.")
+        if self.edges not in _SCALE_OF:  # What everybody knows need not be looked at each time.
+            _check_edges(self.name, self.edges)
         if len(self.counts) != len(self.edges) + 1:
             raise UsageError(
                 f"Histogram {self.name} has {len(self.counts)} counts, not {len(self.edges) + 1}."
             )
-        if not all(0 <= count <= MAX_COUNT for count in self.counts):
+        if min(self.counts) < 0 or max(self.counts) > MAX_COUNT:
             raise UsageError(f"Histogram {self.name} has a count outside 0 to 2**63 - 1.")
         if not math.isfinite(self.sum):
             raise UsageError(f"The sum of histogram {self.name} is not a finite number.")
+        if self.epsilon is not None:
+            check_epsilon(self.epsilon, f"Histogram {self.name}")
+            if self.sum:
+                raise UsageError(f"Histogram {self.name} is randomized and tells the sum of what it hides.")
 
     @classmethod
     def empty(cls, name: str, edges: tuple[float, ...]) -> Histogram:
@@ -105,11 +153,37 @@ class Histogram:
         Raises:
             UsageError: It is not a histogram; whoever received it knows whom to blame.
         """
-        return cls(message.name, tuple(message.edges), tuple(message.counts), message.sum)
+        edges, counts = tuple(message.edges), tuple(message.counts)
+        if message.short_edges:
+            if edges:
+                raise UsageError(f"Histogram {message.name[:80]!r} has edges twice: it has one kind of them.")
+            edges = six_digits(message.short_edges)
+        if message.scale:
+            if edges or message.scale not in (*SCALES, WHOLE):
+                raise UsageError(
+                    f"Histogram {message.name[:80]!r} has scale {message.scale} and {len(edges)} edges: it has "
+                    f"either edges or one of the scales {min(SCALES)} to {WHOLE}."
+                )
+            edges = whole_edges(len(counts)) if message.scale == WHOLE else SCALES[message.scale]
+        epsilon = message.epsilon or None
+        return cls(message.name, edges, counts, message.sum, epsilon)
 
     def to_wire(self) -> pb.Histogram:
         """Return the message that carries it."""
-        return pb.Histogram(name=self.name, edges=self.edges, counts=self.counts, sum=self.sum)
+        # What only counts does not wait for it.
+        from umbel_proto.wire import telemetry_pb2 as pb
+
+        scale = WHOLE if self.edges == whole_edges(len(self.counts)) else _SCALE_OF.get(self.edges, 0)
+        short = not scale and _are_short(self.edges)
+        return pb.Histogram(
+            name=self.name,
+            edges=() if scale or short else self.edges,
+            short_edges=self.edges if short else (),
+            counts=self.counts,
+            sum=self.sum,
+            scale=scale,
+            epsilon=self.epsilon or 0.0,
+        )
 
     def observe(self, values: ArrayLike) -> Histogram:
         """Return the histogram with these values added.
@@ -119,8 +193,10 @@ class Histogram:
                 cells and are left out of the sum.
 
         Raises:
-            UsageError: The sum leaves the range of a float.
+            UsageError: The sum leaves the range of a float, or the counts are randomized already.
         """
+        if self.epsilon is not None:
+            raise UsageError(f"Histogram {self.name} is randomized already: nothing can be added to it.")
         array = np.asarray(values, np.float64).ravel()
         array = array[~np.isnan(array)]
         cells = np.searchsorted(np.asarray(self.edges), array, side="right")
@@ -128,18 +204,21 @@ class Histogram:
         with np.errstate(over="ignore"):  # The new histogram's own check says so in a sentence.
             total = self.sum + float(array[np.isfinite(array)].sum())
         counts = tuple(old + int(new) for old, new in zip(self.counts, added, strict=True))
-        return Histogram(self.name, self.edges, counts, total)
+        return replace(self, counts=counts, sum=total)
 
     def merge(self, other: Histogram) -> Histogram:
         """Return the histogram of the values of both.
 
         Raises:
-            UsageError: They measure different things or between different edges: they do not add.
+            UsageError: They measure different things, between different edges or with another epsilon: they do
+                not add.
         """
         if (self.name, self.edges) != (other.name, other.edges):
             raise UsageError(f"Histograms {self.name} and {other.name} have different names or edges.")
+        if self.epsilon != other.epsilon:
+            raise UsageError(f"Histogram {self.name} is randomized otherwise than what it is added to.")
         counts = tuple(a + b for a, b in zip(self.counts, other.counts, strict=True))
-        return Histogram(self.name, self.edges, counts, self.sum + other.sum)
+        return replace(self, counts=counts, sum=self.sum + other.sum)
 
     @property
     def count(self) -> int:
@@ -148,8 +227,8 @@ class Histogram:
 
     @property
     def mean(self) -> float | None:
-        """Mean of the values; None if there are none."""
-        return self.sum / self.count if self.count else None
+        """Mean of the values; None if there are none, or if the counts are randomized: there is no sum then."""
+        return self.sum / self.count if self.count and self.epsilon is None else None
 
     def quantile(self, q: float) -> float | None:
         """Return the value below which a share ``q`` of the values lies; None if there are none.
@@ -161,8 +240,10 @@ class Histogram:
             q: In [0, 1].
 
         Raises:
-            UsageError: ``q`` is outside.
+            UsageError: ``q`` is outside, or the counts are randomized: their quantiles are of the noise as well.
         """
+        if self.epsilon is not None:
+            raise UsageError(f"Histogram {self.name} is randomized: estimate its cells, then their quantile.")
         if not 0 <= q <= 1:
             raise UsageError(f"A quantile is asked for in [0, 1], not {q}.")
         if not self.count:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from umbel_proto.encoding import enc
@@ -59,6 +58,8 @@ class SigningKey:
         Raises:
             UsageError: It holds something else.
         """
+        from cryptography.hazmat.primitives import serialization  # Only who signs pays for it.
+
         try:
             key = serialization.load_pem_private_key(pem, None)
         except (ValueError, TypeError) as exc:
@@ -69,6 +70,8 @@ class SigningKey:
 
     def to_pem(self) -> bytes:
         """Return the key as unencrypted PKCS#8 PEM, for a file only its owner can read."""
+        from cryptography.hazmat.primitives import serialization
+
         return self._private.private_bytes(
             serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
         )

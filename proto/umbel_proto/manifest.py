@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,12 +15,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from umbel_proto.contract import DataContract, Field
-from umbel_proto.errors import PackageError, UsageError
+from umbel_proto.errors import UsageError
 from umbel_proto.ids import ModelName, check_name
+from umbel_proto.privacy.response import check_stated
 
 FORMAT = 2
 MAX_MANIFEST_BYTES = 1 << 18
 BATCH = "batch"
+
+CLASSIFICATION = "classification"
+"""Kind: the model says which of several classes an example is of."""
+
+REGRESSION = "regression"
+"""Kind: the model answers with numbers: a measure, a forecast, its input made again."""
+
+OUTPUTS = {CLASSIFICATION: ("probabilities", "logits"), REGRESSION: ("values",)}
+"""Outputs of the inference graphs by kind; the first one is the answer."""
 
 GRADIENT = "gradient"
 """Graph: parameters, x, y, w -> ``grad.NAME`` for each parameter, loss; means over what w weighs."""
@@ -31,7 +40,7 @@ CLIPPED_GRADIENT = "clipped_gradient"
 example's gradient clipped first."""
 
 EXPLAIN = "explain"
-"""Graph: x, baseline, target -> attributions, logits, residual; all parameters external."""
+"""Graph: x, baseline, target -> attributions, logits or values, residual; all parameters external."""
 
 CALIBRATION = "calibration"
 """Graph: x -> ranges of what the int8 graph quantizes; all parameters external."""
@@ -58,9 +67,7 @@ INSIDE = ""
 FloatVector = NDArray[np.float32]
 Scalar = str | int | float
 
-_SHA256 = re.compile(r"[0-9a-f]{64}")
-# Nothing that means a folder to anybody who unpacks the archive with another tool.
-_FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_FLOAT = "float32"
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +117,19 @@ class TensorSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class Target:
+    """What one number of a regression's answer is, for who reads it.
+
+    Args:
+        name: Its name.
+        unit: Its unit, in words.
+    """
+
+    name: str
+    unit: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Variant:
     """One form of the model that a device may run.
 
@@ -138,12 +158,17 @@ class Manifest:
         parameters: The parameters that training changes, in the order of the vector that travels in rounds.
         frozen: The parameters that it leaves as they are; they never travel.
         inputs: Inputs of the inference graphs.
-        outputs: Their outputs, ``probabilities`` and ``logits``.
-        labels: Name of each class, in the order of ``probabilities``.
+        outputs: Their outputs: ``OUTPUTS`` of the kind.
         contract: What inputs must look like.
         variants: The forms of the model, by name.
         default_variant: The one to run where nothing was measured.
-        decision_threshold: Confidence from which a prediction needs no review, in [0, 1].
+        kind: What it answers with: ``CLASSIFICATION`` or ``REGRESSION``.
+        labels: Of a classification, name of each class, in the order of ``probabilities``.
+        decision_threshold: Of a classification, confidence from which a prediction needs no review, in [0, 1].
+        label_thresholds: Of a classification, the same for single labels, by name, where it is another.
+        telemetry_epsilon: By telemetry task, the epsilon with which devices randomize each event; others are counted as
+            they are.
+        targets: Of a regression, what each number of an answer is, in row-major order; none where nobody said.
         graphs: Other graphs by purpose, of ``GRAPHS``.
         documents: Other files by purpose, of ``DOCUMENTS``.
         lineage: Where this version comes from, in flat facts.
@@ -156,11 +181,15 @@ class Manifest:
     parameters: tuple[Parameter, ...]
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
-    labels: tuple[str, ...]
     contract: DataContract
     variants: Mapping[str, Variant]
     default_variant: str
-    decision_threshold: float
+    kind: str = CLASSIFICATION
+    labels: tuple[str, ...] = ()
+    decision_threshold: float = 0.0
+    label_thresholds: Mapping[str, float] = field(default_factory=dict)
+    telemetry_epsilon: Mapping[str, float] = field(default_factory=dict)
+    targets: tuple[Target, ...] = ()
     frozen: tuple[Parameter, ...] = ()
     graphs: Mapping[str, str] = field(default_factory=dict)
     documents: Mapping[str, str] = field(default_factory=dict)
@@ -178,9 +207,7 @@ class Manifest:
         _require(len({p.name for p in everything}) == len(everything), "names a parameter twice")
         _require(all(size >= 1 for p in everything for size in p.shape), "has a parameter without elements")
         _require(self.dim < 1 << 31, f"has {self.dim} parameters, more than 2**31 - 1")
-        _require(len(self.labels) >= 2, "has fewer than two labels")
         _require(self.default_variant in self.variants, f"has no variant {self.default_variant!r}")
-        _require(0 <= self.decision_threshold <= 1, "has a decision threshold outside [0, 1]")
         for name, variant in self.variants.items():
             check_name(name, "variant")
             _require(0 <= variant.tolerance <= 1, f"gives variant {name} a tolerance outside [0, 1]")
@@ -188,10 +215,43 @@ class Manifest:
         inputs = [(spec.name, spec.dtype, spec.shape) for spec in self.inputs]
         promised = [(f.name, f.dtype, (BATCH, *f.shape)) for f in self.contract.fields]
         _require(inputs == promised, "has inputs that its data contract does not describe")
-        outputs = {spec.name: spec.shape for spec in self.outputs}
-        classes = (BATCH, len(self.labels))
+        self._check_answers()
+        check_stated(self.telemetry_epsilon, classifies=self.kind == CLASSIFICATION)
+
+    def _check_answers(self) -> None:
+        if self.kind == REGRESSION:
+            thresholds = self.decision_threshold or self.label_thresholds
+            _require(not (self.labels or thresholds), "has labels or a decision threshold")
+            names = [spec.name for spec in self.outputs]
+            _require(names == list(OUTPUTS[REGRESSION]), f"gives {names[:3]}: a regression gives values")
+            (spec,) = self.outputs
+            batch, sizes = spec.shape[:1], spec.shape[1:]
+            known = all(isinstance(size, int) and size >= 1 for size in sizes)
+            _require(
+                spec.dtype == _FLOAT and batch == (BATCH,) and known,
+                "gives values that are not float32 of shape (batch, ..)",
+            )
+            named = [target.name for target in self.targets]
+            _require(len(set(named)) == len(named), "names a target twice")
+            count = math.prod(self.answer_shape)
+            _require(
+                len(named) in (0, count), f"names {len(named)} targets, and an answer has {count} numbers"
+            )
+            return
+        _require(self.kind == CLASSIFICATION, f"has kind {self.kind!r}: update umbel")
+        _require(len(self.labels) >= 2, "has fewer than two labels")
         _require(
-            outputs == {"probabilities": classes, "logits": classes},
+            all(0 <= each <= 1 for each in (self.decision_threshold, *self.label_thresholds.values())),
+            "has a decision threshold outside [0, 1]",
+        )
+        _require(
+            set(self.label_thresholds) <= set(self.labels), "has a threshold of a label it does not know"
+        )
+        _require(not self.targets, "names targets, which are of a regression")
+        classes = (_FLOAT, (BATCH, len(self.labels)))
+        _require(
+            {spec.name: (spec.dtype, spec.shape) for spec in self.outputs}
+            == dict.fromkeys(OUTPUTS[CLASSIFICATION], classes),
             f"does not give probabilities and logits of {len(self.labels)} labels",
         )
 
@@ -213,6 +273,21 @@ class Manifest:
     def dim(self) -> int:
         """How many parameters training changes: the length of the vector that travels in rounds."""
         return sum(parameter.size for parameter in self.parameters)
+
+    @property
+    def thresholds(self) -> tuple[float, ...]:
+        """Of each label, the confidence from which a prediction needs no review; empty for a regression."""
+        return tuple(self.label_thresholds.get(label, self.decision_threshold) for label in self.labels)
+
+    @property
+    def answer(self) -> str:
+        """The output that answers: ``probabilities`` or ``values``."""
+        return OUTPUTS[self.kind][0]
+
+    @property
+    def answer_shape(self) -> tuple[int, ...]:
+        """Shape of every output for one example."""
+        return tuple(int(size) for size in self.outputs[0].shape[1:])
 
     def split(self, vector: FloatVector) -> dict[str, NDArray[np.float32]]:
         """Cut a vector of the trainable parameters into named arrays, as views where its layout allows.
@@ -274,7 +349,7 @@ class Manifest:
 
     def to_json(self) -> bytes:
         """Return the manifest as JSON with sorted keys: the same manifest, the same bytes."""
-        body = {
+        body: dict[str, Any] = {
             "format": self.format,
             "model": self.model,
             "version": self.version,
@@ -282,19 +357,7 @@ class Manifest:
             "frozen": [{"name": p.name, "shape": list(p.shape)} for p in self.frozen],
             "inputs": [{"name": s.name, "dtype": s.dtype, "shape": list(s.shape)} for s in self.inputs],
             "outputs": [{"name": s.name, "dtype": s.dtype, "shape": list(s.shape)} for s in self.outputs],
-            "labels": list(self.labels),
-            "contract": [
-                {
-                    "name": f.name,
-                    "dtype": f.dtype,
-                    "shape": list(f.shape),
-                    "minimum": float(f.minimum),
-                    "maximum": float(f.maximum),
-                    "allow_missing": f.allow_missing,
-                    "unit": f.unit,
-                }
-                for f in self.contract.fields
-            ],
+            "contract": [_field_body(f) for f in self.contract.fields],
             "variants": {
                 name: {
                     "engine": v.engine,
@@ -305,147 +368,54 @@ class Manifest:
                 for name, v in self.variants.items()
             },
             "default_variant": self.default_variant,
-            "decision_threshold": float(self.decision_threshold),
             "graphs": dict(self.graphs),
             "documents": dict(self.documents),
             "lineage": dict(self.lineage),
             "files": {name: {"sha256": e.sha256, "size": e.size} for name, e in self.files.items()},
         }
+        if self.telemetry_epsilon:
+            body["telemetry_epsilon"] = {k: float(v) for k, v in self.telemetry_epsilon.items()}
+        if self.kind == REGRESSION:
+            body["kind"] = self.kind
+            body["targets"] = [{"name": t.name, "unit": t.unit} for t in self.targets]
+        else:
+            body["labels"] = list(self.labels)
+            body["decision_threshold"] = float(self.decision_threshold)
+            if self.label_thresholds:
+                body["label_thresholds"] = {k: float(v) for k, v in self.label_thresholds.items()}
         return json.dumps(body, sort_keys=True, indent=1, ensure_ascii=True, allow_nan=False).encode()
 
 
-def parse_manifest(raw: bytes) -> Manifest:
-    """Read ``manifest.json``, strictly: every key is known, present once and of its type.
-
-    Raises:
-        PackageError: It is anything else.
-    """
-    if len(raw) > MAX_MANIFEST_BYTES:
-        raise PackageError(f"The manifest has {len(raw)} bytes, more than {MAX_MANIFEST_BYTES}.")
-    try:
-        body = json.loads(
-            raw, object_pairs_hook=_object, parse_float=_finite, parse_constant=_refuse_constant
-        )
-        return _manifest(body)
-    except (ValueError, RecursionError, UsageError) as exc:
-        raise PackageError(f"The manifest cannot be used: {exc}") from exc
-
-
-def _manifest(body: object) -> Manifest:
-    top = _take(
-        body,
-        "the manifest",
-        format=int, model=str, version=int, parameters=list, frozen=list, inputs=list, outputs=list,
-        labels=list, contract=list, variants=dict, default_variant=str, decision_threshold=float,
-        graphs=dict, documents=dict, lineage=dict, files=dict,
-    )  # fmt: skip
-    return Manifest(
-        format=top["format"],
-        model=ModelName(top["model"]),
-        version=top["version"],
-        parameters=_parameters(top["parameters"]),
-        frozen=_parameters(top["frozen"]),
-        inputs=_specs(top["inputs"]),
-        outputs=_specs(top["outputs"]),
-        labels=tuple(_typed(label, str, "a label") for label in top["labels"]),
-        contract=DataContract(tuple(_field(item) for item in top["contract"])),
-        variants={name: _variant(item) for name, item in top["variants"].items()},
-        default_variant=top["default_variant"],
-        decision_threshold=top["decision_threshold"],
-        graphs={name: _typed(item, str, "a graph") for name, item in top["graphs"].items()},
-        documents={name: _typed(item, str, "a document") for name, item in top["documents"].items()},
-        lineage={_typed(name, str, "a fact's name"): _scalar(item) for name, item in top["lineage"].items()},
-        files={_file_name(name): _file(item) for name, item in top["files"].items()},
-    )
-
-
-def _parameters(items: list[object]) -> tuple[Parameter, ...]:
-    taken = [_take(item, "a parameter", name=str, shape=list) for item in items]
-    return tuple(Parameter(p["name"], _shape(p["shape"])) for p in taken)
-
-
-def _field(item: object) -> Field:
-    values = _take(
-        item,
-        "a contract field",
-        name=str, dtype=str, shape=list, minimum=float, maximum=float, allow_missing=bool, unit=str,
-    )  # fmt: skip
-    return Field(**{**values, "shape": _shape(values["shape"])})
-
-
-def _variant(item: object) -> Variant:
-    return Variant(**_take(item, "a variant", engine=str, file=str, weights=str, tolerance=float))
-
-
-def _file(item: object) -> FileEntry:
-    values = _take(item, "a file", sha256=str, size=int)
-    if not _SHA256.fullmatch(values["sha256"]) or values["size"] < 0:
-        raise ValueError("a file's hash or size is malformed")
-    return FileEntry(**values)
-
-
-def _file_name(name: str) -> str:
-    if not _FILE_NAME.fullmatch(name):
-        raise ValueError("a file's name holds something other than letters, digits, dots, dashes")
-    return name
-
-
-def _specs(items: list[object]) -> tuple[TensorSpec, ...]:
-    taken = [_take(item, "a tensor", name=str, dtype=str, shape=list) for item in items]
-    return tuple(
-        TensorSpec(
-            t["name"],
-            t["dtype"],
-            tuple(size if size == BATCH else _typed(size, int, "a dimension") for size in t["shape"]),
-        )
-        for t in taken
-    )
-
-
-def _shape(sizes: list[object]) -> tuple[int, ...]:
-    return tuple(_typed(size, int, "a dimension") for size in sizes)
-
-
-def _scalar(value: object) -> Scalar:
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
-        raise ValueError("lineage holds something other than text and numbers")
-    return _typed(value, type(value), "lineage")  # type: ignore[no-any-return]
-
-
-def _typed(value: object, kind: type[Any], what: str) -> Any:
-    # bool is an int to Python, and JSON writes 1.0 and 1 for the same float: neither may pass for the other.
-    if type(value) is not kind:
-        raise ValueError(f"{what} is {type(value).__name__}, not {kind.__name__}")
-    # Names and facts are shown on terminals: no escape sequence, no line break, no half of a character.
-    if isinstance(value, str) and not value.isprintable():
-        raise ValueError(f"{what} holds characters that cannot be printed")
-    return value
-
-
-def _take(item: object, what: str, **kinds: type[Any]) -> dict[str, Any]:
-    values: dict[str, Any] = _typed(item, dict, what)
-    if values.keys() != kinds.keys():
-        odd = sorted(values.keys() ^ kinds.keys())[0]
-        raise ValueError(f"{what} lacks {odd!r} or should not have it")
-    return {key: _typed(values[key], kind, f"{key} of {what}") for key, kind in kinds.items()}
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    values = dict(pairs)
-    if len(values) != len(pairs):
-        raise ValueError("a key stands twice")
-    return values
-
-
-def _finite(text: str) -> float:
-    value = float(text)
-    if not math.isfinite(value):
-        raise ValueError(f"{text} is out of a float's range")
-    return value
-
-
-def _refuse_constant(name: str) -> float:
-    raise ValueError(f"{name} is not a number")
+def _field_body(field: Field) -> dict[str, Any]:
+    body: dict[str, Any] = {
+        "name": field.name,
+        "dtype": field.dtype,
+        "shape": list(field.shape),
+        "minimum": float(field.minimum),
+        "maximum": float(field.maximum),
+        "allow_missing": field.allow_missing,
+        "unit": field.unit,
+    }
+    if field.plain:
+        return body
+    return {
+        **body,
+        "action": field.action,
+        "max_age_s": float(field.max_age_s),
+        "stale": field.stale,
+        "columns": [
+            {
+                "name": c.name,
+                "minimum": float(c.minimum),
+                "maximum": float(c.maximum),
+                "values": [float(value) for value in c.values],
+                "allow_missing": c.allow_missing,
+                "unit": c.unit,
+                "action": c.action,
+            }
+            for c in field.columns
+        ],
+    }
 
 
 def _require(holds: bool, otherwise: str) -> None:

@@ -5,12 +5,12 @@
 ====================  =======================================================================
 ``manifest.json``     ``umbel_proto.manifest``: what everything else is, and its SHA-256
 ``manifest.sig``      Ed25519 signature of the release key over the bytes of ``manifest.json``
-``infer.onnx``        x -> probabilities, logits; its parameters are external, by name
+``infer.onnx``        x -> probabilities, logits, or values; its parameters are external, by name
 ``params.safetensors``  the parameters, trainable and frozen, float32, once for all graphs
 ``golden.safetensors``  inputs ``x`` and, for each variant, ``VARIANT.OUTPUT``
 ``grad.onnx``         parameters, x, y, w -> gradients, loss (models that can be trained)
 ``dpgrad.onnx``       parameters, x, y, w, clip -> sums of per-example clipped gradients, loss, norms
-``explain.onnx``      x, baseline, target -> attributions, logits, residual
+``explain.onnx``      x, baseline, target -> attributions, logits or values, residual
 ``int8.onnx``         the quantized graph (where there is one)
 ``card.json``         what the model is for, and its figures
 ``baseline.json``     histograms of what it was made for
@@ -37,7 +37,8 @@ from numpy.typing import NDArray
 from umbel_proto.archive import read_archive, write_archive
 from umbel_proto.errors import PackageError, UsageError, VerificationError
 from umbel_proto.keys import SIGNATURE_BYTES, SigningKey, VerifyKey
-from umbel_proto.manifest import INSIDE, FileEntry, FloatVector, Manifest, parse_manifest
+from umbel_proto.manifest import INSIDE, FileEntry, FloatVector, Manifest
+from umbel_proto.manifest_json import parse_manifest
 
 LABEL = "umbel/1/package"
 MANIFEST = "manifest.json"
@@ -50,18 +51,20 @@ MAX_DOCUMENT_BYTES = 1 << 22
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Package:
-    """A package whose signature and hashes hold.
+    """A package whose hashes hold, and whose signature does where it is verified.
 
     Args:
         manifest: What it declares.
         sha256: Hash of the whole file, 64 hexadecimal digits: the package's name on a shelf.
         size: Length of the whole file, bytes.
+        verified: Whether the signature was checked with a release key: ``read_package`` gives no other.
     """
 
     manifest: Manifest
     sha256: str
     size: int
     _files: Mapping[str, memoryview] = field(repr=False)
+    verified: bool = True
 
     def file(self, name: str) -> bytes:
         """Return one file's bytes.
@@ -184,7 +187,22 @@ def read_package(data: bytes, *, release_key: VerifyKey) -> Package:
         raise PackageError(
             "The package is not signed by this fleet's release key: do not install it."
         ) from exc
-    manifest = parse_manifest(body)
+    return _whole(data, files, verified=True)
+
+
+def read_unsigned(data: bytes) -> Package:
+    """Check a package as ``read_package`` does, but for who signed it. A device never installs what this gives.
+
+    For a local file that a developer chose and may trust for reasons of their own.
+
+    Raises:
+        PackageError: Anything else is not as it must be.
+    """
+    return _whole(data, _open(data), verified=False)
+
+
+def _whole(data: bytes, files: Mapping[str, memoryview], *, verified: bool) -> Package:
+    manifest = parse_manifest(bytes(files[MANIFEST]))
     if list(files)[2:] != sorted(manifest.files):
         raise PackageError("The package's files are not the ones its manifest lists.")
     for name, entry in manifest.files.items():
@@ -193,7 +211,7 @@ def read_package(data: bytes, *, release_key: VerifyKey) -> Package:
             raise PackageError(
                 f"The package's {name} is not what its manifest says: fetch the package again."
             )
-    package = Package(manifest, hashlib.sha256(data).hexdigest(), len(data), files)
+    package = Package(manifest, hashlib.sha256(data).hexdigest(), len(data), files, verified)
     _check_parts(package)
     return package
 
@@ -234,7 +252,7 @@ def _check_parts(package: Package) -> None:
 def _check_golden(manifest: Manifest, golden: Mapping[str, NDArray[Any]]) -> None:
     inputs = golden.get("x", np.empty(0))
     answers = {f"{variant}.{spec.name}" for variant in manifest.variants for spec in manifest.outputs}
-    shape = (*inputs.shape[:1], len(manifest.labels))
+    shape = (*inputs.shape[:1], *manifest.answer_shape)
     held = {name for name, array in golden.items() if array.shape == shape and array.dtype == np.float32}
     if golden.keys() != answers | {"x"} or not answers <= held or not inputs.shape or not len(inputs):
         raise PackageError("The package's golden vectors do not cover every variant and output.")

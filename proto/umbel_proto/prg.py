@@ -6,7 +6,7 @@ Source: docs/spec/secure-aggregation.md, "PRG".
 from __future__ import annotations
 
 import functools
-import secrets
+import os
 import time
 from dataclasses import dataclass, field
 from typing import Literal
@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 KEY_BYTES = 32
 TILE_BYTES = 1 << 18  # 256 KiB: the tile and the vector's slice it goes to fit into L2 together.
 _LINE = 64  # Bytes of a cache line: arrays that begin on one are added a fifth faster.
-_SLACK = 16  # update_into wants room for one more block than it writes.
+SLACK = 16
+"""Bytes: the cipher wants room for one more block than it writes."""
 _ZEROS = np.zeros(TILE_BYTES, np.uint8)
 _ZEROS.setflags(write=False)
 
@@ -76,15 +77,17 @@ class Tile:
     @classmethod
     def of(cls, size: int) -> Tile:
         """Set memory aside for ``size`` bytes."""
-        return cls._over(aligned(size + _SLACK))
+        return cls._over(aligned(size + SLACK))
 
     def first(self, size: int) -> Tile:
         """Return a tile of ``size`` bytes, no more than this one has, in the same memory."""
-        return self._over(np.frombuffer(self.room, np.uint8)[: size + _SLACK])
+        return self._over(np.frombuffer(self.room, np.uint8)[: size + SLACK])
 
     @classmethod
     def _over(cls, memory: NDArray[np.uint8]) -> Tile:
-        size = memory.size - _SLACK
+        size = memory.size - SLACK
+        if size > TILE_BYTES:  # A stream would leave the rest as it was.
+            raise ValueError(f"A tile has {TILE_BYTES} bytes at most, this one {size}.")
         return cls(memory[:size], _ZEROS[:size].data, memory.data)
 
 
@@ -100,7 +103,8 @@ class Keystream:
     """
 
     def __init__(self, key: bytes | None = None, *, mode: Mode | None = None) -> None:
-        own = secrets.token_bytes(KEY_BYTES) if key is None else key
+        # What secrets.token_bytes calls. Its module brings hashlib's OpenSSL, 4 MB, to a process that trains.
+        own = os.urandom(KEY_BYTES) if key is None else key
         self._context = _context(own, mode or fastest_mode())
 
     def __repr__(self) -> str:
@@ -112,11 +116,16 @@ class Keystream:
 
     def read(self, size: int) -> NDArray[np.uint8]:
         """Return the next ``size`` bytes, shape (size,), as an array of the caller's own."""
-        out = np.empty(size + _SLACK, np.uint8)
+        out = np.empty(size + SLACK, np.uint8)
+        self.read_into(out)
+        return out[:size]
+
+    def read_into(self, out: NDArray[np.uint8]) -> None:
+        """Write the next bytes over an array, shape (size + SLACK,): ``size`` of them, and nothing behind."""
+        size = len(out) - SLACK
         for low in range(0, size, TILE_BYTES):
             count = min(TILE_BYTES, size - low)
-            self._context.update_into(_ZEROS[:count].data, out[low : low + count + _SLACK].data)
-        return out[:size]
+            self._context.update_into(_ZEROS[:count].data, out[low : low + count + SLACK].data)
 
     def uint64(self, count: int) -> NDArray[np.uint64]:
         """Return the next ``count`` words, little-endian, shape (count,)."""

@@ -6,26 +6,43 @@ What a command needs is imported when it runs: ``umbel serve gateway --help`` lo
 from __future__ import annotations
 
 import enum
+import importlib.util
 import json
-import logging
 import math
-import sys
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from umbel_proto.errors import StorageError, UsageError
-from umbel_proto.ids import DeviceId, FleetId, check_name
+from umbel_proto.errors import UsageError
+from umbel_proto.ids import FleetId, check_name
+from umbel_server.api.command import serve_api
+from umbel_server.ca.command import ca as serve_ca
 from umbel_server.clock import system_clock
+from umbel_server.fleet import admission_command
+from umbel_server.fleet.backup_command import backup, restore
 from umbel_server.fleet.layout import FleetDir
+from umbel_server.fleet.policy_command import policy as show_policy
+from umbel_server.fleet.rotate_command import rotate
+from umbel_server.fleet.wanted import TABLE_ROWS, StatusOption, TagOption, VersionOption, wanted_of
 from umbel_server.keep import keep_running
+from umbel_server.monitor.command import telemetry as show_telemetry
+from umbel_server.registry.command import AsOption
+from umbel_server.remote.login_command import show_fingerprint
+from umbel_server.remote.place import FleetOption as PlaceOption
+from umbel_server.remote.place import ServerOption
+from umbel_server.remote.subjects import fleet_at
+from umbel_server.rollouts.command import serve_rollouts
+from umbel_server.services.command import serve_all, serve_gateways
+from umbel_server.services.logs import configure_logs
+from umbel_server.services.metrics import count_into
+from umbel_server.services.ready import ready
 from umbel_server.signals import StopSignals
+from umbel_server.store.command import store as store_commands
+from umbel_server.trust.command import trust
 
 if TYPE_CHECKING:
-    from umbel_proto.histogram import Histogram
-    from umbel_server.monitor.report import DeviceLine, ModelLine, TelemetryLine
+    from umbel_proto.credentials import FleetPolicy
 
 # Typer would print local variables, keys and tokens among them, with a traceback.
 fleet = typer.Typer(
@@ -35,11 +52,24 @@ fleet = typer.Typer(
     help="Make a fleet, let devices in, watch them, release packages.",
 )
 serve = typer.Typer(
-    no_args_is_help=True,
+    invoke_without_command=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    help="Run a service of a fleet until SIGTERM or SIGINT.",
+    callback=serve_all,
 )
+
+serve.command("rollouts")(serve_rollouts)
+fleet.command("policy")(show_policy)
+fleet.command()(rotate)
+fleet.command()(backup)
+fleet.command()(restore)
+admission_command.register(fleet)
+fleet.command("fingerprint")(show_fingerprint)
+fleet.command("telemetry")(show_telemetry)
+fleet.add_typer(trust, name="trust")
+fleet.add_typer(store_commands, name="store")
+serve.command("api")(serve_api)
+serve.command("ca")(serve_ca)
 
 FleetOption = Annotated[
     Path, typer.Option("--fleet", envvar="UMBEL_FLEET", help="The fleet's directory.", show_default=False)
@@ -67,6 +97,8 @@ def create(
     enroll_port: Annotated[int, typer.Option(help="0: a free one.")] = 0,
     superlink_port: Annotated[int, typer.Option(help="0: a free one.")] = 0,
     control_port: Annotated[int, typer.Option(help="0: a free one.")] = 0,
+    api_port: Annotated[int, typer.Option(help="0: a free one.")] = 0,
+    health_port: Annotated[int, typer.Option(help="0: a free one.")] = 0,
     server: Annotated[Trust, typer.Option(help="What devices assume of the server.")] = Trust.MALICIOUS,
     corrupt_fraction: Annotated[float, typer.Option(help="Devices assumed to collude.")] = 0.1,
     dropout_fraction: Annotated[float, typer.Option(help="Devices that may vanish in a round.")] = 0.2,
@@ -77,9 +109,19 @@ def create(
     example_budget_epsilon: Annotated[
         float, typer.Option(help="What may be spent on one example of a device.", show_default="no limit")
     ] = math.inf,
+    approvals: Annotated[
+        int, typer.Option(help="How many accounts must approve of a version before its release.", min=0)
+    ] = 2,
+    if_missing: Annotated[
+        bool,
+        typer.Option("--if-missing", help="Leave it as it is if the directory holds this fleet already."),
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Make a fleet: its directory, keys, policy and store."""
+    if if_missing and (directory / "fleet.toml").exists():
+        _require_same(FleetDir.open(directory), name, as_json=as_json)
+        return
     from umbel_proto.credentials import FleetPolicy
     from umbel_server.fleet.create import create_fleet
 
@@ -104,10 +146,15 @@ def create(
         enroll_port=enroll_port,
         superlink_port=superlink_port,
         control_port=control_port,
+        api_port=api_port,
+        health_port=health_port,
+        ca_apart=True,
+        approvals=approvals,
     )
+    _begin_record(made, policy)
     settings = made.settings
     if as_json:
-        _print_json(
+        print_json(
             {
                 "fleet": settings.name,
                 "directory": str(made.path),
@@ -121,153 +168,215 @@ def create(
     typer.echo(f"  gateway     {settings.gateway}")
     typer.echo(f"  enrollment  {settings.enrollment}")
     typer.echo(f"  superlink   {settings.superlink}")
-    typer.echo("Next, each in a terminal or a service of its own:")
-    for service in ("gateway", "opener", "superlink", "superexec"):
+    typer.echo(f"Keep {made.root_key} and {made.targets_key} where no network reaches, with a copy:")
+    typer.echo("the first is for when another key is lost, the second for the first release of a model.")
+    typer.echo("Next, all services, or each by its name in a terminal or a unit of its own:")
+    typer.echo(f"  umbel serve --fleet {made.path}")
+    for service in ("ca", "gateway", "opener", "superlink", "superexec"):
         typer.echo(f"  umbel serve {service} --fleet {made.path}")
+
+
+def _begin_record(made: FleetDir, policy: FleetPolicy) -> None:
+    from dataclasses import asdict
+
+    from umbel_server.access.actor import local_actor
+    from umbel_server.access.chain import keep_checkpoint
+
+    told = {name: None if value == math.inf else value for name, value in asdict(policy).items()}
+    with made.open_store() as store:
+        store.audit.record(
+            local_actor(), action="fleet.create", object=f"fleet:{made.name}", after={"policy": told}
+        )
+        keep_checkpoint(made, store)
+
+
+def _require_same(found: FleetDir, name: str, *, as_json: bool) -> None:
+    if found.name != name:
+        raise UsageError(f"{found.path} holds the fleet {found.name}: choose another directory for {name}.")
+    if as_json:
+        print_json({"fleet": found.name, "directory": str(found.path)})
+    else:
+        typer.echo(f"Fleet {found.name} is in {found.path} already.")
 
 
 @fleet.command()
 def token(
-    directory: FleetOption,
+    directory: PlaceOption = None,
+    server: ServerOption = None,
     name: Annotated[str | None, typer.Option(help="The name its device gets.", show_default=False)] = None,
     uses: Annotated[int, typer.Option(help="How many devices it lets in.")] = 1,
     hours: Annotated[float, typer.Option(help="How long it may be used.")] = 24.0,
+    approval: Annotated[
+        bool,
+        typer.Option("--approval", help="An operator approves each of its devices: umbel fleet pending."),
+    ] = False,
+    replaces: Annotated[
+        bool,
+        typer.Option(
+            "--replaces",
+            help="With --name: its device takes the place of the one that has the name and lost it.",
+        ),
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Print a new enrollment token. It is shown once: the store keeps only a hash."""
-    from umbel_server.fleet.invite import invite
-
-    opened = FleetDir.open(directory)
-    with opened.open_store() as store:
-        text = invite(opened, store, device=name, uses=uses, valid_s=hours * 3600).to_text()
+    with fleet_at(directory, server) as at:
+        made = at.invite(device=name, uses=uses, hours=hours, approval=approval, replaces=replaces)
     if as_json:
-        _print_json({"token": text, "name": name, "uses": uses, "expires_s": system_clock() + hours * 3600})
+        print_json({"token": made["token"], "name": name, "uses": uses, "expires_s": made["expires_s"]})
     else:
-        typer.echo(text)
+        typer.echo(made["token"])
 
 
 @fleet.command()
-def devices(directory: FleetOption, as_json: JsonOption = False) -> None:
-    """List the devices: who they are, when they were heard of, what they run."""
-    from umbel_server.monitor.report import devices as report
-
-    now_s = system_clock()
-    with FleetDir.open(directory).open_store() as store:
-        lines = report(store, now_s=now_s)
+def devices(
+    directory: PlaceOption = None,
+    server: ServerOption = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="At most so many; 100 in a table.", show_default=False)
+    ] = None,
+    after: Annotated[str, typer.Option(help="Those after this name.", show_default=False)] = "",
+    status: StatusOption = None,
+    version: VersionOption = None,
+    tag: TagOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List devices, all or some: who they are, when they were heard of, what they run."""
+    wanted = wanted_of(status, version, tag)
+    most = TABLE_ROWS if limit is None and not as_json else limit
+    with fleet_at(directory, server) as at:
+        lines = at.devices(
+            limit=most, after=after, status=wanted.status, tag=tag, model=wanted.model, version=wanted.version
+        )
     if as_json:
-        _print_json([_device_json(line) for line in lines])
+        print_json(lines)
         return
-    print_table(
-        ("device", "status", "last seen", "certificate", "models", "node", "rounds"),
-        [
-            (
-                line.device.id,
-                line.status,
-                f"{_duration(now_s - line.device.last_seen_s)} ago",
-                _until(line.device.certificate_not_after_s, now_s),
-                " ".join(f"{model}@{version}" for model, version in line.models.items()) or "-",
-                "-" if line.device.node_id is None else str(line.device.node_id),
-                str(line.rounds) + (f" (missed {line.rounds_missed})" if line.rounds_missed else ""),
-            )
-            for line in lines
-        ],
-    )
+    _print_devices(lines)
+    if len(lines) == most:
+        typer.echo(f"There may be more:  --after {lines[-1]['id']}", err=True)
 
 
 @fleet.command()
-def telemetry(directory: FleetOption, as_json: JsonOption = False) -> None:
-    """List what the devices reported, by model, version and variant."""
-    from umbel_server.monitor.report import telemetry as report
-
-    with FleetDir.open(directory).open_store() as store:
-        lines = report(store)
+def device(
+    name: Annotated[str, typer.Argument(help="The device's id, as umbel fleet devices shows it.")],
+    directory: PlaceOption = None,
+    server: ServerOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show one device, as the list of them does."""
+    with fleet_at(directory, server) as at:
+        line = at.device(name)
     if as_json:
-        _print_json([_telemetry_json(line) for line in lines])
-        return
-    now_s = system_clock()
-    rows = []
-    for line in lines:
-        batches = f"{line.opened}" + (f" (+{line.sealed})" if line.sealed else "")
-        batches += f" ({line.rejected} rejected)" if line.rejected else ""
-        last = "-" if line.last_received_s is None else f"{_duration(now_s - line.last_received_s)} ago"
-        for model in line.models or (None,):
-            rows.append((line.device, batches, last, *_model_cells(model)))
-            batches = last = ""
-    print_table(
-        ("device", "batches", "last", "model", "predictions", "errors", "p50 us", "p90 us", "confidence"),
-        rows,
-    )
+        print_json(line)
+    else:
+        _print_devices([line])
 
 
 @fleet.command()
-def privacy(directory: FleetOption, as_json: JsonOption = False) -> None:
+def privacy(directory: PlaceOption = None, server: ServerOption = None, as_json: JsonOption = False) -> None:
     """Show what each device was charged in each run, and what that costs, as far as the fleet knows."""
-    from umbel_server.monitor.spending import spending
-
-    opened = FleetDir.open(directory)
-    policy = opened.policy()
-    with opened.open_store() as store:
-        lines = spending(store, opened.runs, policy.budget_delta)
-    finite = math.isfinite(policy.budget_epsilon)
+    with fleet_at(directory, server) as at:
+        policy, lines = at.policy(), at.spending()
+    epsilon, delta = policy["budget_epsilon"], policy["budget_delta"]
     if as_json:
-        budget = {"epsilon": policy.budget_epsilon if finite else None, "delta": policy.budget_delta}
-        _print_json({"budget": budget, "devices": [line.to_json() for line in lines]})
+        print_json({"budget": {"epsilon": epsilon, "delta": delta}, "devices": lines})
         return
     rows: list[tuple[str, ...]] = []
     for line in lines:
-        name, total = str(line.device), _epsilon(line.epsilon)
-        for run in line.runs:
-            rows.append((name, run.run, str(run.participations), _epsilon(run.epsilon), total))
-            name = total = ""
-    limit = f"{policy.budget_epsilon:g}" if finite else "no limit"
+        named, total = line["device"], _epsilon(line["epsilon"], known=True)
+        for run in line["runs"]:
+            told = _epsilon(run["epsilon"], known=run["known"])
+            rows.append((named, run["run"], str(run["participations"]), told, total))
+            named = total = ""
+    limit = "no limit" if epsilon is None else f"{epsilon:g}"
     print_table(("device", "run", "charged", "epsilon", f"in all, of {limit}"), rows)
-    print(
-        f"At delta {policy.budget_delta:g}, against the server. Each device's own ledger decides: umbel privacy."
-    )
+    print(f"At delta {delta:g}, against the server. Each device's own ledger decides: umbel privacy.")
 
 
 @fleet.command()
-def revoke(device: str, directory: FleetOption, as_json: JsonOption = False) -> None:
+def revoke(
+    device: Annotated[str, typer.Argument(help="The device's id, as umbel fleet devices shows it.")],
+    directory: PlaceOption = None,
+    server: ServerOption = None,
+    reason: Annotated[str, typer.Option(help="Why, for the audit log.")] = "",
+    as_json: JsonOption = False,
+) -> None:
     """Refuse every further call of a device. Its name is never given out again."""
-    with FleetDir.open(directory).open_store() as store:
-        store.devices.revoke(DeviceId(device))
+    with fleet_at(directory, server) as at:
+        at.revoke(device, reason)
     if as_json:
-        _print_json({"device": device, "status": "revoked"})
+        print_json({"device": device, "status": "revoked"})
     else:
         typer.echo(f"Device {device} is revoked.")
 
 
 @fleet.command()
-def publish(package: Path, directory: FleetOption, as_json: JsonOption = False) -> None:
-    """Release a package: verify it against the fleet's release key and offer it to the devices."""
-    from umbel_server.fleet.publish import publish as release
+def publish(
+    package: Annotated[Path, typer.Argument(help="The signed package to deliver.")],
+    directory: PlaceOption = None,
+    server: ServerOption = None,
+    key: Annotated[
+        Path | None,
+        typer.Option(help="The release key; by default the fleet's own.", show_default=False),
+    ] = None,
+    as_: AsOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Release a package: verify it, sign that devices may install it, and offer it to them."""
+    from umbel_proto.keys import SigningKey
+    from umbel_server.files import read_file
 
     try:
         data = package.read_bytes()
     except OSError as exc:
         raise UsageError(f"The package {package} cannot be read: {exc.strerror}.") from exc
-    opened = FleetDir.open(directory)
-    with opened.open_store() as store:
-        out = release(opened, store, data)
+    signing = None if key is None else SigningKey.from_pem(read_file(key, "release key"))
+    with fleet_at(directory, server, token_file=as_) as at:
+        out = at.publish(data, key=signing)
     if as_json:
-        _print_json(
-            {"model": out.model, "version": out.version, "sha256": out.sha256.hex(), "size": out.size}
-        )
+        print_json(out)
     else:
-        typer.echo(f"Released {out.model}@{out.version}, {out.size} bytes, {out.sha256.hex()}.")
+        typer.echo(f"Released {out['model']}@{out['version']}, {out['size']} bytes, {out['sha256']}.")
 
 
 @serve.command()
-def gateway(directory: FleetOption) -> None:
+def gateway(
+    directory: FleetOption,
+    worker: Annotated[
+        int | None,
+        typer.Option(min=0, help="Be this one, from 0, of several on the same ports.", show_default=False),
+    ] = None,
+) -> None:
     """Serve enrollment, membership, delivery and telemetry. Prints `ready gateway ADDRESS`."""
     with StopSignals() as signals:
+        opened = _service(directory)
+        settings = opened.settings.intake
+        if settings.processes > 1 and worker is None:
+            serve_gateways(opened, signals)
+            return
+        from umbel_server.gateway.core import keep_to_one_core, spare_collector
         from umbel_server.gateway.server import Gateway
 
-        _log()
-        opened = FleetDir.open(directory)
-        with opened.open_store() as store, Gateway(opened, store) as running:
-            _ready(f"gateway {running.address}")
+        if settings.one_core:
+            # Gateways of several fleets on a machine have different ports.
+            keep_to_one_core(opened.settings.ports.gateway + (worker or 0))
+        with (
+            opened.open_store() as store,
+            Gateway(opened, store, shared=worker is not None) as running,
+        ):
+            spare_collector()
+            ready(f"gateway {running.address}")
             signals.wait()
+
+
+@serve.command("health")
+def health(directory: FleetOption) -> None:
+    """Say over HTTPS how the services are: /healthz, /readyz and /metrics. Prints `ready health ADDRESS`."""
+    from umbel_server.services.health import serve_health
+
+    opened = _service(directory)
+    with opened.open_store() as store:
+        serve_health(opened, store)
 
 
 @serve.command()
@@ -279,11 +388,15 @@ def opener(
     with StopSignals() as signals:
         from umbel_server.monitor.opener import Opener
 
-        _log()
-        opened = FleetDir.open(directory)
+        opened = _service(directory)
         with opened.open_store() as store:
-            running = Opener(store, opened.telemetry_private())
-            _ready("opener")
+            running = Opener(
+                store,
+                opened.telemetry_private(),
+                others=opened.telemetry_privates,
+                retention=opened.settings.retention,
+            )
+            ready("opener")
             running.run(signals.came, poll_s=poll_s)
 
 
@@ -292,33 +405,46 @@ def superlink(directory: FleetOption) -> None:
     """Run Flower's SuperLink behind the fleet's gate. Prints `ready superlink ADDRESS`."""
     from umbel_proto.errors import MissingExtraError
 
-    _log()
+    opened = _service(directory)
     try:
-        from umbel_server.flower import serve_superlink
+        from umbel_server.superlink import serve_superlink
     except ModuleNotFoundError as exc:
         if (exc.name or "").startswith("umbel"):
             raise
         raise MissingExtraError("server", "The SuperLink") from exc
     from umbel_server.fleet.create import renew_server_certificate
 
-    opened = FleetDir.open(directory)
     renew_server_certificate(opened, now_s=system_clock())
     serve_superlink(opened)
+
+
+@serve.command()
+def runs(
+    directory: FleetOption,
+    poll_s: Annotated[float, typer.Option(help="How often to look for work, seconds.", min=0.01)] = 1.0,
+) -> None:
+    """Begin scheduled runs, and drive on those whose server was lost. Prints `ready runs`."""
+    with StopSignals() as signals:
+        from umbel_server.learning.begin import superlink as speak
+        from umbel_server.learning.keeper import Keeper
+        from umbel_server.learning.lock import keeping
+
+        opened = _service(directory)
+        with keeping(opened.runs), opened.open_store() as store, speak(opened) as control:
+            ready("runs")
+            Keeper(opened, store, control).run(signals.came, poll_s=poll_s)
 
 
 @serve.command()
 def superexec(directory: FleetOption) -> None:
     """Run Flower's SuperExec, which starts the server process of each run that `umbel rounds` asks for; again if it ends."""
     from umbel_proto.errors import MissingExtraError
+    from umbel_server.superexec import flower_environment, superexec_command
 
-    try:
-        from umbel_server.flower import flower_environment, superexec_command
-    except ModuleNotFoundError as exc:
-        if (exc.name or "").startswith("umbel"):
-            raise
-        raise MissingExtraError("server", "The SuperExec") from exc
-    opened = FleetDir.open(directory)
-    _log()
+    if importlib.util.find_spec("flwr") is None:
+        raise MissingExtraError("server", "The SuperExec")
+    opened = _service(directory)
+    ready("superexec")
     # Flower's ends where one connection to the SuperLink fails, as while that starts again.
     keep_running(
         "superexec",
@@ -327,26 +453,16 @@ def superexec(directory: FleetOption) -> None:
     )
 
 
-def _log() -> None:
-    logging.basicConfig(
-        stream=sys.stderr,
-        level=logging.INFO,
-        format="%(asctime)s.%(msecs)03dZ %(levelname)s %(name)s %(message)s",
-        datefmt="%Y-%m-%dT%H:%M:%S",
-    )
-    logging.Formatter.converter = time.gmtime
-    for chatty in ("alembic", "sqlalchemy"):
-        logging.getLogger(chatty).setLevel(logging.WARNING)
+def _service(directory: Path) -> FleetDir:
+    """Open the fleet of a service, which logs as the fleet's settings say."""
+    opened = FleetDir.open(directory)
+    configure_logs(opened.settings.log)
+    count_into(opened.metrics)
+    return opened
 
 
-def _ready(what: str) -> None:
-    try:
-        print(f"ready {what}", flush=True)
-    except OSError as exc:
-        raise StorageError(f"Standard output cannot be written: {exc.strerror}.") from exc
-
-
-def _print_json(value: object) -> None:
+def print_json(value: object) -> None:
+    """Print what a program reads."""
     print(json.dumps(value, indent=2, allow_nan=False))
 
 
@@ -369,71 +485,33 @@ def print_table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
     console.print(table)
 
 
-def _device_json(line: DeviceLine) -> dict[str, Any]:
-    device = line.device
-    return {
-        "id": device.id,
-        "status": line.status,
-        "enrolled_s": device.enrolled_s,
-        "last_seen_s": device.last_seen_s,
-        "certificate_not_after_s": device.certificate_not_after_s,
-        # Text: a JSON number of 64 bits loses digits in many readers.
-        "node_id": None if device.node_id is None else str(device.node_id),
-        "models": dict(line.models),
-        "rounds": line.rounds,
-        "rounds_missed": line.rounds_missed,
-    }
-
-
-def _telemetry_json(line: TelemetryLine) -> dict[str, Any]:
-    return {
-        "device": line.device,
-        "batches": {"opened": line.opened, "sealed": line.sealed, "rejected": line.rejected},
-        "last_received_s": line.last_received_s,
-        "predictions": line.predictions,
-        "models": [
-            {
-                "model": model.model,
-                "version": model.version,
-                "variant": model.variant,
-                "engine": model.engine,
-                "until_s": model.until_s,
-                "predictions": model.predictions,
-                "errors": model.errors,
-                "labels": dict(model.labels),
-                "latency_us": _quantiles(model.latency_us),
-                "confidence_mean": None if model.confidence is None else model.confidence.mean,
-            }
-            for model in line.models
+def _print_devices(lines: list[dict[str, Any]]) -> None:
+    now_s = system_clock()
+    print_table(
+        ("device", "status", "last seen", "certificate", "models", "node", "rounds"),
+        [
+            (
+                line["id"],
+                line["status"],
+                f"{duration(now_s - line['last_seen_s'])} ago",
+                _until(line["certificate_not_after_s"], now_s),
+                " ".join(f"{model}@{version}" for model, version in line["models"].items()) or "-",
+                line["node_id"] or "-",
+                str(line["rounds"]) + (f" (missed {line['rounds_missed']})" if line["rounds_missed"] else ""),
+            )
+            for line in lines
         ],
-    }
-
-
-def _epsilon(value: float | None) -> str:
-    if value is None:
-        return "unknown"
-    return f"{value:.4g}" if math.isfinite(value) else "infinite"
-
-
-def _quantiles(histogram: Histogram | None) -> dict[str, float | None] | None:
-    return None if histogram is None else {"p50": histogram.quantile(0.5), "p90": histogram.quantile(0.9)}
-
-
-def _model_cells(model: ModelLine | None) -> tuple[str, ...]:
-    if model is None:
-        return ("-",) * 6
-    latency = _quantiles(model.latency_us) or {}
-    mean = None if model.confidence is None else model.confidence.mean
-    return (
-        f"{model.model}@{model.version} {model.variant} {model.engine}",
-        str(model.predictions),
-        str(model.errors),
-        *("-" if (value := latency.get(q)) is None else f"{value:.0f}" for q in ("p50", "p90")),
-        "-" if mean is None else f"{mean:.3f}",
     )
 
 
-def _duration(seconds: float) -> str:
+def _epsilon(value: float | None, *, known: bool) -> str:
+    if not known:
+        return "unknown"
+    return "infinite" if value is None else f"{value:.4g}"
+
+
+def duration(seconds: float) -> str:
+    """Return a time in one unit, for people."""
     for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
         if seconds >= 2 * size:
             return f"{seconds / size:.0f} {unit}"
@@ -441,4 +519,4 @@ def _duration(seconds: float) -> str:
 
 
 def _until(moment_s: float, now_s: float) -> str:
-    return "expired" if moment_s <= now_s else f"{_duration(moment_s - now_s)} left"
+    return "expired" if moment_s <= now_s else f"{duration(moment_s - now_s)} left"

@@ -1,43 +1,28 @@
-"""Everything umbel's service does with Flower, and the only place that imports it here.
+"""A round's messages over Flower: the run's ServerApp, and the link that it gives to a round.
 
-A fleet runs Flower's own SuperLink. Its Fleet API authenticates nodes and its Runtime API task
-processes, but the Control API of the open-source edition lets in whoever reaches the port; so
-`serve_superlink` puts a gate in front of the unmodified application that asks for a secret.
-
-Written against Flower 1.41: the imports below that are not public are checked by
-tests/conformance/test_flower_seams.py, which says so when a new Flower moves them.
+Written against Flower 1.41; see `umbel_server.superlink`.
 """
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import logging
 import os
 import signal
-import socket
-import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
 
-import httpx
-import uvicorn
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_der_public_key
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.app.message import remove_content_from_message
-from flwr.cli.build import build_fab_from_files
-from flwr.common.serde import fab_to_proto, message_from_proto, message_to_proto, user_config_to_proto
-from flwr.proto.control_pb2 import ListNodesRequest, ListRunsRequest, RegisterNodeRequest, StartRunRequest
+from flwr.common.serde import message_from_proto, message_to_proto
 from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, ObjectTree
 from flwr.proto.node_pb2 import Node
 from flwr.proto.runtime_pb2 import PullAppMessagesRequest, PushAppMessagesRequest
 from flwr.serverapp import Grid, ServerApp
-from flwr.supercore.control import ControlHttpClient
-from flwr.supercore.fab import Fab
 from flwr.supercore.inflatable.inflatable_object import (
     InflatableObject,
     UnexpectedObjectContentError,
@@ -52,48 +37,21 @@ from flwr.supercore.inflatable.inflatable_protobuf_utils import (
 )
 from flwr.supercore.inflatable.inflatable_utils import (
     ObjectPullError,
+    ObjectPushError,
     inflate_object_from_contents,
     pull_objects,
     push_objects,
 )
-from flwr.supercore.protobuf.client import ProtobufCall, ProtobufRequestContext
 from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.superlink.grid import HttpGrid
 
-from umbel_proto.errors import UnavailableError, UsageError
+from umbel_proto.errors import UsageError
 from umbel_proto.ids import RunId
-from umbel_server.gate import CONTROL_HEADER, AsgiApp, Gate
 from umbel_server.learning.link import Answer, NodeId, Payload
 from umbel_server.signals import end_with_parent
 
-if TYPE_CHECKING:
-    from umbel_server.fleet.layout import FleetDir
-
 log = logging.getLogger(__name__)
 
-BUNDLE = """\
-# The Flower app of an umbel fleet: it names code that is installed on both sides and holds none.
-[project]
-name = "umbel-federation"
-version = "1.0.0"
-description = "Names umbel's installed server and client app"
-license = "Apache-2.0"
-dependencies = ["umbel[learn]"]
-
-[tool.flwr.app]
-publisher = "umbel"
-
-[tool.flwr.app.components]
-serverapp = "umbel_server.flower:app"
-clientapp = "umbel.flower:app"
-
-[tool.flwr.app.config]
-fleet = ""
-run = ""
-"""
-"""The bundle that StartRun sends; deploy/federation/pyproject.toml holds the same text."""
-
-LOOPBACK = "127.0.0.1"
 INLINE_BYTES = 1 << 20
 """Vectors up to this length ride in the record: umbel.flower has the same number."""
 _RECORD = "umbel"
@@ -106,231 +64,6 @@ FIRST_TRIES = 5
 KEEP_BYTES = 16 << 10
 """Larger messages are deleted a phase after they were read, the others when the run ends."""
 _RAW = "umbel.raw"  # Array.stype: the bytes as they are, no .npy header to parse.
-
-
-def serve_superlink(fleet: FleetDir) -> None:
-    """Run Flower's SuperLink for a fleet until SIGTERM or SIGINT.
-
-    Args:
-        fleet: Where its certificates, secrets and database are.
-    """
-    os.environ.update(flower_environment(fleet))
-    from flwr.superlink.cli.flower_superlink import SuperLinkLifespan, _parse_superlink_lifespan_config
-    from flwr.superlink.main import create_app
-
-    settings = fleet.settings
-    sys.argv = [
-        "flower-superlink",
-        f"--host={LOOPBACK}",
-        f"--port={settings.control_port}",
-        f"--ssl-ca-certfile={fleet.ca_pem}",
-        f"--ssl-certfile={fleet.server_pem}",
-        f"--ssl-keyfile={fleet.server_key}",
-        "--enable-supernode-auth",
-        f"--database={fleet.superlink / 'state.db'}",
-        "--isolation=process",
-        f"--superexec-auth-secret-file={fleet.superexec_secret}",
-        "--disable-runtime-dependency-installation",
-    ]
-    logging.getLogger("flwr").setLevel(logging.WARNING)
-    config = _parse_superlink_lifespan_config()
-    flower = create_app(config, SuperLinkLifespan)
-    turn = asyncio.Lock()
-    operators = Gate(flower, turn, _control_secret(fleet))
-    devices = Gate(flower, turn, None)
-    asyncio.run(
-        _serve_both(
-            _listener(fleet, operators, LOOPBACK, settings.control_port, "on"),
-            _listener(fleet, devices, settings.listen, settings.superlink_port, "off"),
-        )
-    )
-
-
-def _listener(
-    fleet: FleetDir, app: AsgiApp, host: str, port: int, lifespan: Literal["on", "off"]
-) -> uvicorn.Server:
-    return uvicorn.Server(
-        uvicorn.Config(
-            app,
-            host=host,
-            port=port,
-            ssl_keyfile=str(fleet.server_key),
-            ssl_certfile=str(fleet.server_pem),
-            lifespan=lifespan,
-            log_level="warning",
-            access_log=False,
-            timeout_graceful_shutdown=1,
-            # Clients keep connections as long: closing one that is about to be used would lose a request.
-            timeout_keep_alive=120,
-        )
-    )
-
-
-async def _serve_both(operators: uvicorn.Server, devices: uvicorn.Server) -> None:
-    """Serve both listeners until a signal; the operators' one owns the application's life."""
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
-    servers = (operators, devices)
-    sockets = [_bind(server.config.host, server.config.port) for server in servers]
-    tasks = [
-        asyncio.create_task(server._serve([sock])) for server, sock in zip(servers, sockets, strict=True)
-    ]
-    while not (operators.started and devices.started) and not any(task.done() for task in tasks):
-        await asyncio.sleep(0.02)
-    print(f"ready superlink {devices.config.host}:{devices.config.port}", flush=True)
-    await asyncio.wait([*tasks, asyncio.create_task(stop.wait())], return_when=asyncio.FIRST_COMPLETED)
-    for server in (devices, operators):
-        server.should_exit = True
-    await asyncio.gather(*tasks)
-
-
-def _bind(host: str, port: int) -> socket.socket:
-    """Return a socket bound to an address.
-
-    Raises:
-        UnavailableError: Another program has it.
-    """
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    sock = socket.socket(family)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        sock.bind((host, port))
-        sock.listen(128)
-    except OSError as exc:
-        sock.close()
-        raise UnavailableError(
-            f"Port {port} of {host} is taken ({exc.strerror}): stop what uses it, or choose another in fleet.toml."
-        ) from exc
-    return sock
-
-
-def superexec_command(fleet: FleetDir) -> list[str]:
-    """Return the command of the process that starts a run's ServerApp."""
-    return [
-        sys.executable,
-        "-c",
-        "from flwr.supercore.cli.flower_superexec import flower_superexec; flower_superexec()",
-        f"--runtime-api-address={LOOPBACK}:{fleet.settings.control_port}",
-        f"--root-certificates={fleet.ca_pem}",
-        f"--superexec-auth-secret-file={fleet.superexec_secret}",
-    ]
-
-
-def flower_environment(fleet: FleetDir) -> dict[str, str]:
-    """Return the environment for a fleet's Flower processes."""
-    return {
-        **os.environ,
-        "FLWR_HOME": str(fleet.superlink / "home"),
-        "FLWR_TELEMETRY_ENABLED": "0",
-        "FLWR_DISABLE_UPDATE_CHECK": "1",
-        "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.5",
-        # Flower starts the ServerApp by its command's name.
-        "PATH": os.pathsep.join([os.path.dirname(sys.executable), os.environ.get("PATH", "")]),  # noqa: PTH120
-    }
-
-
-def _control_secret(fleet: FleetDir) -> bytes:
-    return fleet.control_secret.read_bytes().strip()
-
-
-class _ControlSecret:
-    """Adds the Control API's secret to a request."""
-
-    def __init__(self, secret: bytes) -> None:
-        self._secret = secret
-
-    def intercept(self, context: ProtobufRequestContext, call_next: ProtobufCall) -> httpx.Response:
-        context.request.headers[CONTROL_HEADER] = self._secret.decode("ascii")
-        return call_next(context)
-
-
-class Control:
-    """The operator's side of a fleet's SuperLink: register nodes, start runs.
-
-    Args:
-        fleet: The fleet whose SuperLink to speak to.
-    """
-
-    def __init__(self, fleet: FleetDir) -> None:
-        self._client = ControlHttpClient.from_server_address(
-            f"{LOOPBACK}:{fleet.settings.control_port}",
-            False,
-            fleet.ca_pem.read_bytes(),
-            interceptors=[_ControlSecret(_control_secret(fleet))],
-        )
-
-    def register(self, device: str, node_key: bytes) -> NodeId:
-        """Tell the SuperLink of a device's node key and return its node id.
-
-        Args:
-            device: The device's id, for the SuperLink's lists.
-            node_key: SubjectPublicKeyInfo, DER, P-384.
-
-        Raises:
-            UnavailableError: The SuperLink does not answer.
-        """
-        pem = load_der_public_key(node_key).public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
-        try:
-            reply = self._client.RegisterNode(RegisterNodeRequest(public_key=pem, name=device))
-        except httpx.HTTPStatusError as exc:
-            found = [node for node in self._nodes() if node.public_key == pem]
-            if found:  # Registered before, and the answer was lost.
-                return NodeId(found[0].node_id)
-            raise UnavailableError(
-                f"The SuperLink refuses to register {device} (HTTP {exc.response.status_code})."
-            ) from exc
-        except httpx.TransportError as exc:
-            raise UnavailableError(f"The SuperLink does not answer: {exc}.") from exc
-        return NodeId(reply.node_id)
-
-    def online(self) -> set[NodeId]:
-        """Return the nodes that are connected now."""
-        return {NodeId(node.node_id) for node in self._nodes() if node.status == "online"}
-
-    def start(self, fleet: FleetDir, run: str) -> int:
-        """Start a run that is in the fleet's store, and return Flower's number for it.
-
-        Raises:
-            UnavailableError: The SuperLink does not answer, or refuses.
-        """
-        bundle, _ = build_fab_from_files({"pyproject.toml": BUNDLE.encode()})
-        request = StartRunRequest(
-            fab=fab_to_proto(Fab(hashlib.sha256(bundle).hexdigest(), bundle, {})),
-            override_config=user_config_to_proto({"fleet": str(fleet.path), "run": run}),
-            federation="",
-        )
-        try:
-            return int(self._client.StartRun(request).run_id)
-        except httpx.HTTPStatusError as exc:
-            raise UnavailableError(
-                f"The SuperLink refuses to start a run (HTTP {exc.response.status_code}): its log says why."
-            ) from exc
-        except httpx.TransportError as exc:
-            raise UnavailableError(
-                f"The SuperLink does not answer ({exc}): umbel serve superlink has to run."
-            ) from exc
-
-    def status(self, flower_run: int) -> tuple[str, str]:
-        """Return Flower's status of a run and its details, such as ``("finished", "")``.
-
-        Raises:
-            UnavailableError: The SuperLink does not answer.
-        """
-        try:
-            reply = self._client.ListRuns(ListRunsRequest(run_id=flower_run))
-        except httpx.TransportError as exc:
-            raise UnavailableError(f"The SuperLink does not answer: {exc}.") from exc
-        status = reply.run_dict[flower_run].status
-        return str(status.status), ": ".join(part for part in (status.sub_status, status.details) if part)
-
-    def close(self) -> None:
-        """Close the connection."""
-        self._client.close()
-
-    def _nodes(self) -> Sequence[Any]:
-        return list(self._client.ListNodes(ListNodesRequest()).nodes_info)
 
 
 def pack(payload: Payload) -> RecordDict:
@@ -463,8 +196,20 @@ class GridLink:
 
     def _push(self, objects: Mapping[str, InflatableObject], ids: set[str], session: str) -> None:
         push = make_push_object_fn_protobuf(self._client.PushObject, self._own, self._run_id, session)
+        gone = 0
+
+        def push_or_leave(object_id: str, content: bytes) -> None:
+            # A node that says it has read its message lets Flower forget it, whether it has or not: its own loss.
+            nonlocal gone
+            try:
+                push(object_id, content)
+            except ObjectPushError:
+                gone += 1
+
         with no_object_id_recompute():
-            push_objects(dict(objects), push, object_ids_to_push=ids)
+            push_objects(dict(objects), push_or_leave, object_ids_to_push=ids)
+        if gone:
+            log.info("%d objects are not wanted any more", gone)
 
     def _push_rest(self) -> None:
         if self._rest is None or time.monotonic() < self._rest[0]:

@@ -10,6 +10,8 @@ import hmac
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
+from umbel_server.shut_out import NODE_KEY_HEADER
+
 CONTROL_HEADER = "x-umbel-control"
 MAX_BODY_BYTES = 64 << 20
 """Flower cuts arrays into chunks of 5 MiB; nothing it sends comes near."""
@@ -23,7 +25,7 @@ AsgiApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 class Gate:
     """ASGI middleware in front of the SuperLink's own application.
 
-    The Fleet API passes: its calls are signed by node keys. Only on the listener for operators,
+    The Fleet API passes: its calls are signed by node keys; but not those of devices that are shut out. Only on the listener for operators,
     which is on loopback, the Runtime API passes too (SuperExec's secret, task tokens) and the
     Control API asks for a secret. Everything else, such as Flower's API pages, is not found.
 
@@ -36,9 +38,17 @@ class Gate:
         app: The application.
         turn: Held by the one request that is inside; shared by both listeners.
         secret: What the Control API asks for; None: the listener for devices.
+        shut_out: Tells by a request's node key whether its device is shut out of the fleet.
     """
 
-    def __init__(self, app: AsgiApp, turn: asyncio.Lock, secret: bytes | None) -> None:
+    def __init__(
+        self,
+        app: AsgiApp,
+        turn: asyncio.Lock,
+        secret: bytes | None,
+        shut_out: Callable[[bytes], bool] = lambda _: False,
+    ) -> None:
+        self._shut_out = shut_out
         self._app = app
         self._turn = turn
         self._secret = secret
@@ -77,7 +87,10 @@ class Gate:
 
     def _status(self, scope: Scope) -> int:
         path = str(scope["path"])
-        if path.startswith("/v1/fleet/") or path == "/health":
+        if path.startswith("/v1/fleet/"):
+            key = dict(scope["headers"]).get(NODE_KEY_HEADER, b"")
+            return 403 if self._shut_out(bytes(key)) else 200
+        if path == "/health":
             return 200
         if self._secret is None:
             return 404

@@ -26,9 +26,9 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from umbel._data import Examples
+from umbel._data.examples import Examples
 from umbel.train import TrainPlan
-from umbel.train.local import accuracy_on, federated_averaging, train_locally
+from umbel.train.local import federated_averaging, score_on, train_locally
 from umbel.train.onnx import OnnxTrainer
 from umbel_models.federated import by_label
 from umbel_models.pack import build
@@ -125,7 +125,7 @@ class World:
             Examples(each.x, each.y) for each in by_label(parts.train, DEVICES, alpha=10.0, seed=1)
         ]
         self.held = Examples(parts.held_out.x, parts.held_out.y)
-        self.accuracy = accuracy_on(self.package, self.held)
+        self.accuracy = score_on(self.package, self.held)
         self._trainer = OnnxTrainer(self.package)
         named = {_name(number): shard for number, shard in enumerate(self.shards)}
         *_, self.start = federated_averaging(
@@ -256,11 +256,11 @@ def success(world: World, parameters: Vector, aim: str) -> float | None:
     x, y = world.held.x, world.held.y
     assert y is not None
     if aim == "flip":
-        return accuracy_on(world.package, Examples(x, 9 - y))(parameters)
+        return score_on(world.package, Examples(x, 9 - y))(parameters)
     if aim == "trigger":
         others = y != TARGET
         marked = Examples(patched(x[others]), np.full(int(others.sum()), TARGET))
-        return accuracy_on(world.package, marked)(parameters)
+        return score_on(world.package, marked)(parameters)
     return None
 
 

@@ -2,7 +2,7 @@
 
 For digits and activity: channels pruned by taylor, the same channels cut and the rest taught by the whole
 model, and adaptation to data that has changed: to digits turned by 90 degrees, and to phones carried in the
-hand by people unknown before. Last, activity from five labels of each class, with and without pretraining.
+hand by people unknown before. What pretraining brings is in labels.py.
 
 Usage: python tests/bench/compression.py [PNG]     a PNG draws the figures too
 """
@@ -14,7 +14,7 @@ import sys
 from dataclasses import dataclass, replace
 
 import numpy as np
-from harness import OUT, Report
+from harness import OUT, Report, often
 from torch import nn
 
 from umbel_models.adapt import freeze, head, low_rank
@@ -23,7 +23,6 @@ from umbel_models.distill import distill
 from umbel_models.exported import exported
 from umbel_models.fit import accuracy, fit
 from umbel_models.pack import build
-from umbel_models.pretrain import few_labels, pretrain
 from umbel_models.prune import cut, prune
 from umbel_models.task import Examples, Task, find
 from umbel_models.tasks.activity.data import windows
@@ -91,7 +90,7 @@ def changed(name: str) -> Changed:
 
 
 def compressed(name: str, report: Report) -> dict[str, Figures]:
-    task, how = find(name), {**HOW, "epochs": EPOCHS[name]}
+    task, how = find(name), {**HOW, "epochs": often(EPOCHS[name])}
     data = task.data()
     whole = fit(task.module(), task.loss, data.train, **how)
     modules: dict[str, nn.Module] = {"whole": whole}
@@ -110,7 +109,6 @@ def compressed(name: str, report: Report) -> dict[str, Figures]:
                 base = None if each == "whole" else figures["whole"][row]
                 report.value(f"{name}, {each}: {row}", of[row], unit="", baseline=base)
     adapted(name, task, whole, report)
-    report.write()
     return figures
 
 
@@ -123,27 +121,13 @@ def adapted(name: str, task: Task, whole: nn.Module, report: Report) -> None:
         "head": freeze(whole, head(whole)),
     }.items():
         rate = 5e-3 if way == "whole" else 2e-2  # what suits each: corrections begin at 0, and are few
-        trained = fit(module, task.loss, new.few, **{**HOW, "epochs": 40, "learning_rate": rate})
+        trained = fit(module, task.loss, new.few, **{**HOW, "epochs": often(40), "learning_rate": rate})
         report.value(
             f"{name}, {way} adapted to what changed: accuracy",
             accuracy(trained, new.held_out),
             unit="",
             baseline=before,
         )
-
-
-def pretrained(report: Report, seeds: int = 5) -> None:
-    task = find("activity")
-    data = task.data()
-    ready = pretrain(task.module(), data.train.x, copies=1, epochs=20, learning_rate=2e-3)
-    how = {"epochs": 40, "batch_size": 10, "learning_rate": 1e-3, "seed": 0}
-    for each in (5, 20):
-        drawn = [few_labels(data.train, each, seed=seed) for seed in range(seeds)]
-        tuned, scratch = (
-            float(np.mean([accuracy(fit(start, task.loss, few, **how), data.held_out) for few in drawn]))
-            for start in (ready, task.module())
-        )
-        report.value(f"activity, {each} labels each, pretrained: accuracy", tuned, unit="", baseline=scratch)
 
 
 def draw(figures: dict[str, dict[str, Figures]], path: str) -> None:
@@ -182,11 +166,13 @@ def draw(figures: dict[str, dict[str, Figures]], path: str) -> None:
 
 def main() -> None:
     report = Report("compression")
-    figures = {name: compressed(name, report) for name in EPOCHS}
-    pretrained(report)
+    figures = {}
+    for name in EPOCHS:
+        with report.part(name):
+            figures[name] = compressed(name, report)
+    if len(figures) == len(EPOCHS):
+        draw(figures, sys.argv[1] if len(sys.argv) > 1 else str(OUT / "compression.png"))
     report.finish()
-    OUT.mkdir(parents=True, exist_ok=True)
-    draw(figures, sys.argv[1] if len(sys.argv) > 1 else str(OUT / "compression.png"))
 
 
 if __name__ == "__main__":

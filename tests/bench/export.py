@@ -4,7 +4,10 @@
   the first trace's imports count too; beside it the import of torch alone.
 - Opening: the median of several sessions, inference with its parameters as on a device, and training.
 - Install: the files of a distribution and of all that it needs, by their own records (``RECORD``), on this
-  machine; beside it the same for torch and Opacus. Compiled caches are not counted.
+  machine; beside it the same for torch and Opacus. Compiled caches are not counted. MB are 10**6 bytes. Of
+  umbel all files of its wheel count, the server's and the workbench's too. torch is the one built for CPUs.
+- Imports: from an interpreter's start to having imported what trains on a device, files in the page cache;
+  beside it torch and Opacus.
 """
 
 from __future__ import annotations
@@ -12,14 +15,19 @@ from __future__ import annotations
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from importlib import metadata
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnxruntime as ort
-from harness import Report, seconds
+from harness import Report, alternate, often, seconds
 from packaging.requirements import Requirement
+
+if TYPE_CHECKING:
+    from torch.nn import Module
 
 EXPORT = """
 import sys, time
@@ -34,6 +42,10 @@ TASKS = ("digits", "activity", "credit", "breast-cancer")
 RUNS = 15
 
 
+OURS, THEIRS = "import umbel, umbel.train.onnx", "import torch, opacus"
+ROOMS = ("umbel", "umbel_proto", "umbel_server", "umbel_models")
+
+
 def child(code: str, *arguments: str) -> float:
     ran = subprocess.run(
         [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True, timeout=600
@@ -44,22 +56,21 @@ def child(code: str, *arguments: str) -> float:
 def exports(report: Report) -> None:
     bare = child("import time\nbegin = time.perf_counter()\nimport torch\nprint(time.perf_counter() - begin)")
     for name in TASKS:
-        report.value(
-            f"export and verify {name}, import torch beside it",
-            child(EXPORT, name),
-            unit="s",
-            baseline=bare,
-            at_most=20 if name == "digits" else None,
-        )
+        with report.part(f"export {name}"):
+            report.value(
+                f"export and verify {name}, import torch beside it",
+                child(EXPORT, name),
+                unit="s",
+                baseline=bare,
+                at_most=20 if name == "digits" else None,
+            )
 
 
 def openings(report: Report) -> None:
     """Time sessions of the digits CNN and of a network of 6.6 million parameters."""
     from torch import nn
 
-    from umbel_models.graphs.export import export
-    from umbel_models.task import cross_entropy, find
-    from umbel_proto.errors import PackageError
+    from umbel_models.task import find
 
     digits = find("digits")
     large = nn.Sequential(
@@ -71,31 +82,35 @@ def openings(report: Report) -> None:
         ("digits", digits.module(), digits.contract.fields[0].shape),
         ("6.6 M parameters", large, (1, 28, 28)),
     ):
-        try:
-            graphs = export(module, cross_entropy, shape)
-        except PackageError as exc:
-            print(f"{name}: no figures, for it is not exported: {exc}", flush=True)
-            continue
-        values = {key: value.detach().numpy() for key, value in module.named_parameters()}
-        for what, graph, weights in (
-            ("inference", graphs.infer, values),
-            ("training", graphs.gradient, {}),
-            ("private training", graphs.clipped, {}),
-        ):
+        with report.part(f"open {name}"):
+            opening(report, name, module, shape)
 
-            def opened(graph: bytes = graph, weights: dict[str, np.ndarray] = weights) -> None:
-                options = ort.SessionOptions()
-                options.intra_op_num_threads = 1
-                if weights:
-                    options.add_external_initializers(
-                        list(weights), [ort.OrtValue.ortvalue_from_numpy(value) for value in weights.values()]
-                    )
-                ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
 
-            opened()
-            median = statistics.median(seconds(opened) for _ in range(RUNS))
-            report.value(f"open {what}, {name}", 1e3 * median, unit="ms", at_most=50)
-            report.value(f"  its graph, {name}", len(graph) / 1e3, unit="kB")
+def opening(report: Report, name: str, module: Module, shape: tuple[int, ...]) -> None:
+    from umbel_models.graphs.export import export
+    from umbel_models.task import cross_entropy
+
+    graphs = export(module, cross_entropy, shape)
+    values = {key: value.detach().numpy() for key, value in module.named_parameters()}
+    for what, graph, weights in (
+        ("inference", graphs.infer, values),
+        ("training", graphs.gradient, {}),
+        ("private training", graphs.clipped, {}),
+    ):
+
+        def opened(graph: bytes = graph, weights: dict[str, np.ndarray] = weights) -> None:
+            options = ort.SessionOptions()
+            options.intra_op_num_threads = 1
+            if weights:
+                options.add_external_initializers(
+                    list(weights), [ort.OrtValue.ortvalue_from_numpy(value) for value in weights.values()]
+                )
+            ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+
+        opened()
+        median = statistics.median(seconds(opened) for _ in range(often(RUNS)))
+        report.value(f"open {what}, {name}", 1e3 * median, unit="ms", at_most=50)
+        report.value(f"  its graph, {name}", len(graph) / 1e3, unit="kB")
 
 
 def needed(name: str, extras: frozenset[str], seen: set[str]) -> Iterator[str]:
@@ -117,31 +132,44 @@ def needed(name: str, extras: frozenset[str], seen: set[str]) -> Iterator[str]:
 
 
 def megabytes(names: Iterator[str]) -> float:
-    total = 0
-    for name in names:
-        for file in metadata.files(name) or ():
-            if file.suffix != ".pyc":
-                path = file.locate()
-                total += path.stat().st_size if path.is_file() else 0  # type: ignore[union-attr]
-    return total / 1e6
+    return sum(size(Path(str(file.locate()))) for name in names for file in metadata.files(name) or ()) / 1e6
+
+
+def size(file: Path) -> int:
+    return file.stat().st_size if file.suffix != ".pyc" and file.is_file() else 0
+
+
+def wheel_megabytes() -> float:
+    """Return the size of umbel's own files, which the record of an editable install leaves out."""
+    folders = [Path(folder) for room in ROOMS for folder in find_spec(room).submodule_search_locations or ()]
+    return sum(size(file) for folder in folders for file in folder.rglob("*")) / 1e6
 
 
 def footprint(report: Report) -> None:
     seen: set[str] = set()
     torch = megabytes(name for root in ("torch", "opacus") for name in needed(root, frozenset(), seen))
-    for what, extras in (("a device that predicts", ""), ("one that joins rounds", "learn")):
-        size = megabytes(needed("umbel", frozenset({extras}), set()))
-        report.value(f"installed for {what}, torch and Opacus beside it", size, unit="MB", baseline=torch)
+    own = wheel_megabytes()
+    report.value("umbel's own files", own, unit="MB")
+    for what, extras in (("a device that predicts and trains", ""), ("one that joins rounds", "learn")):
+        whole = own + megabytes(needed("umbel", frozenset({extras}), set()))
+        report.ratio(f"installed for {what}, torch and Opacus beside it", whole, torch, unit="MB")
+
+
+def imports(report: Report) -> None:
+    def taken(code: str) -> float:
+        command = [sys.executable, "-W", "ignore", "-c", code]
+        return seconds(lambda: subprocess.run(command, check=True, timeout=600))
+
+    ours, theirs = alternate(lambda: taken(OURS), lambda: taken(THEIRS))
+    report.ratio("start and import what trains, torch and Opacus beside it", ours, theirs, unit="s")
 
 
 def main() -> None:
     report = Report("export")
-    begin = time.perf_counter()
-    exports(report)
-    openings(report)
-    footprint(report)
+    for part in (footprint, imports, openings, exports):
+        with report.part(part.__name__):
+            part(report)
     report.finish()
-    print(f"{time.perf_counter() - begin:.0f} s")
 
 
 if __name__ == "__main__":

@@ -6,7 +6,8 @@
   are all but ties, and where int8 turns too many of them, float32 stays.
 - Quantizing: as a device does it after training, with 64 inputs: session, ranges, rounding. Beside it what
   onnxruntime's quantizer needs on the workbench; the tensors are equal to the bit.
-- Accuracy: what int8 loses on held-out examples of a briefly trained network, in points.
+- Accuracy: what int8 loses on held-out examples of a briefly trained network, whole, with half of its channels
+  pruned, and with corrections of low rank, in points; and what the choice by these examples takes.
 """
 
 from __future__ import annotations
@@ -16,18 +17,20 @@ from importlib.util import find_spec
 
 import numpy as np
 import torch
-from harness import Report, alternate, seconds
+from harness import Report, alternate, often, seconds
 from networks import NETWORKS
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from umbel._choice import choose
+from umbel._releases.choice import choose
 from umbel.engines import Outputs
 from umbel.engines.onnx import open_session
+from umbel_models.adapt import low_rank
 from umbel_models.fit import fit
 from umbel_models.graphs.model import externalize, finish
 from umbel_models.graphs.trace import batch_unlike, to_onnx
+from umbel_models.prune import prune
 from umbel_models.quantize import Skeletons, embed, quantize, skeletons
 from umbel_models.task import find
 from umbel_proto import quantization
@@ -36,6 +39,7 @@ from umbel_proto.errors import UmbelError
 OUTPUTS = ["probabilities", "logits"]
 TRAINED = {"digits": 12, "activity": 4, "credit": 5, "breast-cancer": 60}  # epochs
 RUNS = 15
+RANK = 4
 Arrays = dict[str, NDArray[np.float32]]
 
 
@@ -48,12 +52,12 @@ class Engine:
         self.variant = variant
         self._session = open_session(graph, variant, arrays)
 
-    def probabilities(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
+    def answers(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
         result: NDArray[np.float32] = self._session.run(["probabilities"], {"x": x})[0]
         return result
 
     def outputs(self, x: NDArray[np.float32]) -> Outputs:
-        return Outputs(*self._session.run(OUTPUTS, {"x": x}))
+        return dict(zip(OUTPUTS, self._session.run(OUTPUTS, {"x": x}), strict=True))
 
 
 def inference(network: nn.Module, shape: tuple[int, ...]) -> tuple[bytes, Arrays]:
@@ -71,7 +75,7 @@ def inference(network: nn.Module, shape: tuple[int, ...]) -> tuple[bytes, Arrays
 
 
 def on_a_device(made: Skeletons, parameters: Arrays, inputs: NDArray[np.float32]) -> dict[str, NDArray]:
-    """Quantize as ``umbel._quantize.quantize`` does, without a package around it."""
+    """Quantize as ``umbel._quantize.quantize.quantize`` does, without a package around it."""
     session = open_session(made.calib, "calib.onnx", parameters, optimized=False)
     return quantization.quantize(session.run, made.mapping, parameters, inputs)
 
@@ -107,11 +111,11 @@ def compared(report: Report, name: str) -> None:
     latency = {}
     for count in (1, 64):
         batch = np.ascontiguousarray(held_back[:count])
-        once = seconds(lambda b=batch: engines["fp32"].probabilities(b))
+        once = seconds(lambda b=batch: engines["fp32"].answers(b))
         calls = max(5, min(500, int(0.02 / once)))
         latency[count] = alternate(
-            each_us(lambda b=batch: engines["int8"].probabilities(b), calls),
-            each_us(lambda b=batch: engines["fp32"].probabilities(b), calls),
+            each_us(lambda b=batch: engines["int8"].answers(b), calls),
+            each_us(lambda b=batch: engines["fp32"].answers(b), calls),
             runs=RUNS,
         )
         report.ratio(f"{name}: int8, batch {count}", *latency[count], unit="us")
@@ -150,42 +154,52 @@ def in_litert(
         interpreter.invoke()
         interpreter.get_tensor(at.outputs["probabilities"])
 
-    ours, baseline = alternate(
-        each_us(call, 200), each_us(lambda: reference.probabilities(x), 200), runs=RUNS
-    )
+    ours, baseline = alternate(each_us(call, 200), each_us(lambda: reference.answers(x), 200), runs=RUNS)
     report.ratio(f"{name}: int8 in LiteRT, batch 1", ours, baseline, unit="us")
 
 
 def accuracy(report: Report, name: str, epochs: int) -> None:
     task = find(name)
     data = task.data()
-    network = fit(
-        task.module(), task.loss, data.train, epochs=epochs, batch_size=64, learning_rate=2e-3, seed=1
-    )
-    infer, parameters = inference(network, task.contract.fields[0].shape)
-    made = skeletons(infer, parameters, data.calibration.x)
-    tensors = on_a_device(made, parameters, data.calibration.x)
-    x, y = data.held_out[:2]
-    right = {
-        form: 100 * float((Engine(form, graph, arrays).probabilities(x).argmax(1) == y).mean())
-        for form, graph, arrays in (("fp32", infer, parameters), ("int8", made.int8, tensors))
+    how = {"batch_size": 64, "learning_rate": 2e-3, "seed": 1}
+    whole = fit(task.module(), task.loss, data.train, epochs=epochs, **how)
+    few = max(1, epochs // 4)
+    networks = {
+        name: whole,
+        f"{name}, half pruned": prune(whole, task.loss, data.train, fraction=0.5, epochs=few, **how),
+        f"{name}, rank {RANK}": fit(low_rank(whole, RANK), task.loss, data.train, epochs=few, **how),
     }
-    report.value(
-        f"{name}: accuracy lost, of {right['fp32']:.1f}",
-        right["fp32"] - right["int8"],
-        unit="points",
-        at_most=0.5,
-    )
+    x, y = data.held_out[:2]
+    for what, network in networks.items():
+        infer, parameters = inference(network, task.contract.fields[0].shape)
+        made = skeletons(infer, parameters, data.calibration.x)
+        tensors = on_a_device(made, parameters, data.calibration.x)
+        engines = {"fp32": Engine("fp32", infer, parameters), "int8": Engine("int8", made.int8, tensors)}
+        chosen = choose(engines, x, y, reference="fp32")
+        right = {form: 100 * float(shown.accuracy or 0) for form, shown in chosen.measured.items()}
+        report.value(
+            f"{what}: accuracy lost, of {right['fp32']:.1f}",
+            right["fp32"] - right["int8"],
+            unit="points",
+            at_most=0.5,
+        )
+        # Timed again, in turns: what the choice measured is what it chose by.
+        times = alternate(
+            *(each_us(lambda e=engines[form]: e.answers(x[:1]), 200) for form in ("int8", "fp32"))
+        )
+        limit = 1.0 if chosen.variant == "int8" else None
+        report.ratio(f"{what}: int8, chosen was {chosen.variant}", *times, unit="us", at_most=limit)
 
 
 def main() -> None:
     torch.set_num_threads(1)
     report = Report("quantized")
     for name in NETWORKS:
-        compared(report, name)
-        report.write()
+        with report.part(name):
+            compared(report, name)
     for name, epochs in TRAINED.items():
-        accuracy(report, name, epochs)
+        with report.part(f"{name}, accuracy"):
+            accuracy(report, name, often(epochs))
     report.finish()
 
 

@@ -19,7 +19,7 @@ import numpy as np
 import onnxruntime as ort
 import torch
 from ai_edge_litert.interpreter import Interpreter
-from harness import Report, alternate, seconds
+from harness import Report, alternate, often, seconds
 from networks import NETWORKS
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -147,9 +147,11 @@ def main() -> None:
     torch.set_num_threads(1)
     report = Report("tflite")
     for name in SPEED:
-        speed(report, name)
+        with report.part(name):
+            speed(report, name)
     for name, epochs in TRAINED.items():
-        accuracy(report, name, epochs)
+        with report.part(f"{name}, accuracy"):
+            accuracy(report, name, often(epochs))
     report.finish()
 
 

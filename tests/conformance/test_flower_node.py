@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from live_fleet import LiveFleet, live_fleet
+from live_fleet import LiveFleet, live_fleet, umbel
 from simulation.federation import TRAINING, Federation
-from umbel._data import read_examples
+from umbel._data.consent import Consent
+from umbel._data.dataset import DataSet
+from umbel._data.examples import read_examples
 from umbel.train import TrainPlan
 from umbel.train.local import federated_averaging
 from umbel.train.onnx import OnnxTrainer
@@ -73,3 +75,31 @@ def test_flowers_own_supernodes_finish_a_round_with_the_same_app(fleet: LiveFlee
     slow = Timing(settle_s=5, train_timeout_s=120, phase_timeout_s=60, grace_s=20)
     run_one_round(fleet, slow, timeout_s=200)
     assert_everyone_took_part_once(fleet)
+
+
+def test_a_device_that_may_not_train_is_offline_until_it_may_and_leaves_when_it_may_not(
+    tmp_path: Path,
+) -> None:
+    federation = Federation(tmp_path, DEVICES + 1)
+    consents = [Consent(home) for home in federation.homes]
+    consents[1].grant()  # What an application keeps is learned from only once its user said yes.
+    consents[DEVICES].revoke()
+    with live_fleet(federation) as fleet:
+        with DataSet(federation.homes[1], federation.package.manifest) as data:
+            examples = read_examples(federation.data[1])
+            data.add(examples.x, examples.y, source="user")
+        for number in (0, 2, DEVICES):
+            fleet.start_device(number)
+        # As a device is run where an application keeps its examples: without a file.
+        fleet.supervisor.start("dev-1", umbel("run", "--home", federation.homes[1].path))
+        fleet.wait_for_words(DEVICES, "the user took back consent", timeout_s=30)
+        run_one_round(fleet, Timing(train_timeout_s=60, phase_timeout_s=30), timeout_s=90)
+        _, (only,) = federation.record()
+        assert {(part.device, part.outcome) for part in only.participations} == {
+            (f"dev-{number}", "summed") for number in range(DEVICES)
+        }
+        assert fleet.charges(DEVICES) == []
+        consents[0].revoke()
+        consents[DEVICES].grant()
+        fleet.wait_for_words(0, "This device does not train now", timeout_s=30)
+        fleet.wait_for_words(DEVICES, "is online at", timeout_s=60)

@@ -1,4 +1,4 @@
-"""What the two adapters use of Flower that is not its public API, and the bundle that names them.
+"""What the adapters use of Flower that is not its public API, and the bundle that names them.
 
 When a new Flower fails here, everything umbel must adapt to is in the message; nothing else knows Flower.
 """
@@ -20,15 +20,18 @@ import pytest
 from flwr.app import Metadata
 from flwr.cli.build import build_fab_from_files
 
+import umbel._rounds.superlink
 import umbel.flower
+import umbel_server.control
 import umbel_server.flower
+import umbel_server.superlink
 from umbel.flower import CLIENT_APP, MAX_BUNDLE_BYTES, SERVER_APP, check_bundle
 from umbel_proto.errors import RefusedError
-from umbel_server.flower import BUNDLE
+from umbel_server.control import BUNDLE
 
 ROOT = Path(__file__).parents[2]
 PUBLIC = frozenset({"flwr.app", "flwr.clientapp", "flwr.serverapp"})
-ADAPT = "adapt umbel.flower / umbel_server.flower"
+ADAPT = "adapt umbel._rounds.superlink, umbel.flower / umbel_server.control, .flower and .superlink"
 
 
 def imported(module: Any) -> Iterator[tuple[str, str]]:
@@ -44,7 +47,14 @@ def imported(module: Any) -> Iterator[tuple[str, str]]:
 
 
 PULLING = ("max_time", "max_tries_per_object", "initial_backoff", "backoff_cap")
-SEAMS = sorted({*imported(umbel.flower), *imported(umbel_server.flower)})
+ADAPTERS = (
+    umbel._rounds.superlink,
+    umbel.flower,
+    umbel_server.control,
+    umbel_server.flower,
+    umbel_server.superlink,
+)
+SEAMS = sorted({seam for adapter in ADAPTERS for seam in imported(adapter)})
 
 
 def find(module: str, dotted: str) -> Any:
@@ -98,6 +108,7 @@ CALLS: list[tuple[str, str, int, tuple[str, ...]]] = [
     (f"{INFLATABLE}.inflatable_protobuf_utils", "make_pull_object_fn_protobuf", 3, ()),
     (f"{INFLATABLE}.inflatable_protobuf_utils", "make_push_object_fn_protobuf", 4, ()),
     (f"{INFLATABLE}.inflatable_utils", "ObjectPullError", 2, ()),
+    (f"{INFLATABLE}.inflatable_utils", "ObjectPushError", 3, ()),
     (f"{INFLATABLE}.inflatable_utils", "inflate_object_from_contents", 2, ()),
     (f"{INFLATABLE}.inflatable_utils", "pull_objects", 2, PULLING),
     (f"{INFLATABLE}.inflatable_utils", "push_object_contents_from_iterable", 1, ("push_object_fn",)),

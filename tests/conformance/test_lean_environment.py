@@ -1,7 +1,7 @@
 """A device has onnxruntime and numpy; a package asks for no more, and not for the newest.
 
-Law: what a device does with a package needs none of the workbench's libraries, and every graph of a package
-keeps to what onnxruntime 1.17 reads.
+Law: what a device does with a package needs none of the workbench's libraries, and is the same to the bit on
+onnxruntime 1.17, to whose operators every graph of a package keeps.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ import pytest
 from onnx import AttributeProto, GraphProto
 
 from model_packages import RELEASE, digits, opened, release
-from umbel._quantize import quantize
+from runtimes import environment, fetch_oldest
+from umbel._quantize.quantize import quantize
 from umbel.train import TrainPlan
 from umbel.train.onnx import OnnxTrainer
 
@@ -49,9 +50,10 @@ for name in blocked:
         absent.append(name)
 
 import numpy as np
-from umbel._explain import Explainer
-from umbel._package import choose_variant, load_package
-from umbel._quantize import quantize
+import umbel
+from umbel._explain.explain import Explainer
+from umbel._releases.package import choose_variant, load_package
+from umbel._quantize.quantize import quantize
 from umbel.engines import load_engine
 from umbel.train import TrainPlan
 from umbel.train.onnx import OnnxTrainer
@@ -63,28 +65,38 @@ choice = choose_variant(package)
 trained = OnnxTrainer(package).train(package.parameters(), data["x"], data["y"], TrainPlan(**plan)).parameters
 explained = Explainer(package).explain(data["x"][:4])
 tensors = quantize(package, trained, data["x"])
+model = umbel.load(folder / "m.umbel", release_key=folder / "release.pub")
+covered = model.explain(data["x"][:4], method="occlusion")
+report = model.quantize(data["x"], data["y"])
 np.savez(
     folder / "out.npz",
-    probabilities=load_engine(package, "fp32").probabilities(data["x"]),
+    probabilities=load_engine(package, "fp32").answers(data["x"]),
     trained=trained,
     attributions=explained.attributions,
     residual=explained.residual,
+    covered=covered.attributions,
     **{f"int8.{name}": value for name, value in tensors.items()},
 )
 heavy = sorted({name.partition(".")[0] for name in sys.modules} & set(blocked))
-print(json.dumps({"absent": absent, "loaded": heavy, "variants": sorted(choice.latency_us)}))
+print(json.dumps({"absent": absent, "loaded": heavy, "variants": sorted(choice.latency_us),
+                  "forms": [form.name for form in report.forms], "runs": [report.choice, model.variant]}))
 """
 
 
-@pytest.fixture(scope="module")
-def device(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Any]:
-    """What a device without the workbench's libraries says and computes."""
+@pytest.fixture(scope="module", params=["installed", "oldest"])
+def device(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[dict[str, Any], Any]:
+    """What a device without the workbench's libraries says and computes, with one onnxruntime or another."""
+    place = fetch_oldest(request.config.cache.mkdir("runtimes")) if request.param == "oldest" else None
     folder: Path = tmp_path_factory.mktemp("device")
     (folder / "m.umbel").write_bytes(release(2))
     (folder / "release.pub").write_bytes(RELEASE.public.raw)
     np.savez(folder / "data.npz", x=digits().held_out.x[:64], y=digits().held_out.y[:64])
     command = [sys.executable, "-c", DEVICE, str(folder), json.dumps(PLAN), *BLOCKED]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    done = subprocess.run(
+        command, env=environment(place), capture_output=True, text=True, check=False, timeout=120
+    )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout), np.load(folder / "out.npz")
 
@@ -114,6 +126,16 @@ def test_a_lean_device_explains(device: tuple[dict[str, Any], Any]) -> None:
     assert computed["attributions"].shape == (4, 1, 8, 8)
     assert np.abs(computed["attributions"]).max() > 0.1
     assert np.abs(computed["residual"]).max() < 0.5
+
+
+def test_a_lean_device_covers_parts_and_chooses_a_form_by_the_public_calls(
+    device: tuple[dict[str, Any], Any],
+) -> None:
+    said, computed = device
+    assert computed["covered"].shape == (4, 1, 8, 8)
+    assert np.corrcoef(computed["covered"].ravel(), computed["attributions"].ravel())[0, 1] > 0.5
+    assert said["forms"] == ["fp32", "int8"]
+    assert said["runs"][0] == said["runs"][1]
 
 
 def test_a_lean_device_quantizes_to_the_same_bits(device: tuple[dict[str, Any], Any]) -> None:

@@ -22,8 +22,8 @@ from umbel_server.monitor.opener import BATCHES_PER_PASS, Opener
 from umbel_server.monitor.report import devices as device_report
 from umbel_server.monitor.report import telemetry as telemetry_report
 from umbel_server.monitor.windows import MAX_WINDOWS, read_windows
+from umbel_server.store import rollups
 from umbel_server.store.batches import Arrival
-from umbel_server.store.rollups import Rollups
 from umbel_server.store.store import Store
 
 Fleet = tuple[FleetDir, Store, PlainDevice]
@@ -183,21 +183,17 @@ def test_an_opener_that_dies_before_its_commit_leaves_the_batches_to_the_next(
 ) -> None:
     deliver(fleet, batch(window()))
     deliver(fleet, batch(window()))
-    absorb = Rollups._absorb
-    calls: list[int] = []
 
-    def dies(self: Rollups, *args: Any) -> bool:
-        calls.append(1)
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-        return absorb(self, *args)
+    def dies(*args: object) -> None:
+        raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(Rollups, "_absorb", dies)
+        patch.setattr(rollups, "add_deliveries", dies)  # The last thing that it writes.
         with pytest.raises(KeyboardInterrupt):
             opener(fleet).run_once()
     assert states(fleet[1]) == [("sealed", None)] * 2
     assert fleet[1].rollups.all() == ()
+    assert fleet[1].device_days.totals([fleet[2].id]) == ()
     opener(fleet).run_once()
     (line,) = fleet[1].rollups.all()
     assert line.windows == 2
@@ -229,7 +225,7 @@ def test_the_operator_reads_what_every_device_reported(fleet: Fleet) -> None:
     opener(fleet).run_once()
     deliver(fleet, batch(window()))
     PlainDevice().admit(fleet[0], store, name="lily")
-    silent, line = telemetry_report(store)
+    silent, line = telemetry_report(store, store.devices.all())
     assert (silent.device, silent.opened, silent.last_received_s, silent.models) == ("lily", 0, None, ())
     assert (line.device, line.opened, line.sealed, line.rejected) == (device.id, 2, 1, 1)
     assert line.predictions == 5
@@ -251,7 +247,7 @@ def test_hours_with_other_edges_do_not_stop_the_report(fleet: Fleet) -> None:
     confidence = Histogram.empty("confidence", CONFIDENCE).observe([0.5])
     deliver(fleet, batch(window(start_s=0, histograms=[old.to_wire(), confidence.to_wire()]), window()))
     opener(fleet).run_once()
-    (line,) = telemetry_report(store)
+    (line,) = telemetry_report(store, store.devices.all())
     (model,) = line.models
     assert model.predictions == 4
     assert model.latency_us is not None
@@ -267,12 +263,30 @@ def test_a_devices_status_follows_from_when_it_was_last_seen(
     fleet: Fleet, silent_s: float, status: str
 ) -> None:
     _, store, device = fleet
-    now_s = store.devices.admit(device.id).last_seen_s + silent_s
-    (line,) = device_report(store, now_s=now_s)
+    seen_s = store.devices.admit(device.id).enrolled_s + 1
+    store.devices.seen({device.id: seen_s})
+    now_s = seen_s + silent_s
+    (line,) = device_report(store, store.devices.all(), now_s=now_s)
     assert line.status == status
+    store.devices.quarantine(device.id, reason="odd answers")
+    (line,) = device_report(store, store.devices.all(), now_s=now_s)
+    assert line.status == "quarantined"
     store.devices.revoke(device.id)
-    (line,) = device_report(store, now_s=now_s)
+    (line,) = device_report(store, store.devices.all(), now_s=now_s)
     assert line.status == "revoked"
+
+
+@pytest.mark.parametrize(
+    ("silent_s", "status"), [(119, "online"), (120, "never seen"), (86_400, "never seen")]
+)
+def test_a_device_that_enrolled_and_never_called_was_never_seen(
+    fleet: Fleet, silent_s: float, status: str
+) -> None:
+    _, store, device = fleet
+    (line,) = device_report(
+        store, store.devices.all(), now_s=store.devices.admit(device.id).enrolled_s + silent_s
+    )
+    assert line.status == status
 
 
 def test_the_report_of_devices_names_the_newest_version_each_reported(fleet: Fleet) -> None:
@@ -280,5 +294,5 @@ def test_the_report_of_devices_names_the_newest_version_each_reported(fleet: Fle
     for version in (2, 10, 9):
         deliver(fleet, batch(window(version=version, start_s=secrets.randbelow(10**6))))
     opener(fleet).run_once()
-    (line,) = device_report(store, now_s=0)
+    (line,) = device_report(store, store.devices.all(), now_s=0)
     assert line.models == {"digits": 10}

@@ -65,7 +65,7 @@ def stored_ids(store: Store) -> set[bytes]:
         return set(connection.exec_driver_sql("SELECT batch_id FROM batches").scalars())
 
 
-@pytest.mark.parametrize("name", ["gateway", "opener"])
+@pytest.mark.parametrize("name", ["gateway", "opener", "ca"])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_service_that_is_asked_to_stop_exits_with_0_and_says_nothing(
     fleet: FleetDir, name: str, number: signal.Signals
@@ -90,9 +90,9 @@ def test_the_gateway_answers_as_soon_as_it_is_ready(fleet: FleetDir, device: Pla
         assert list(device.check(fleet).releases) == []
 
 
-@pytest.mark.parametrize("port", ["gateway_port", "enroll_port"])
+@pytest.mark.parametrize("port", ["gateway", "enrollment"])
 def test_a_taken_port_is_one_sentence_and_exit_code_5(fleet: FleetDir, port: str) -> None:
-    with socket.create_server(("127.0.0.1", getattr(fleet.settings, port))):
+    with socket.create_server(("127.0.0.1", getattr(fleet.settings.ports, port))):
         process = start("gateway", fleet)
         out, err = process.communicate(timeout=STOP_S)
     assert (process.returncode, out) == (5, "")
@@ -119,6 +119,26 @@ def test_a_missing_key_is_one_sentence_and_exit_code_6(fleet: FleetDir, lost: st
     _, err = process.communicate(timeout=STOP_S)
     assert process.returncode == 6
     assert re.fullmatch(r"Error: The .* cannot be read: No such file or directory\.\n", err)
+
+
+def test_an_authority_without_a_key_says_which(fleet: FleetDir) -> None:
+    fleet.authority_key.unlink()
+    process = start("ca", fleet)
+    _, err = process.communicate(timeout=STOP_S)
+    assert process.returncode == 6
+    assert re.fullmatch(r"Error: The authority key .* cannot be read: No such file or directory\.\n", err)
+    assert not (fleet.path / "ca" / "ca.sock").exists()
+
+
+def test_an_authority_that_was_killed_starts_again(fleet: FleetDir) -> None:
+    with service("ca", fleet) as process:
+        process.kill()
+        process.wait()
+    assert (fleet.path / "ca" / "ca.sock").is_socket()
+    with service("ca", fleet) as process:
+        process.terminate()
+        assert process.wait(STOP_S) == 0
+    assert not (fleet.path / "ca" / "ca.sock").exists()
 
 
 class Uploader:

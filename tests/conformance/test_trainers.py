@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from model_packages import RELEASE, digits, first, opened, resigned
-from umbel._data import Examples
+from umbel._data.examples import Examples
 from umbel.engines.onnx import open_session
 from umbel.train import Controls, Ended, ExamplePrivacy, Meter, Trainer, TrainPlan, TrainResult
+from umbel.train.apart import ApartTrainer
 from umbel.train.descent import MAX_ROWS, SLACK
 from umbel.train.onnx import OnnxTrainer
 from umbel.train.torch import TorchTrainer
@@ -35,6 +36,7 @@ ALARM = 1e-9
 
 TRAINERS: dict[str, Callable[..., Trainer]] = {
     "onnx": OnnxTrainer,
+    "apart": ApartTrainer,
     "torch": lambda package, **more: TorchTrainer(package, DigitsNet(), loss, **more),
 }
 
@@ -208,7 +210,6 @@ def test_what_fills_a_batch_up_does_nothing(trainer: Trainer) -> None:
     padded, exact = train(trainer, 10, batch_size=64), train(trainer, 10, batch_size=10)
     np.testing.assert_allclose(padded.parameters, exact.parameters, atol=1e-6)
     privacy = ExamplePrivacy(0.5, 0.0)
-    # 10 rows are padded to 16, 16 are not padded: both are the sum of their own.
     for rows in (10, 16):
         np.testing.assert_allclose(one_step(trainer, rows, privacy), clipped_sum(rows, 0.5), atol=1e-5)
 
@@ -453,6 +454,7 @@ def headed() -> Package:
 
 HEADED: dict[str, Callable[[], Trainer]] = {
     "onnx": lambda: OnnxTrainer(headed()),
+    "apart": lambda: ApartTrainer(headed()),
     # Another body than the package's: the package's is what counts.
     "torch": lambda: TorchTrainer(headed(), doubled(Small()), loss),
 }

@@ -12,7 +12,6 @@ import itertools
 import logging
 import os
 import resource
-import secrets
 import signal
 import sqlite3
 import subprocess
@@ -27,7 +26,7 @@ import pytest
 from simulation.attacks import SHARES, TABLE, Attack, boxes, signed_anew, values
 from simulation.federation import Federation, MemoryLink
 from simulation.liar import DEVICES, ORDER, STRICT, Alone, Crowd, Liar, Session, Stage
-from umbel._participant import Participant
+from umbel._rounds.participant import Participant
 from umbel_proto.errors import BudgetError, RefusedError, RemoteProtocolError, UmbelError
 from umbel_proto.ids import DeviceId
 from umbel_proto.privacy.ledger import spent
@@ -64,7 +63,7 @@ def test_the_device_refuses_says_why_and_can_go_on(
     assert len(device.vectors) == sent
     assert len(device.charges()) == attack.charged
     (line,) = [record for record in caplog.records if record.levelno == logging.WARNING]
-    assert line.name == "umbel._participant"
+    assert line.name == "umbel._rounds.participant"
     assert line.getMessage().startswith(f"refused {attack.kind}: ")
 
     device.go_on(attack.kind)
@@ -236,13 +235,15 @@ class TestTheCharge:
         stage = liar.stage(MASK)
         device = stage.device()
         seen: list[int] = []
+        draw = os.urandom
 
         def look(size: int) -> bytes:
             with contextlib.closing(sqlite3.connect(device.home.ledger)) as other:
                 seen.append(other.execute("SELECT count(*) FROM charges").fetchone()[0])
-            return os.urandom(size)
+            return draw(size)
 
-        monkeypatch.setattr(secrets, "token_bytes", look)
+        # What the key of the noise is drawn with: proto/umbel_proto/prg.py.
+        monkeypatch.setattr(os, "urandom", look)
         device.ask(MASK, stage.request)
         assert seen == [1]
 
@@ -298,15 +299,15 @@ class TestTheCharge:
 
 
 KILLED = """
-import os, secrets, signal, sys
+import os, signal, sys
 from pathlib import Path
-from umbel._home import DeviceHome
-from umbel._participant import Participant, Saved
+from umbel._home.directory import DeviceHome
+from umbel._rounds.participant import Participant, Saved
 from umbel_proto.secagg.pairwise import MASK
 home, data, kept = map(Path, sys.argv[1:4])
 read = lambda name: (kept / name).read_bytes()
 device = Participant(DeviceHome(home), data, clock=lambda: float(sys.argv[4]))
-secrets.token_bytes = lambda size: os.kill(os.getpid(), signal.SIGKILL)  # The noise is drawn after the charge.
+os.urandom = lambda size: os.kill(os.getpid(), signal.SIGKILL)  # The noise is drawn after the charge.
 device.answer(MASK, read("body"), b"", Saved(read("state"), read("contribution")))
 """
 
@@ -465,7 +466,7 @@ class TestTheRecord:
         assert reason in parts[DeviceId("dev-2")].reason
         assert {parts[DeviceId(f"dev-{i}")].outcome for i in (0, 1, 3, 4)} == {"summed"}
         said = [r for r in caplog.records if r.levelno == logging.WARNING and reason in r.getMessage()]
-        assert {r.name for r in said} == {"umbel._participant", "umbel_server.learning.round"}
+        assert {r.name for r in said} == {"umbel._rounds.participant", "umbel_server.learning.round"}
         assert federation.fleet.runs.joinpath(run, "progress.jsonl").read_text().count(reason) == 1
 
     def test_what_is_wrong_with_its_own_files_and_data_is_for_the_device_s_log_only(

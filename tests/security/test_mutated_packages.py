@@ -6,6 +6,7 @@ signed, it raises that or returns a package all of whose parts can be asked for.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import io
 import json
@@ -15,15 +16,16 @@ import zipfile
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 
 from model_packages import RELEASE, first, opened, resigned
-from umbel._package import verify_golden
+from umbel._releases.package import verify_golden
 from umbel.engines import load_engine
 from umbel_proto.archive import read_archive, write_archive
 from umbel_proto.errors import PackageError, UsageError
 from umbel_proto.keys import SigningKey
-from umbel_proto.manifest import parse_manifest
+from umbel_proto.manifest_json import parse_manifest
 from umbel_proto.package import LABEL, MANIFEST, SIGNATURE, inspect_package, read_package
 
 Mutation = Callable[[random.Random], bytes]
@@ -225,6 +227,60 @@ def test_a_manifest_signed_by_the_right_key_crashes_nothing_whatever_it_says() -
                 verify_golden(package, load_engine(package, name))
             except (PackageError, UsageError):
                 continue
+    assert 20 < loaded < 1500
+
+
+def test_no_change_to_a_manifest_of_numbers_crashes_its_reader() -> None:
+    whole = json.loads(files()[MANIFEST])
+    for key in ("labels", "decision_threshold"):
+        del whole[key]
+    whole |= {
+        "kind": "regression",
+        "targets": [{"name": "a", "unit": "m"}, {"name": "b", "unit": ""}],
+        "outputs": [{"name": "values", "dtype": "float32", "shape": ["batch", 2]}],
+    }
+    parse_manifest(json.dumps(whole).encode())
+    source, loaded = random.Random(9), 0
+    for _ in range(3000):
+        body = copy.deepcopy(whole)
+        mutate(body, source)
+        # Half of them where kinds differ.
+        if source.random() < 0.5:
+            body[source.choice(("kind", "targets", "outputs", "labels"))] = source.choice(HOSTILE)
+        try:
+            manifest = parse_manifest(json.dumps(body).encode())
+        except PackageError:
+            continue
+        loaded += 1
+        assert parse_manifest(manifest.to_json()) == manifest
+    assert 20 < loaded < 1500
+
+
+def test_no_change_to_a_contract_of_columns_crashes_its_reader() -> None:
+    whole = json.loads(files()[MANIFEST])
+    column = {
+        "name": "c0", "minimum": 0.0, "maximum": 16.0, "values": [], "allow_missing": False, "unit": "", "action": "clip",
+    }  # fmt: skip
+    columns = [{**column, "name": f"c{number}"} for number in range(7)]
+    columns.append({**column, "name": "c7", "values": [0.0, 1.0, 16.0]})
+    whole["contract"][0] |= {"action": "reject", "max_age_s": 5.0, "stale": "flag", "columns": columns}
+    whole["label_thresholds"] = {"3": 0.9}
+    whole["telemetry_epsilon"] = {"labels": 1.0, "input": 0.5}
+    manifest = parse_manifest(json.dumps(whole).encode())
+    assert json.loads(manifest.to_json()) == whole
+    source, loaded = random.Random(10), 0
+    for number in range(3000):
+        body = copy.deepcopy(whole)
+        # Half of them inside of the contract.
+        mutate(body["contract"] if number % 2 else body, source)
+        try:
+            manifest = parse_manifest(json.dumps(body).encode())
+        except PackageError:
+            continue
+        loaded += 1
+        assert parse_manifest(manifest.to_json()) == manifest
+        with contextlib.suppress(UsageError):
+            manifest.contract.check(np.full((2, 1, 8, 8), 15.5))
     assert 20 < loaded < 1500
 
 

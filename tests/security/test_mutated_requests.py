@@ -5,7 +5,7 @@ It never fails in any other way, never sends its update otherwise than masked, a
 
 from __future__ import annotations
 
-import secrets
+import os
 from fractions import Fraction
 from itertools import pairwise
 
@@ -114,8 +114,8 @@ def test_mutated_rosters(liar: Liar, data: st.DataObject) -> None:
 
 def test_mutated_shares_get_the_honest_update_or_nothing(liar: Liar, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the same noise drawn each time, what is under the masks is the same to the bit."""
-    draw = secrets.token_bytes
-    monkeypatch.setattr(secrets, "token_bytes", lambda size: bytes(32) if size == 32 else draw(size))
+    draw = os.urandom
+    monkeypatch.setattr(os, "urandom", lambda size: bytes(32) if size == 32 else draw(size))
     stage = liar.stage(MASK)
     honest = unmasked(stage, stage.device().ask(MASK, stage.request), stage.request)
     answered = []

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import logging
+import os
 import resource
 import secrets
 import shutil
@@ -31,11 +32,11 @@ from flwr.proto.message_pb2 import ObjectTree
 from simulation.federation import Federation, MemoryLink
 from simulation.liar import STRICT, Recorder
 from umbel import flower
-from umbel._contribution import Contribution
-from umbel._data import read_examples
-from umbel._files import read_file
-from umbel._home import DeviceHome
-from umbel._participant import Saved
+from umbel._data.examples import read_examples
+from umbel._home.directory import DeviceHome
+from umbel._home.files import read_file
+from umbel._rounds.contribution import Contribution
+from umbel._rounds.participant import Saved
 from umbel_proto.errors import UmbelError
 from umbel_proto.privacy.encode import encode
 from umbel_proto.secagg import device as protocol
@@ -214,15 +215,23 @@ def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def private(monkeypatch: pytest.MonkeyPatch) -> Secrets:
     """What must not be found: among it every 32 bytes that are drawn, such as the key of the noise."""
     noted = Secrets()
-    draw = secrets.token_bytes
+    token, draw = secrets.token_bytes, os.urandom
 
-    def drawn(size: int | None = None) -> bytes:
+    def drawn(size: int) -> bytes:
         value = draw(size)
         if size == 32:
             noted.note("drawn key", value)
         return value
 
-    monkeypatch.setattr(secrets, "token_bytes", drawn)
+    def drawn_token(size: int | None = None) -> bytes:
+        value = token(size)
+        if size == 32:
+            noted.note("drawn key", value)
+        return value
+
+    # The system's randomness is asked for by either name.
+    monkeypatch.setattr(os, "urandom", drawn)
+    monkeypatch.setattr(secrets, "token_bytes", drawn_token)
     return noted
 
 

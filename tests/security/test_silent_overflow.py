@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from simulation.federation import MemoryLink
 from simulation.tiny import CLASSES, EXAMPLES, FEATURES, TinyFederation
-from umbel._contribution import Contribution
+from umbel._rounds.contribution import Contribution
 from umbel.train import DivergedError, TrainPlan
 from umbel.train.onnx import OnnxTrainer
 from umbel_proto.secagg.engine import TRAIN

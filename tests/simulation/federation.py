@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from umbel._enroll import enroll
-from umbel._home import DeviceHome
-from umbel._participant import Participant, Saved
-from umbel._shelf import Shelf
+from umbel._fleet.enroll import enroll
+from umbel._home.directory import DeviceHome
+from umbel._releases.shelf import Shelf
+from umbel._rounds.participant import Participant, Saved
 from umbel_models.federated import by_label
 from umbel_models.pack import build
 from umbel_models.task import Split, find

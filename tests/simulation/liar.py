@@ -26,9 +26,9 @@ import numpy as np
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from simulation.federation import FLEET, Federation, MemoryLink
-from umbel._home import DeviceHome
-from umbel._ledger import Ledger
-from umbel._participant import Participant, Saved
+from umbel._home.directory import DeviceHome
+from umbel._rounds.ledger import Ledger
+from umbel._rounds.participant import Participant, Saved
 from umbel_proto.credentials import Credential, FleetPolicy, sign_credential
 from umbel_proto.encoding import enc
 from umbel_proto.errors import UmbelError

@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 
 from simulation.federation import QUICK, TRAINING, Federation, MemoryLink, lenient_policy
-from umbel._data import read_examples
-from umbel._ledger import Ledger
+from umbel._data.examples import read_examples
+from umbel._rounds.ledger import Ledger
 from umbel.train import TrainPlan
-from umbel.train.local import accuracy_on, federated_averaging
+from umbel.train.local import federated_averaging, score_on
 from umbel.train.onnx import OnnxTrainer
 from umbel_proto.errors import BudgetError, RefusedError, UmbelError
 from umbel_proto.ids import DeviceId
@@ -55,7 +55,7 @@ def test_the_secure_path_without_noise_learns_what_plain_federated_averaging_lea
         training.epochs, training.batch_size, training.learning_rate, training.momentum, training.seed
     )
     shards = {DeviceId(f"dev-{i}"): read_examples(path) for i, path in enumerate(shared.data)}
-    judge = accuracy_on(shared.package, read_examples(shared.heldout))
+    judge = score_on(shared.package, read_examples(shared.heldout))
     trainer = OnnxTrainer(shared.package)
     steps = federated_averaging(trainer, shared.package.parameters(), shards, rounds=10, plan=settings)
     plain = [judge(parameters) for parameters in steps]

@@ -13,7 +13,7 @@ import pytest
 
 from simulation.federation import MemoryLink
 from simulation.tiny import SimulatedClock, TinyFederation, check_run
-from umbel._ledger import Ledger
+from umbel._rounds.ledger import Ledger
 from umbel_proto.secagg.engine import TRAIN
 from umbel_proto.secagg.pairwise import CONFIRM, MASK, SHARE, UNMASK
 from umbel_server.learning.link import Answer, NodeId, Payload

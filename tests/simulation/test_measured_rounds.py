@@ -14,8 +14,8 @@ import pytest
 
 from simulation.federation import TRAINING, Federation, MemoryLink
 from simulation.fleet import descriptor, encoding
-from umbel._contribution import asked_for
-from umbel._data import Examples, read_examples
+from umbel._data.examples import Examples, read_examples
+from umbel._rounds.contribution import asked_for
 from umbel.train import TrainPlan, TrainResult
 from umbel.train.evaluate import evaluate, hold_back
 from umbel.train.local import train_locally
@@ -70,7 +70,7 @@ def test_a_round_s_metrics_are_the_devices_means(shared: Federation, holdback: f
     metrics = only.figures["metrics"]
     expected = {
         "loss": np.mean([each.loss for each in judged]),
-        "accuracy": np.mean([each.accuracy for each in judged]),
+        "accuracy": np.mean([each.score for each in judged]),
         "training_loss": np.mean([each.loss for each in trained]),
     }
     assert metrics.keys() == expected.keys()

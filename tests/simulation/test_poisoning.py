@@ -15,9 +15,9 @@ import pytest
 from numpy.typing import NDArray
 
 from simulation.federation import QUICK, TRAINING, Federation, MemoryLink, lenient_policy
-from umbel._contribution import Contribution
-from umbel._ledger import Ledger
-from umbel._participant import Participant, Saved
+from umbel._rounds.contribution import Contribution
+from umbel._rounds.ledger import Ledger
+from umbel._rounds.participant import Participant, Saved
 from umbel_proto.errors import BudgetError, RefusedError
 from umbel_proto.ids import DeviceId
 from umbel_proto.privacy.encode import encode
@@ -206,7 +206,7 @@ def test_a_run_under_an_attack_that_does_not_end_fails_with_the_reason_and_keeps
     assert record.state == "failed"
     assert course(rounds) == [(1, 1, "opened"), (2, 1, "aborted"), (2, 2, "aborted")]
     kept = checkpoint.load(shared.fleet.runs / "siege", 1, shared.package)
-    assert HeldOut(shared.package, shared.heldout).accuracy(kept.parameters) == rounds[0].figures["accuracy"]
+    assert HeldOut(shared.package, shared.heldout).score(kept.parameters) == rounds[0].figures["accuracy"]
 
 
 def test_a_round_that_the_gate_passes_and_the_model_does_not_survive_is_rolled_back(

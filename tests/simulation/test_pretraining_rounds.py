@@ -1,38 +1,34 @@
 """Law: devices can pretrain in rounds, on windows that nobody labelled, and few labels are enough afterwards.
 
-A package is a classifier's, with labels. What fills in windows has none, so rounds run here on the exported
-gradient graph itself, with the device's own descent and federated averaging.
+The package is built and signed as any other; rounds are the device's own descent and federated averaging.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
-import onnxruntime as ort
 import pytest
 import torch
-from numpy.typing import NDArray
 from torch import nn
 
-from umbel._data import Examples as DeviceExamples
-from umbel.train import Controls, TrainPlan, TrainResult
-from umbel.train.descent import Weights, Work, descend
+from model_packages import RELEASE, first, opened
+from regression_tasks import ABOUT
+from umbel._data.examples import Examples as DeviceExamples
+from umbel.train import TrainPlan
 from umbel.train.local import federated_averaging
+from umbel.train.onnx import OnnxTrainer
 from umbel_models.fit import accuracy, fit, predict
-from umbel_models.graphs.export import export
-from umbel_models.pretrain import (
-    Reconstruction,
-    few_labels,
-    hide,
-    reconstruction,
-    reconstruction_error,
-    with_encoder,
-)
-from umbel_models.task import Examples, cross_entropy
-from umbel_proto.ids import DeviceId
-from umbel_proto.manifest import FloatVector
+from umbel_models.pack import build, repack
+from umbel_models.pretrain import few_labels, hide, tune
+from umbel_models.pretraining import pretrained, pretraining
+from umbel_models.restore import restored
+from umbel_models.task import Examples, Split, Task, cross_entropy
+from umbel_proto.contract import DataContract, Field
+from umbel_proto.errors import UsageError
+from umbel_proto.ids import DeviceId, ModelName
+from umbel_proto.manifest import REGRESSION
+from umbel_proto.package import Package
 
 CLASSES, LENGTH, DEVICES, ROUNDS = 4, 32, 6, 15
 
@@ -71,98 +67,60 @@ def network() -> nn.Module:
     )
 
 
-@dataclass
-class GraphTrainer:
-    """Trains the parameters of an exported gradient graph."""
-
-    session: ort.InferenceSession
-    shapes: dict[str, tuple[int, ...]]
-
-    def train(
-        self,
-        parameters: FloatVector,
-        x: NDArray[Any],
-        y: NDArray[Any],
-        plan: TrainPlan,
-        *,
-        held_back: DeviceExamples | None = None,
-        controls: Controls | None = None,
-    ) -> TrainResult:
-        current = np.array(parameters, np.float32)
-        return descend(current, Gradients(self.session, self.split(current)), Work(plan, x, y))
-
-    def close(self) -> None:
-        pass
-
-    def split(self, vector: FloatVector) -> dict[str, FloatVector]:
-        """Return views of the vector, by name."""
-        ends = np.cumsum([int(np.prod(shape)) for shape in self.shapes.values()])
-        parts = np.split(vector, ends[:-1])
-        return {name: part.reshape(self.shapes[name]) for name, part in zip(self.shapes, parts, strict=True)}
-
-
-@dataclass
-class Gradients:
-    """The gradients of one training."""
-
-    session: ort.InferenceSession
-    parameters: dict[str, FloatVector]
-
-    def mean(self, x: NDArray[Any], y: NDArray[np.int64], w: Weights) -> tuple[FloatVector, float]:
-        names = [*(f"grad.{name}" for name in self.parameters), "loss"]
-        *pieces, loss = self.session.run(names, {**self.parameters, "x": x, "y": y, "w": w})
-        return np.concatenate([piece.ravel() for piece in pieces]), float(loss)
-
-    def clipped(
-        self, x: NDArray[Any], y: NDArray[np.int64], w: Weights, clip: float
-    ) -> tuple[FloatVector, float]:
-        raise NotImplementedError
-
-    def loss(self, x: NDArray[Any], y: NDArray[np.int64], w: Weights) -> float:
-        raise NotImplementedError
+TASK = Task(
+    model=ModelName("waves"),
+    module=network,
+    loss=cross_entropy,
+    labels=tuple("abcd"),
+    # What is hidden comes beside the window as 0 and 1, beyond this range.
+    contract=DataContract((Field("x", "float32", (2, LENGTH), -8.0, 8.0),)),
+    data=lambda: Split(windows(250, seed=99), windows(100, seed=98), windows(200, seed=97)),
+    about=ABOUT,
+)
 
 
 @pytest.fixture(scope="module")
-def begun() -> Reconstruction:
-    # The mean and spread of channels come from a few windows of the workbench, not from the devices.
-    return reconstruction(network(), windows(200, seed=99).x, axis=1)
-
-
-@pytest.fixture(scope="module")
-def pretrained(begun: Reconstruction) -> Reconstruction:
-    """What rounds over devices, each with mostly one kind of windows, made of it."""
-    graphs = export(begun, reconstruction_error, (2, 2, LENGTH), bounds=(0.0, 1.0))
-    values = {name: value.detach().numpy() for name, value in begun.named_parameters()}
-    trainer = GraphTrainer(
-        ort.InferenceSession(graphs.gradient), {name: value.shape for name, value in values.items()}
-    )
+def trained() -> Package:
+    """What rounds over devices, each with mostly one kind of windows, made of the package of pretraining."""
+    package = opened(build(pretraining(TASK), key=RELEASE))
     shards = {}
     for number in range(DEVICES):
         own = hide(windows(250, seed=number, only=number % CLASSES).x, axis=1, copies=2, seed=number)
-        shards[DeviceId(f"dev-{number}")] = DeviceExamples(own.x, own.y)
+        shards[DeviceId(f"dev-{number}")] = DeviceExamples(own.x, np.zeros((len(own.x), 1), np.float32))
     plan = TrainPlan(epochs=2, batch_size=32, learning_rate=0.003, momentum=0.9, seed=1, optimizer="adam")
-    start = np.concatenate([value.ravel() for value in values.values()])
-    *_, last = federated_averaging(trainer, start, shards, rounds=ROUNDS, plan=plan)
-    begun.load_state_dict(
-        {**begun.state_dict(), **{name: torch.from_numpy(part) for name, part in trainer.split(last).items()}}
-    )
-    return begun
+    rounds = federated_averaging(OnnxTrainer(package), package.parameters(), shards, rounds=ROUNDS, plan=plan)
+    *_, last = rounds
+    calibration = pretraining(TASK).data().calibration.x
+    return opened(repack(package, last, calibration=calibration, version=2, key=RELEASE))
 
 
-def test_rounds_teach_devices_to_fill_in_windows_of_nobodys(pretrained: Reconstruction) -> None:
+def test_the_package_of_pretraining_answers_with_errors_and_names_no_label(trained: Package) -> None:
+    manifest = trained.manifest
+    assert (manifest.model, manifest.kind, manifest.labels) == ("waves-pretraining", REGRESSION, ())
+    assert (manifest.inputs[0].shape[1:], manifest.answer_shape) == ((2, 2, LENGTH), (1,))
+
+
+def test_rounds_teach_devices_to_tell_the_spectra_of_windows_of_nobodys(trained: Package) -> None:
     held = hide(windows(300, seed=50).x, axis=1, copies=1, seed=3)
-    assert predict(pretrained, held.x).mean() < 0.85  # 1 is what the mean of a channel fills in
+    errors = predict(restored(pretraining(TASK), trained), held.x)
+    assert errors.mean() < 0.9  # 1 is what the usual spectrum is off
 
 
-def test_an_encoder_pretrained_in_rounds_needs_fewer_labels(pretrained: Reconstruction) -> None:
+def test_an_encoder_pretrained_in_rounds_needs_fewer_labels(trained: Package) -> None:
     labelled, held = windows(400, seed=60), windows(600, seed=61)
     how = {"epochs": 60, "batch_size": 10, "learning_rate": 1e-3, "seed": 0}
-    ready = with_encoder(network(), pretrained)
+    ready = pretrained(TASK, trained)
     gains = []
     for seed in range(5):
         few = few_labels(labelled, 5, seed=seed)
-        scratch, tuned = (
-            accuracy(fit(start, cross_entropy, few, **how), held) for start in (network(), ready)
-        )
-        gains.append(tuned - scratch)
-    assert np.mean(gains) > 0.05
+        scratch, tuned = fit(network(), cross_entropy, few, **how), tune(ready, cross_entropy, few)
+        gains.append(accuracy(tuned, held) - accuracy(scratch, held))
+    assert np.mean(gains) > 0.15  # an encoder that learned nothing loses some
+
+
+def test_a_package_of_another_network_is_no_encoder(trained: Package) -> None:
+    with pytest.raises(UsageError, match="digits holds no layers of waves"):
+        pretrained(TASK, opened(first()))
+    wider = replace(TASK, module=lambda: nn.Sequential(nn.Conv1d(2, 17, 7, padding=3), *network()[1:]))
+    with pytest.raises(UsageError, match="waves-pretraining holds no layers of waves"):
+        pretrained(wider, trained)

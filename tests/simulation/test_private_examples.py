@@ -17,9 +17,9 @@ import numpy as np
 import pytest
 
 from simulation.federation import TRAINING, Federation, MemoryLink, lenient_policy
-from umbel._data import read_examples
-from umbel._ledger import Ledger
-from umbel._spending import spending
+from umbel._data.examples import read_examples
+from umbel._rounds.ledger import Ledger
+from umbel._rounds.spending import spending
 from umbel.train import ExamplePrivacy, Trainer, TrainPlan
 from umbel.train.local import train_locally
 from umbel.train.onnx import OnnxTrainer
@@ -212,8 +212,8 @@ def test_a_device_killed_in_training_has_been_charged(federation: Federation) ->
     code = (
         "import os, signal, sys\n"
         "from pathlib import Path\n"
-        "from umbel._home import DeviceHome\n"
-        "from umbel._participant import Participant\n"
+        "from umbel._home.directory import DeviceHome\n"
+        "from umbel._rounds.participant import Participant\n"
         "from umbel.train.onnx import OnnxTrainer\n"
         "OnnxTrainer.train = lambda *a, **k: os.kill(os.getpid(), signal.SIGKILL)\n"
         "body, vector = (Path(sys.argv[3] + end).read_bytes() for end in ('.body', '.vector'))\n"

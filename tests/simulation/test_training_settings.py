@@ -15,9 +15,9 @@ from torch import nn
 
 from simulation.federation import MemoryLink
 from simulation.tiny import CLASSES, FEATURES, TRAINING, TinyFederation
-from umbel._contribution import settings_of
-from umbel._data import read_examples
-from umbel._participant import Participant
+from umbel._data.examples import read_examples
+from umbel._rounds.contribution import settings_of
+from umbel._rounds.participant import Participant
 from umbel.train import ExamplePrivacy, Trainer, TrainPlan
 from umbel.train.evaluate import hold_back
 from umbel.train.local import federated_averaging, train_locally

@@ -22,10 +22,10 @@ from onnx.helper import make_graph, make_model, make_node, make_opsetid, make_te
 from onnx.numpy_helper import from_array
 
 from simulation.federation import Federation, MemoryLink
-from umbel._data import read_examples
-from umbel._home import DeviceHome
-from umbel._ledger import Ledger
-from umbel._participant import Participant
+from umbel._data.examples import read_examples
+from umbel._home.directory import DeviceHome
+from umbel._rounds.ledger import Ledger
+from umbel._rounds.participant import Participant
 from umbel.train import TrainPlan
 from umbel.train.local import train_locally
 from umbel.train.onnx import OnnxTrainer

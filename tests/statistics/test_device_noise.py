@@ -16,8 +16,8 @@ import pytest
 from numpy.typing import NDArray
 
 from simulation.federation import Federation, MemoryLink
-from umbel._contribution import Contribution
-from umbel._ledger import Ledger
+from umbel._rounds.contribution import Contribution
+from umbel._rounds.ledger import Ledger
 from umbel_proto.privacy.plan import Plan
 from umbel_proto.privacy.rotate import rotate
 from umbel_proto.secagg.engine import TRAIN

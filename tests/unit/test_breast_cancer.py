@@ -13,6 +13,7 @@ from umbel_models.federated import MIN_SHARD, by_label
 from umbel_models.task import Examples
 from umbel_models.tasks.breast_cancer.data import RANGES, load, split
 from umbel_models.tasks.breast_cancer.task import BREAST_CANCER
+from umbel_proto.errors import UsageError
 
 
 def rows(examples: Examples) -> list[bytes]:
@@ -61,3 +62,13 @@ def test_a_dirichlet_split_gives_every_device_enough() -> None:
     assert min(len(part.y) for part in parts) >= MIN_SHARD
     shares = [float(part.y.mean()) for part in parts]
     assert max(shares) - min(shares) > 0.3
+
+
+def test_a_mass_measured_in_another_unit_is_refused_and_an_unusual_one_is_not() -> None:
+    mass = load().x[0].copy()
+    radius = list(RANGES).index("mean radius")
+    mass[radius] = 33.0  # of up to 28.11
+    BREAST_CANCER.contract.check(mass)
+    mass[radius] = 180.0  # micrometres taken for something ten times as small
+    with pytest.raises(UsageError, match=r"column 'mean-radius'.* 1 above"):
+        BREAST_CANCER.contract.check(mass)

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from cyclonedx.schema import SchemaVersion
+from cyclonedx.validation.json import JsonStrictValidator
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binomtest
@@ -46,6 +48,11 @@ def examples(rows: int) -> Examples:
     return Examples(x, source.integers(0, 3, rows), cohort=source.integers(0, 2, rows))
 
 
+def invalid(raw: bytes) -> object:
+    """What the official schema of CycloneDX, strictly read, finds wrong; None if nothing."""
+    return JsonStrictValidator(SchemaVersion.V1_6).validate_str(raw.decode())
+
+
 def figure(metrics: tuple[Metric, ...], kind: str, part: str = "") -> float:
     (value,) = [metric.value for metric in metrics if (metric.kind, metric.part) == (kind, part)]
     return value
@@ -77,6 +84,27 @@ def test_a_card_reads_back_as_it_was_written(sections: dict[str, dict[str, Any]]
     assert {name: dict(values) for name, values in again.sections.items()} == filled
     assert again.to_json() == card.to_json()
     assert again.about == ABOUT
+
+
+def test_a_packages_card_is_valid_cyclonedx_by_the_official_schema() -> None:
+    card = card_of(later(held_out=digits().held_out, sections={"robustness": {"FGSM": 0.5, "by": "hand"}}))
+    assert card.metrics
+    assert invalid(card.to_json()) is None
+    body = json.loads(card.to_json())
+    body["metadata"]["component"]["modelCard"]["modelParameters"]["umbel"] = 1
+    assert "'umbel' was unexpected" in str(invalid(json.dumps(body).encode()))
+
+
+@given(st.dictionaries(names, figures, max_size=3), st.lists(texts, max_size=2), texts, texts)
+def test_whatever_a_card_says_it_is_valid_cyclonedx(
+    sections: dict[str, dict[str, Any]], limits: list[str], said: str, license_: str
+) -> None:
+    about = About(said, said, tuple(limits), license_, datasheet=said)
+    metrics = (Metric("accuracy", 0.5, said, (0.0, 1.0)), Metric("log loss", 1e-9))
+    card = Card("digits", 3, about, said, (said, "1"), metrics)
+    for name, values in sections.items():
+        card = card.with_section(name, values)
+    assert invalid(card.to_json()) is None
 
 
 def test_a_number_and_a_text_that_looks_like_one_stay_apart() -> None:

@@ -8,15 +8,19 @@ import re
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from fractions import Fraction
+from importlib.metadata import entry_points
 from pathlib import Path
 
 import click
 import pytest
-import typer
 
-from umbel._home import DeviceHome, Identity
-from umbel._ledger import Ledger
+from service_fleet import make_fleet
+from umbel._commands import rooms
+from umbel._commands.options import Argument
+from umbel._home.directory import DeviceHome, Identity
+from umbel._rounds.ledger import Ledger
 from umbel.cli import app
 from umbel_proto import errors
 from umbel_proto.credentials import FleetPolicy, sign_policy
@@ -26,7 +30,6 @@ from umbel_proto.privacy.ledger import Charge
 
 UMBEL = Path(sys.executable).with_name("umbel")
 ROOT = Path(__file__).resolve().parents[2]
-OWN = typer.main.get_command(app)
 
 PLUGIN = """
 import errno, os, signal, time, typer
@@ -108,6 +111,32 @@ def test_help_names_every_command_without_loading_the_other_rooms() -> None:
     assert not loaded & {"umbel_server", "umbel_models", "flwr", "grpc", "torch", "numpy", "sqlalchemy"}
 
 
+def test_a_shell_completes_commands_of_every_room() -> None:
+    def complete(line: str) -> set[str]:
+        environment = {"_UMBEL_COMPLETE": "bash_complete", "COMP_WORDS": line, "COMP_CWORD": "2"}
+        done = subprocess.run(
+            [UMBEL], env=os.environ | environment, capture_output=True, text=True, check=True, timeout=60
+        )
+        assert done.stderr == ""
+        return set(done.stdout.replace("plain,", "").split())
+
+    assert complete("umbel data con") == {"consent", "conditions"}
+    assert complete("umbel fleet pub") == {"publish"}
+
+
+def test_completion_is_silent_about_what_is_not_installed(plugins: Path) -> None:
+    environment = {"_UMBEL_COMPLETE": "bash_complete", "COMP_WORDS": "umbel lacking ", "COMP_CWORD": "2"}
+    done = subprocess.run(
+        [UMBEL],
+        env=os.environ | environment | {"PYTHONPATH": str(plugins)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert (done.returncode, done.stdout.strip(), done.stderr) == (0, "", "")
+
+
 def test_only_the_command_that_was_asked_for_is_loaded(plugins: Path) -> None:
     assert umbel("--version", plugins=plugins).returncode == 0
     assert "plug" in umbel("--help", plugins=plugins).stdout
@@ -139,9 +168,9 @@ def test_a_command_whose_extra_is_missing_says_what_to_install(plugins: Path) ->
 )
 def test_every_known_command_names_the_extra_it_comes_with(command: str, extra: str, plugins: Path) -> None:
     code = (
-        "import sys, importlib.metadata as metadata; from umbel import _commands\n"
-        "point = metadata.EntryPoint(sys.argv[1], 'lacking:app', _commands.GROUP)\n"
-        "try: _commands._load(point)\nexcept Exception as exc: print(type(exc).__name__, exc.extra)"
+        "import sys, importlib.metadata as metadata; from umbel._commands import rooms\n"
+        "point = metadata.EntryPoint(sys.argv[1], 'lacking:app', rooms.GROUP)\n"
+        "try: rooms._load(point)\nexcept Exception as exc: print(type(exc).__name__, exc.extra)"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, command],
@@ -241,8 +270,54 @@ def test_every_charge_to_the_privacy_budget_is_shown(home: DeviceHome) -> None:
 
 
 def commands() -> list[tuple[str, click.Command]]:
-    assert isinstance(OWN, click.Group)
-    return sorted(OWN.commands.items())
+    """Whatever does something by itself, by its words."""
+    everything = [(" ".join(path), command) for path, command in spoken(app, ()) if path]
+    return [
+        (name, command)
+        for name, command in sorted(everything, key=lambda each: each[0])
+        if not isinstance(command, click.Group) or command.invoke_without_command
+    ]
+
+
+def spoken(command: click.Command, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], click.Command]]:
+    yield path, command
+    if isinstance(command, click.Group):
+        for name, below in command.commands.items():
+            yield from spoken(below, (*path, name))
+
+
+def test_the_help_of_every_command_explains_each_of_its_arguments() -> None:
+    """They are short words otherwise; a release of click made the help of all of them vanish."""
+    everything = [
+        (path, command) for path, command in spoken(app, ()) if not isinstance(command, click.Group)
+    ]
+    for plugin in entry_points(group="umbel.commands"):
+        loaded = rooms._load(plugin)
+        everything += [
+            each for each in spoken(loaded, (plugin.name,)) if not isinstance(each[1], click.Group)
+        ]
+    assert len(everything) > 15
+    silent = [
+        (*path, each.name)
+        for path, command in everything
+        for each in command.params
+        if isinstance(each, click.Argument) and not getattr(each, "help", "")
+    ]
+    assert silent == []
+
+
+def test_the_help_of_a_device_command_shows_what_its_arguments_are() -> None:
+    with_arguments = [
+        (command, argument)
+        for _, command in spoken(app, ())
+        for argument in command.params
+        if isinstance(argument, Argument)
+    ]
+    assert with_arguments
+    for command, argument in with_arguments:
+        shown = " ".join(command.get_help(click.Context(command)).split())
+        assert argument.human_readable_name in shown
+        assert argument.help in shown
 
 
 @pytest.mark.parametrize(("name", "command"), commands())
@@ -267,8 +342,8 @@ def test_the_reference_names_every_exit_code() -> None:
 @pytest.mark.parametrize(
     ("words", "missing", "extra"),
     [
-        (["fleet", "devices", "--fleet", "."], "sqlalchemy", "server"),
-        (["serve", "superlink", "--fleet", "."], "flwr", "server"),
+        (["fleet", "devices", "--fleet", "FLEET"], "sqlalchemy", "server"),
+        (["serve", "superlink", "--fleet", "FLEET"], "flwr", "server"),
         (["model", "build", "digits", "--out", "x", "--key", "y"], "onnx", "models"),
         (["demo"], "matplotlib", "demo"),
     ],
@@ -276,6 +351,8 @@ def test_the_reference_names_every_exit_code() -> None:
 def test_a_library_that_is_missing_only_when_a_command_runs_is_a_sentence_too(
     words: list[str], missing: str, extra: str, tmp_path: Path
 ) -> None:
+    if "FLEET" in words:
+        make_fleet(tmp_path / "FLEET")
     code = f"import sys\nsys.modules[{missing!r}] = None\nsys.argv = ['umbel', *{words!r}]\n"
     code += "from umbel.cli import main\nmain()"
     (tmp_path / "y").write_bytes(SigningKey.generate().to_pem())
@@ -283,5 +360,7 @@ def test_a_library_that_is_missing_only_when_a_command_runs_is_a_sentence_too(
         [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
     )
     assert done.returncode == 2
-    assert done.stderr.count("\n") == 1
-    assert f"pip install 'umbel[{extra}]'" in done.stderr
+    assert "Traceback" not in done.stderr
+    *_, last = done.stderr.splitlines()  # before it, what the command said it was doing
+    assert last.startswith("Error: ")
+    assert f"pip install 'umbel[{extra}]'" in last

@@ -12,8 +12,8 @@ from rich.console import Console
 from torch import nn
 
 from model_packages import RELEASE, digits, first, opened, release
-from umbel._data import Examples
-from umbel.train.local import accuracy_on
+from umbel._data.examples import Examples
+from umbel.train.local import score_on
 from umbel_models.adapt import freeze, head
 from umbel_models.compare import Figures, Rounds, measure, round_figures, section, table, with_module
 from umbel_models.pack import build
@@ -42,7 +42,7 @@ def test_accuracy_is_what_the_devices_engine_gets_right(
 ) -> None:
     held_out = digits().held_out
     for name, package in packages.items():
-        device = accuracy_on(package, Examples(held_out.x, held_out.y))
+        device = score_on(package, Examples(held_out.x, held_out.y))
         assert figures[name]["accuracy, fp32"] == device(package.parameters())
     assert figures["trained"]["accuracy, int8"] > 0.95 > figures["untrained"]["accuracy, int8"]
     assert figures["trained"]["accuracy, tflite"] == figures["trained"]["accuracy, fp32"]

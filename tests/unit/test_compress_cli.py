@@ -7,9 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sklearn.metrics import r2_score
 from typer.testing import CliRunner
 
 from model_packages import RELEASE
+from regression_tasks import patients
+from umbel.engines import load_engine
 from umbel_models.card import Card
 from umbel_models.cli import app
 from umbel_proto.errors import UsageError
@@ -114,18 +117,66 @@ def test_a_distilled_package_holds_the_student(folder: Path, base: str) -> None:
     assert figures["distilled"]["accuracy, fp32"] > 0.9
 
 
+def test_a_pruned_model_that_answers_with_numbers_is_judged_by_r2(folder: Path) -> None:
+    (folder / "diabetes.py").write_text("from regression_tasks import DIABETES as TASK\n")
+    at = ["--out", str(folder / "out.umbel"), "--key", str(folder / "release.pem"), "--epochs", "60"]
+    words = [str(folder / "diabetes.py"), *at]
+    result = CliRunner().invoke(app, ["prune", *words, "--json"])
+    figures, package = json.loads(result.stdout), written(folder)
+    assert package.manifest.dim == 4 * 10 + 4 + 4 + 1
+    held = patients().held_out
+    said = load_engine(package, "fp32").answers(held.x)
+    assert figures["pruned"]["r2, fp32"] == pytest.approx(r2_score(held.y, said), abs=1e-6)
+    assert figures["pruned"]["r2, fp32"] > 0.3  # always saying the mean is 0
+    facts = Card.from_json(package.file("card.json")).sections["pruned"]
+    assert float(facts["r2, fp32, before"]) == figures["whole"]["r2, fp32"]
+    for command in ("distill", "pretrain"):
+        refused = CliRunner().invoke(app, [command, *words])
+        assert isinstance(refused.exception, UsageError)
+        assert "diabetes answers with numbers" in str(refused.exception)
+
+
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
         (["prune", "--by", "luck"], "choose taylor or l1"),
         (["prune", "--fraction", "1"], r"choose the part of channels to remove, in \[0, 1\)"),
+        (["distill", "--fraction", "-1"], r"choose the part of channels to remove, in \[0, 1\)"),
+        (["distill", "--soft", "1.5"], r"--soft is 1.5 and --temperature 3.0: choose a part in \[0, 1\]"),
+        (["distill", "--temperature", "0"], "--temperature 0.0: choose .* a number above 0"),
+        (["pretrain", "--epsilon", "0"], "--epsilon is 0.0: choose a number above 0"),
+        (["adapt", "--learning-rate", "nan"], "--learning-rate is nan: choose a number above 0"),
         (["adapt", "--head"], "--layer and --head go with --rank"),
+        (["distill", "--student", "digits"], "digits has other inputs or labels than waves"),
         (["distill", "--student", "nothing"], "There is no task 'nothing'"),
         (["adapt", "--package", "nowhere.umbel"], "nowhere.umbel cannot be read"),
+        (["adapt", "--rank", "2", "--layer", "tail"], "tail"),
+        (["pretrain", "--labels", "99"], "has 80 examples"),
+        (["pretrain", "--tell", "words"], "choose one of spectra, moments"),
     ],
 )
 def test_what_makes_no_sense_is_refused_in_a_sentence_before_anything_is_trained(
     folder: Path, words: list[str], sentence: str
 ) -> None:
+    # Training so long would end no test.
     with pytest.raises(UsageError, match=sentence):
-        run(folder, *words)
+        run(folder, *words, "--epochs", "1000000")
+
+
+@pytest.mark.parametrize("command", ["prune", "distill"])
+def test_a_network_without_channels_to_remove_is_refused_before_it_is_trained(
+    folder: Path, command: str
+) -> None:
+    alone = TASK.replace("nn.Linear(32, 12), nn.ReLU(), nn.Linear(12, 3)", "nn.Linear(32, 3)")
+    (folder / "alone.py").write_text(alone)
+    words = [
+        command,
+        str(folder / "alone.py"),
+        "--key",
+        str(folder / "release.pem"),
+        "--out",
+        str(folder / "o"),
+    ]
+    result = CliRunner().invoke(app, [*words, "--epochs", "1000000"])
+    assert isinstance(result.exception, UsageError)
+    assert "No channel of this Sequential can be removed" in str(result.exception)

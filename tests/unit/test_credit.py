@@ -193,3 +193,18 @@ def test_no_trait_is_explained_beyond_its_variance() -> None:
 def test_a_gap_that_makes_no_sense_is_refused(knobs: tuple[float, float, float]) -> None:
     with pytest.raises(UsageError, match="no gap"):
         Gap(*knobs)
+
+
+def test_each_column_is_held_to_what_is_documented_of_it() -> None:
+    (field,) = CREDIT.contract.fields
+    assert [column.name for column in field.columns] == [each.name.replace(" ", "-") for each in FEATURES]
+    person = split().train.x[0].copy()
+    names = [each.name for each in FEATURES]
+    person[names.index("income")], person[names.index("utilization")] = 900, -3
+    cut, _, breach = field.examine(person)
+    assert (cut[0, names.index("income")], cut[0, names.index("utilization")]) == (200, 0)
+    assert breach is not None
+    assert breach.counts == {"income.above": 1, "utilization.below": 1}
+    person[names.index("late payments")] = 1.5
+    with pytest.raises(UsageError, match=r"column 'late-payments'.* 1 unknown"):
+        field.check(person)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from umbel._data import read_examples
+from umbel._data.examples import read_examples
 from umbel_proto.errors import UsageError
 
 
@@ -23,6 +23,13 @@ def test_inputs_and_labels_come_back_in_the_types_that_training_takes(path: Path
     assert (examples.x.dtype, examples.x.shape, len(examples)) == (np.float32, (3, 2), 3)
     assert examples.y is not None
     assert (examples.y.dtype, examples.y.tolist()) == (np.int64, [1, 0, 2])
+
+
+def test_targets_keep_their_shape_and_become_float32(path: Path) -> None:
+    np.savez(path, x=np.zeros((3, 2)), y=np.arange(6.0).reshape(3, 2))
+    examples = read_examples(path)
+    assert examples.y is not None
+    assert (examples.y.dtype, examples.y.tolist()) == (np.float32, [[0, 1], [2, 3], [4, 5]])
 
 
 def test_labels_may_be_left_out_and_whole_numbers_stay_whole(path: Path) -> None:
@@ -82,9 +89,9 @@ def test_a_missing_file_and_a_directory_are_named(tmp_path: Path) -> None:
         ({"x": np.zeros((0, 4))}, "rows of numbers"),
         ({"x": np.array(["a", "b"])}, "rows of numbers"),
         ({"x": np.zeros((3, 2), complex)}, "rows of numbers"),
-        ({"x": np.zeros((3, 2)), "y": np.zeros(2, np.int64)}, "one whole number for each of the 3 rows"),
-        ({"x": np.zeros((3, 2)), "y": np.zeros(3)}, "one whole number"),
-        ({"x": np.zeros((3, 2)), "y": np.zeros((3, 1), np.int64)}, "one whole number"),
+        ({"x": np.zeros((3, 2)), "y": np.zeros(2, np.int64)}, "numbers, for each of the 3 rows"),
+        ({"x": np.zeros((3, 2)), "y": np.zeros((1, 3))}, "for each of the 3 rows"),
+        ({"x": np.zeros((3, 2)), "y": np.array(["a", "b", "c"])}, "a label, or numbers"),
     ],
 )
 def test_arrays_that_are_no_examples_are_refused_with_the_reason(

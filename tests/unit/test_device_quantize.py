@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from model_packages import digits, first, opened, release, resigned
-from umbel._data import Examples
-from umbel._quantize import choose_quantized, quantize
+from umbel._data.examples import Examples
+from umbel._quantize.quantize import choose_quantized, quantize
 from umbel.engines.onnx import OnnxEngine
 from umbel_proto.errors import PackageError, UmbelError, UsageError
 from umbel_proto.quantization import fill, parse_mapping
@@ -60,7 +60,7 @@ def test_what_a_device_learned_is_quantized_with_its_own_inputs_and_stays_as_rig
     tensors = quantize(before, learned, own)
     x, y = digits().held_out[:2]
     accuracy = {
-        name: float((OnnxEngine(before, name, weights).probabilities(x).argmax(1) == y).mean())
+        name: float((OnnxEngine(before, name, weights).answers(x).argmax(1) == y).mean())
         for name, weights in (("fp32", before.split(learned)), ("int8", tensors))
     }
     assert accuracy["fp32"] > 0.94
@@ -220,7 +220,7 @@ def _flipped(n: int) -> bytes:
 
 def test_a_device_quantizes_without_torch_onnx_or_the_workbench() -> None:
     script = (
-        "import sys, json, umbel._quantize\n"
+        "import sys, json, umbel._quantize.quantize\n"
         "print(json.dumps([m for m in ('torch', 'onnx', 'umbel_models') if m in sys.modules]))"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True, text=True)

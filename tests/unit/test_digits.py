@@ -8,6 +8,7 @@ import sys
 
 import numpy as np
 import pytest
+from sklearn.datasets import load_digits
 
 from model_packages import RELEASE, digits, first, opened, release, training
 from umbel_models.pack import GOLDEN_INPUTS, build, repack
@@ -20,6 +21,13 @@ from umbel_proto.package import GOLDEN
 
 def rows(examples: Examples) -> list[bytes]:
     return [x.tobytes() + bytes([y]) for x, y in zip(*examples[:2], strict=True)]
+
+
+def test_the_digits_are_those_that_scikit_learn_gives() -> None:
+    """It is not asked for them, as its import is long: should it move their file, this says so."""
+    theirs = load_digits()
+    np.testing.assert_array_equal(load().x, theirs.images[:, np.newaxis])
+    np.testing.assert_array_equal(load().y, theirs.target)
 
 
 def test_the_three_parts_hold_every_digit_once() -> None:

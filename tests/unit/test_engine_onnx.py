@@ -12,7 +12,7 @@ import pytest
 import safetensors.numpy
 
 from model_packages import digits, first, opened, release, resigned
-from umbel._package import choose_variant, verify_golden
+from umbel._releases.package import choose_variant, verify_golden
 from umbel.engines import load_engine
 from umbel_proto.errors import PackageError, UsageError
 from umbel_proto.package import GOLDEN, PARAMETERS
@@ -25,17 +25,17 @@ def test_a_variant_gives_its_golden_outputs(variant: str) -> None:
     verify_golden(package, engine)
     golden = package.tensors(GOLDEN)
     outputs = engine.outputs(golden["x"])
-    np.testing.assert_allclose(outputs.probabilities.sum(axis=1), 1.0, rtol=1e-5)
-    np.testing.assert_array_equal(outputs.probabilities, engine.probabilities(golden["x"]))
-    np.testing.assert_array_equal(outputs.logits.argmax(1), golden[f"{variant}.logits"].argmax(1))
+    np.testing.assert_allclose(outputs["probabilities"].sum(axis=1), 1.0, rtol=1e-5)
+    np.testing.assert_array_equal(outputs["probabilities"], engine.answers(golden["x"]))
+    np.testing.assert_array_equal(outputs["logits"].argmax(1), golden[f"{variant}.logits"].argmax(1))
 
 
 @pytest.mark.parametrize("variant", ["fp32", "int8"])
 def test_a_batch_gives_what_its_examples_give_alone(variant: str) -> None:
     engine = load_engine(opened(release(2)), variant)
     x = digits().held_out.x[:9]
-    alone = np.concatenate([engine.probabilities(x[i : i + 1]) for i in range(9)])
-    np.testing.assert_allclose(engine.probabilities(x), alone, atol=1e-6)
+    alone = np.concatenate([engine.answers(x[i : i + 1]) for i in range(9)])
+    np.testing.assert_allclose(engine.answers(x), alone, atol=1e-6)
 
 
 def test_the_engine_runs_the_parameters_of_its_package() -> None:
@@ -44,8 +44,7 @@ def test_the_engine_runs_the_parameters_of_its_package() -> None:
     assert before.file("infer.onnx") == after.file("infer.onnx")
     x, y = digits().held_out[:2]
     accuracy = [
-        float((load_engine(package, "fp32").probabilities(x).argmax(1) == y).mean())
-        for package in (before, after)
+        float((load_engine(package, "fp32").answers(x).argmax(1) == y).mean()) for package in (before, after)
     ]
     assert accuracy[0] < 0.3
     assert accuracy[1] > 0.94
@@ -54,9 +53,9 @@ def test_the_engine_runs_the_parameters_of_its_package() -> None:
 def test_threads_share_an_engine() -> None:
     engine = load_engine(opened(release(2)), "fp32")
     x = digits().held_out.x[:64]
-    expected = engine.probabilities(x)
+    expected = engine.answers(x)
     with ThreadPoolExecutor(4) as pool:
-        for result in pool.map(lambda _: engine.probabilities(x), range(40)):
+        for result in pool.map(lambda _: engine.answers(x), range(40)):
             np.testing.assert_array_equal(result, expected)
 
 
@@ -104,7 +103,7 @@ def test_golden_vectors_that_are_not_numbers_are_missed() -> None:
 
 def test_a_device_predicts_and_trains_without_torch_onnx_or_scikit_learn() -> None:
     script = (
-        "import sys, json, umbel._shelf, umbel._model, umbel.engines.onnx, umbel.train.onnx\n"
+        "import sys, json, umbel._releases.shelf, umbel._predict.model, umbel.engines.onnx, umbel.train.onnx\n"
         "print(json.dumps([m for m in ('torch', 'onnx', 'sklearn', 'grpc', 'flwr', 'umbel_models') "
         "if m in sys.modules]))"
     )

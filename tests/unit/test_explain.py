@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from model_packages import digits, first, opened, release, resigned
-from umbel._explain import Explainer
+from umbel._explain.explain import Explainer
 from umbel_models.tasks.digits.task import module
 from umbel_proto.errors import UsageError
 

@@ -12,12 +12,14 @@ import torch
 from onnx import TensorProto, numpy_helper
 from torch import nn
 
+from umbel_models.graphs import decompositions
 from umbel_models.graphs.decompositions import (
     batch_norm,
     batch_norm_without_statistics,
     convolution_backward,
     max_pool2d_with_indices_backward,
     threshold_backward,
+    windows,
 )
 from umbel_models.graphs.export import export
 from umbel_models.graphs.layers import check_layers
@@ -97,6 +99,18 @@ def test_a_parameter_that_is_not_there_cannot_be_trained() -> None:
 def test_a_module_that_does_not_take_its_examples_is_refused(net: nn.Module, sentence: str) -> None:
     with pytest.raises(UsageError, match=sentence):
         export(nn.Sequential(nn.Flatten(), net), loss, (4,))
+
+
+def test_a_module_that_never_uses_a_parameter_is_refused() -> None:
+    """Its graph would not open, and onnxruntime says so, in words that name no cure."""
+
+    class Spare(nn.Linear):
+        def __init__(self) -> None:
+            super().__init__(4, 3)
+            self.spare = nn.Linear(4, 7)
+
+    with pytest.raises(UsageError, match=r"never uses its parameters spare\.weight, spare\.bias: use them"):
+        export(Spare(), loss, (4,))
 
 
 def test_a_loss_that_is_a_mean_is_refused() -> None:
@@ -201,6 +215,37 @@ def test_the_gradient_of_a_convolution_is_torchs(
         strict=True,
     ):
         torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize(
+    ("kernel", "stride", "padding", "dilation"),
+    [([4], [2], [1], [3]), ([3, 2], [2, 1], [1, 0], [1, 2]), ([2, 1, 2], [1, 2, 1], [0, 1, 2], [2, 1, 1])],
+)
+def test_windows_in_pieces_give_the_same_gradient(
+    kernel: list[int],
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    source = torch.Generator().manual_seed(7)
+    x = torch.randn(2, 4, *[9, 8, 7][: len(kernel)], generator=source)
+    weight = torch.randn(6, 4 // groups, *kernel, generator=source)
+    y = aten.convolution(x, weight, None, stride, padding, dilation, False, [0] * len(kernel), groups)
+    grad, mask = torch.randn(y.shape, generator=source), [False, True, False]
+    settings = ([6], stride, padding, dilation, False, [0] * len(kernel), groups, mask)
+    monkeypatch.setattr(decompositions, "LARGE", 0)
+    monkeypatch.setattr(decompositions, "WIDE", 12)  # Three taps of four channels.
+    pieces = windows(x, kernel, y.shape[2:], stride, padding, dilation)
+    assert len(pieces) == 2
+    torch.testing.assert_close(
+        convolution_backward(grad, x, weight, *settings)[1],
+        aten.convolution_backward(grad, x, weight, *settings)[1],
+        atol=1e-4,
+        rtol=1e-4,
+    )
 
 
 def test_only_the_gradients_asked_for_are_computed() -> None:

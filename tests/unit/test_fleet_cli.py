@@ -18,11 +18,13 @@ from umbel_proto.enrollment import Token
 from umbel_proto.errors import StorageError, UsageError
 from umbel_proto.ids import DeviceId, FleetId, ModelName, RunId
 from umbel_proto.seal import open_sealed, seal
+from umbel_server.ca.settings import Enrollment
 from umbel_server.fleet.create import create_fleet
 from umbel_server.fleet.layout import FleetDir
 from umbel_server.fleet.ports import free_ports
-from umbel_server.fleet.settings import FleetSettings
+from umbel_server.fleet.settings import FleetSettings, Ports
 from umbel_server.monitor.opener import Opener
+from umbel_server.store.admission import WaitingError
 from umbel_server.store.batches import Arrival
 from umbel_server.store.runs import Participation, RoundRecord
 
@@ -76,6 +78,13 @@ def test_create_makes_a_fleet_and_says_what_is_next(umbel: Terminal, tmp_path: P
     assert made.name == "garden"
     assert made.settings.gateway in ran.out
     assert "umbel serve gateway" in ran.out
+
+
+def test_a_fleet_that_is_made_by_hand_has_an_authority_of_its_own(umbel: Terminal, tmp_path: Path) -> None:
+    umbel("fleet", "create", "--name", "garden")
+    made = FleetDir.open(tmp_path / "garden")
+    assert (made.settings.ca.apart, made.settings.ca.signer) == (True, "file")
+    assert made.settings.admission == Enrollment()
 
 
 def test_create_signs_the_policy_that_was_asked_for(umbel: Terminal, tmp_path: Path) -> None:
@@ -137,6 +146,9 @@ def test_only_the_owner_may_read_a_secret(fleet: FleetDir) -> None:
         fleet.authority_key,
         fleet.server_key,
         fleet.release_key,
+        fleet.root_key,
+        fleet.targets_key,
+        *fleet.trust.glob("online/*.key"),
         fleet.telemetry_key,
         fleet.control_secret,
         fleet.superexec_secret,
@@ -158,12 +170,12 @@ def test_the_public_keys_are_the_private_ones(fleet: FleetDir) -> None:
 
 
 def test_settings_survive_their_file() -> None:
-    settings = FleetSettings(FleetId("garden"), "fleet.example", "0.0.0.0", 1, 2, 3, 4)
+    settings = FleetSettings(FleetId("garden"), "fleet.example", "0.0.0.0", Ports(1, 2, 3, 4))
     assert FleetSettings.from_toml(settings.to_toml()) == settings
 
 
 def test_an_ipv6_address_is_dialed_in_brackets() -> None:
-    settings = FleetSettings(FleetId("garden"), "::1", "::1", 8443, 8444, 8445, 8446)
+    settings = FleetSettings(FleetId("garden"), "::1", "::1", Ports(8443, 8444, 8445, 8446))
     assert settings.gateway == "[::1]:8443"
     assert FleetSettings.from_toml(settings.to_toml()) == settings
 
@@ -248,6 +260,54 @@ def test_devices_are_listed_for_people_and_for_programs(umbel: Terminal, fleet: 
     }
     table = umbel("fleet", "devices").out
     assert re.search(r"rose +online +\d s ago +24 h left +- +18446744073709551615 +2 \(missed 1\)", table)
+
+
+def test_who_waits_is_listed_and_let_in_by_the_whole_fingerprint(umbel: Terminal, fleet: FleetDir) -> None:
+    token = Token.from_text(umbel("fleet", "token", "--approval").out)
+    devices = [PlainDevice() for _ in range(2)]
+    tokens = [token, Token.from_text(umbel("fleet", "token", "--approval").out)]
+    with fleet.open_store() as store:
+        for device, each, name in zip(devices, tokens, ("rose", "lily"), strict=True):
+            with pytest.raises(WaitingError):
+                store.devices.enroll(device.application(each.secret, name=name), certificate_life_s=60)
+    rose, lily = umbel("fleet", "pending", "--json").json
+    assert set(rose) == {"id", "fingerprint", "name", "facts", "asked_s", "expires_s"}
+    assert [each["name"] for each in (rose, lily)] == ["rose", "lily"]
+    table = umbel("fleet", "pending").out
+    assert (rose["fingerprint"] in table, "7 d from now" in table) == (True, True)
+    wrong = umbel("fleet", "approve", rose["id"], "--fingerprint", lily["fingerprint"])
+    assert (wrong.code, "another fingerprint" in wrong.err) == (3, True)
+    unknown = umbel("fleet", "approve", "00000000", "--fingerprint", rose["fingerprint"])
+    assert (unknown.code, "umbel fleet pending" in unknown.err) == (2, True)
+    assert umbel("fleet", "approve", rose["id"], "--fingerprint", rose["fingerprint"]).code == 0
+    assert umbel("fleet", "reject", lily["id"], "--reason", "Not ours.", "--json").json["state"] == "rejected"
+    assert umbel("fleet", "pending", "--json").json == []
+    with fleet.open_store() as store:
+        store.devices.enroll(devices[0].application(token.secret, name="rose"), certificate_life_s=60)
+    assert [line["id"] for line in umbel("fleet", "devices", "--json").json] == ["rose"]
+
+
+def test_a_quarantined_device_is_shown_as_such_until_it_is_released(umbel: Terminal, fleet: FleetDir) -> None:
+    with fleet.open_store() as store:
+        PlainDevice().admit(fleet, store, name="rose")
+    assert umbel("fleet", "quarantine", "rose", "--reason", " ").code == 2
+    assert umbel("fleet", "quarantine", "lily", "--reason", "odd").code == 2
+    assert umbel("fleet", "quarantine", "rose", "--reason", "odd").out == "Device rose is quarantined.\n"
+    assert [line["status"] for line in umbel("fleet", "devices", "--json").json] == ["quarantined"]
+    assert umbel("fleet", "release-quarantine", "rose").code == 0
+    assert [line["status"] for line in umbel("fleet", "devices", "--json").json] == ["online"]
+
+
+def test_a_token_gives_a_name_away_only_with_the_name(umbel: Terminal, fleet: FleetDir) -> None:
+    with fleet.open_store() as store:
+        PlainDevice().admit(fleet, store, name="rose")
+    assert (umbel("fleet", "token", "--replaces").code, umbel("fleet", "devices", "--json").code) == (2, 0)
+    token = Token.from_text(umbel("fleet", "token", "--name", "rose", "--replaces").out)
+    successor = PlainDevice()
+    with fleet.open_store() as store:
+        store.devices.enroll(successor.application(token.secret), certificate_life_s=60)
+        (device,) = store.devices.all()
+    assert (device.id, device.identity_key) == ("rose", successor.identity.public)
 
 
 def test_a_revoked_device_is_shown_as_such(umbel: Terminal, fleet: FleetDir) -> None:

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
+from umbel_proto.errors import UnavailableError
 from umbel_server.gate import CONTROL_HEADER, MAX_BODY_BYTES, Gate, Receive, Scope, Send
+from umbel_server.shut_out import EVERY_S, NODE_KEY_HEADER, ShutOut
 
 SECRET = b"0123456789abcdef"
 GOOD = [(CONTROL_HEADER.encode(), SECRET)]
@@ -247,3 +252,58 @@ async def turns_of_the_loop() -> None:
     """Let everything that can run, run."""
     for _ in range(20):
         await asyncio.sleep(0)
+
+
+def header_of(key: ec.EllipticCurvePrivateKey) -> bytes:
+    """What Flower's node sends: base64 of its public key, PEM."""
+    return base64.b64encode(key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
+
+
+def spki(key: ec.EllipticCurvePrivateKey) -> bytes:
+    return key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+
+
+def test_a_node_that_is_shut_out_is_refused_within_seconds_and_others_are_not() -> None:
+    lost, kept = (ec.generate_private_key(ec.SECP384R1()) for _ in range(2))
+    refused: set[bytes] = set()
+    now = [0.0]
+    shut_out = ShutOut(lambda: refused, clock=lambda: now[0])
+    devices = Gate(Echo(), asyncio.Lock(), None, shut_out)
+
+    async def status(key: ec.EllipticCurvePrivateKey) -> int:
+        answer = await ask(devices, "/v1/fleet/pull-messages", headers=[(NODE_KEY_HEADER, header_of(key))])
+        return answer[0]
+
+    async def scene() -> None:
+        assert (await status(lost), await status(kept)) == (200, 200)
+        refused.add(spki(lost))
+        now[0] += EVERY_S
+        assert (await status(lost), await status(kept)) == (403, 200)
+        refused.clear()
+        now[0] += EVERY_S
+        assert await status(lost) == 200
+
+    played(scene)
+
+
+def test_a_store_that_does_not_answer_lets_nobody_back_in() -> None:
+    key = ec.generate_private_key(ec.SECP384R1())
+    answers: list[set[bytes] | None] = [{spki(key)}, None]
+    now = [0.0]
+
+    def keys() -> set[bytes]:
+        answer = answers.pop(0)
+        if answer is None:
+            raise UnavailableError("The store is busy.")
+        return answer
+
+    shut_out = ShutOut(keys, clock=lambda: now[0])
+    assert shut_out(header_of(key))
+    now[0] += EVERY_S
+    assert shut_out(header_of(key))
+    assert answers == []
+
+
+@pytest.mark.parametrize("header", [b"", b"nonsense", b"\xff\xfe", base64.b64encode(b"nonsense")])
+def test_what_is_no_key_is_left_to_flower(header: bytes) -> None:
+    assert not ShutOut(lambda: [spki(ec.generate_private_key(ec.SECP384R1()))])(header)

@@ -193,7 +193,7 @@ def test_the_past_is_the_last_ten_rounds_that_were_used() -> None:
     records.insert(5, record(2, "aborted", number=5, guard={"norm": 1e9, "refused": "gate"}, accuracy=1.0))
     past = guard.past(records)
     assert past.norms == tuple(float(n) for n in range(3, 13))
-    assert past.accuracies == tuple(n / 100 for n in range(3, 13))
+    assert past.scores == tuple(n / 100 for n in range(3, 13))
 
 
 def test_rounds_without_figures_leave_no_past() -> None:

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from umbel_proto.errors import UsageError
-from umbel_proto.histogram import CONFIDENCE, INPUT, LATENCY_US, Histogram, log_edges
+from umbel_proto.histogram import CONFIDENCE, INPUT, LATENCY_US, Histogram, log_edges, six_digits
 from umbel_proto.wire import telemetry_pb2 as pb
 
 EMPTY = Histogram.empty("x", (0.0, 1.0, 10.0))
@@ -79,6 +79,8 @@ def test_histograms_of_different_things_do_not_add() -> None:
 )
 def test_a_message_that_is_no_histogram_is_refused(fields: dict[str, object], why: str) -> None:
     message = EMPTY.to_wire()
+    message.edges.extend(message.short_edges)
+    message.ClearField("short_edges")
     for name, value in fields.items():
         if isinstance(value, list):
             del getattr(message, name)[:]
@@ -87,6 +89,31 @@ def test_a_message_that_is_no_histogram_is_refused(fields: dict[str, object], wh
             setattr(message, name, value)
     with pytest.raises(UsageError, match=why):
         Histogram.from_wire(message)
+
+
+@settings(deadline=None)
+@given(edges=st.lists(st.floats(-1e30, 1e30), min_size=1, max_size=20, unique=True).map(sorted))
+def test_edges_are_the_same_after_the_wire_however_they_travel(edges: list[float]) -> None:
+    for each in (tuple(edges), tuple(sorted(set(six_digits(edges))))):
+        histogram = Histogram.empty("x", each)
+        message = pb.Histogram.FromString(histogram.to_wire().SerializeToString())
+        assert bool(message.edges) != bool(message.short_edges)
+        assert Histogram.from_wire(message) == histogram
+
+
+@pytest.mark.parametrize("value", [0.1, -1234.56, 1e-30, 9.99999e37, 3.0])
+def test_edges_of_six_digits_travel_in_half_the_bytes(value: float) -> None:
+    assert len(Histogram.empty("x", (value,)).to_wire().short_edges) == 1
+    assert not Histogram.empty("x", (value * (1 + 1e-9),)).to_wire().short_edges
+
+
+def test_a_histogram_with_edges_twice_is_refused() -> None:
+    for message in (
+        pb.Histogram(name="x", edges=[1.0], short_edges=[1.0], counts=[1, 1]),
+        pb.Histogram(name="x", scale=5, short_edges=[0.5], counts=[1, 1]),
+    ):
+        with pytest.raises(UsageError, match=r"either edges|edges twice"):
+            Histogram.from_wire(message)
 
 
 def test_a_count_never_grows_past_what_the_store_holds() -> None:

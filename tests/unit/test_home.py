@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from umbel._files import read_file, storage_error, write_atomically
-from umbel._home import DeviceHome, Identity, Validity
+from umbel._home.directory import DeviceHome, Identity, Validity
+from umbel._home.files import read_file, storage_error, write_atomically
 from umbel_proto.errors import StorageError, UsageError
 from umbel_proto.ids import DeviceId, FleetId
 from umbel_proto.keys import SigningKey
@@ -153,7 +153,7 @@ def test_the_lock_is_free_when_the_block_ends(home: DeviceHome) -> None:
 
 def test_a_killed_agent_leaves_no_lock(home: DeviceHome) -> None:
     code = (
-        "import os, signal, sys; from pathlib import Path; from umbel._home import DeviceHome\n"
+        "import os, signal, sys; from pathlib import Path; from umbel._home.directory import DeviceHome\n"
         "with DeviceHome(Path(sys.argv[1])).lock():\n"
         "    os.kill(os.getpid(), signal.SIGKILL)"
     )

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from umbel._ledger import Ledger
+from umbel._rounds.ledger import Ledger
 from umbel_proto.errors import BudgetError, RefusedError, StorageError
 from umbel_proto.ids import RunId
 from umbel_proto.privacy import examples

@@ -15,7 +15,9 @@ from hypothesis import strategies as st
 
 from model_packages import RELEASE, first, opened, resigned
 from umbel_models.pack import build
+from umbel_models.show import card_of, lines
 from umbel_models.tasks.digits.task import DIGITS
+from umbel_proto.contract import Column, DataContract, Field
 from umbel_proto.errors import PackageError, UsageError
 from umbel_proto.manifest import (
     CALIBRATION,
@@ -25,8 +27,8 @@ from umbel_proto.manifest import (
     QUANTIZATION,
     Manifest,
     Parameter,
-    parse_manifest,
 )
+from umbel_proto.manifest_json import parse_manifest
 from umbel_proto.package import GOLDEN, MAX_DOCUMENT_BYTES, PARAMETERS, Package, read_package
 
 HEAD = ("output.weight", "output.bias")
@@ -188,3 +190,80 @@ def test_a_document_has_a_limit() -> None:
 
 def test_a_package_built_twice_is_equal() -> None:
     assert build(DIGITS, key=RELEASE, version=7) == build(DIGITS, key=RELEASE, version=7)
+
+
+def with_columns(body: dict[str, Any]) -> None:
+    column = {
+        "minimum": 0.0,
+        "maximum": 16.0,
+        "values": [],
+        "allow_missing": False,
+        "unit": "",
+        "action": "reject",
+    }
+    body["contract"][0] |= {
+        "action": "reject",
+        "max_age_s": 0.0,
+        "stale": "reject",
+        "columns": [{**column, "name": f"c{number}"} for number in range(8)],
+    }
+
+
+def test_a_contract_of_columns_is_read_and_written_the_same() -> None:
+    made = opened(resigned(first(), with_columns)).manifest
+    assert [column.name for column in made.contract.fields[0].columns] == [f"c{i}" for i in range(8)]
+    assert parse_manifest(made.to_json()) == made
+
+
+def test_a_contract_of_one_range_is_written_as_before_there_were_columns() -> None:
+    (entry,) = json.loads(manifest().to_json())["contract"]
+    assert sorted(entry) == ["allow_missing", "dtype", "maximum", "minimum", "name", "shape", "unit"]
+    assert "label_thresholds" not in json.loads(manifest().to_json())
+
+
+def test_a_label_may_have_a_threshold_of_its_own() -> None:
+    made = opened(
+        resigned(first(), lambda body: body.update(label_thresholds={"3": 0.95, "7": 0.5}))
+    ).manifest
+    assert made.thresholds == (0.8, 0.8, 0.8, 0.95, 0.8, 0.8, 0.8, 0.5, 0.8, 0.8)
+    assert parse_manifest(made.to_json()) == made
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (lambda body: body.update(label_thresholds={}), "none of them"),
+        (lambda body: body.update(label_thresholds={"eleven": 0.5}), "label it does not know"),
+        (lambda body: body.update(label_thresholds={"3": 1.5}), "outside"),
+        (lambda body: body.update(label_thresholds={"3": 1}), "a threshold is int"),
+        (
+            lambda body: (with_columns(body), body["contract"][0].update(columns=[])),
+            "further keys say nothing",
+        ),
+        (lambda body: (with_columns(body), body["contract"][0].pop("stale")), "lacks 'stale'"),
+        (lambda body: (with_columns(body), body["contract"][0]["columns"].pop()), "7 columns"),
+        (lambda body: (with_columns(body), body["contract"][0]["columns"][0].pop("unit")), "lacks 'unit'"),
+        (lambda body: body["contract"][0].update(action="clip"), "should not have it"),
+    ],
+)
+def test_contracts_and_thresholds_are_read_strictly(
+    change: Callable[[dict[str, Any]], object], sentence: str
+) -> None:
+    with pytest.raises(PackageError, match=sentence):
+        opened(resigned(first(), lambda body: change(body) and None))
+
+
+def test_a_tasks_thresholds_and_columns_reach_the_package_and_who_reads_it() -> None:
+    columns = [Column(f"c{i}", 0.0, 16.0, unit="grey", action="clip") for i in range(8)]
+    field = Field.of_columns("x", "float32", columns, rows=(1, 8))
+    task = replace(DIGITS, contract=DataContract((field,)), label_thresholds={"3": 0.95})
+    data = build(task, key=RELEASE, calibration=DIGITS.data().calibration.x)
+    made = opened(data).manifest
+    assert made.contract.fields == (field,)
+    assert made.thresholds[2:4] == (0.8, 0.95)
+    card = card_of(data, made)
+    assert card is not None
+    assert "c0 0 to 16 grey, c1 0 to 16 grey" in card.input
+    shown = lines(made, card, size=len(data), checked=True)
+    assert "column      c7 0..16 grey, else clip" in shown
+    assert "automatic   3 from 0.95" in shown

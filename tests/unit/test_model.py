@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,23 +11,34 @@ import pytest
 from numpy.typing import NDArray
 
 from model_packages import digits, first, opened, release, resigned
-from umbel._model import Model, Prediction
-from umbel.engines import load_engine
-from umbel_proto.errors import UsageError
+from umbel._predict.model import Model, Prediction
+from umbel.engines import Seat, load_engine
+from umbel_proto.errors import UmbelError, UsageError
 
 
 @dataclass
 class Counts:
     """A telemetry window that remembers what it was told."""
 
-    seen: list[tuple[float, int, float, tuple[int, ...]]] = field(default_factory=list)
+    seen: list[tuple[int, int | None, float | None, tuple[int, ...]]] = field(default_factory=list)
     errors: int = 0
+    counts: dict[str, int] = field(default_factory=dict)
 
-    def observe(
-        self, *, latency_us: float, label: int, confidence: float, inputs: NDArray[Any] | None
+    def observe(self, latency_ns: int, label: int | None, confidence: float | None, example: object) -> None:
+        self.seen.append((latency_ns, label, confidence, np.shape(example)))
+
+    def observe_batch(
+        self,
+        latency_ns: int,
+        labels: Sequence[int | None],
+        confidences: Sequence[float | None],
+        batch: NDArray[Any],
     ) -> None:
-        assert inputs is not None
-        self.seen.append((latency_us, label, confidence, inputs.shape))
+        for label, confidence, example in zip(labels, confidences, batch, strict=True):
+            self.observe(latency_ns, label, confidence, example)
+
+    def count(self, name: str, by: int = 1) -> None:
+        self.counts[name] = self.counts.get(name, 0) + by
 
     def error(self) -> None:
         self.errors += 1
@@ -117,3 +129,83 @@ def test_a_model_says_what_runs() -> None:
     asked = model(variant="int8")
     assert (asked.name, asked.version, asked.variant, asked.engine) == ("digits", 2, "int8", "onnx")
     assert asked.labels == tuple("0123456789")
+
+
+def same(one: Prediction, other: Prediction) -> bool:
+    said = [(each.label, each.name, each.decision, each.model_version) for each in (one, other)]
+    close = np.allclose(one.probabilities, other.probabilities, rtol=1e-4, atol=1e-6)
+    return said[0] == said[1] and close and one.id != other.id
+
+
+@pytest.mark.parametrize("variant", ["fp32", "int8"])
+@pytest.mark.parametrize("few", [64, 1])
+def test_an_example_is_answered_alike_in_every_form_that_it_may_have(
+    variant: str, few: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # More classes than `FEW` are told apart by numpy.
+    monkeypatch.setattr("umbel._predict.place.FEW", few)
+    asked = model(variant=variant)
+    for row in digits().held_out.x[:20]:
+        quick = one(asked.predict(row.copy()))
+        assert quick.confidence == quick.probabilities.max()
+        assert quick.label == quick.probabilities.argmax()
+        forms = (row.tolist(), row.astype(np.float64), row.astype(np.uint8), row[::1, ::1], row.astype(">f4"))
+        assert all(same(quick, one(asked.predict(form))) for form in forms)
+        batch = asked.predict(row[None])
+        assert isinstance(batch, list)
+        assert same(quick, batch[0])
+
+
+@pytest.mark.parametrize("few", [64, 1])
+def test_what_a_prediction_says_stays_when_the_next_is_made(
+    few: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("umbel._predict.place.FEW", few)
+    asked, rows = model(), digits().held_out.x[:2]
+    first_said = one(asked.predict(rows[0]))
+    kept = first_said.probabilities.copy()
+    asked.predict(rows[1])
+    np.testing.assert_array_equal(first_said.probabilities, kept)
+    late = one(asked.predict(rows[0]))
+    asked.predict(rows[1])
+    np.testing.assert_array_equal(late.probabilities, kept)
+
+
+def test_what_broke_the_contract_is_counted_by_column_and_kind_and_never_by_value() -> None:
+    window = Counts()
+    asked, x = model(window), digits().held_out.x[0].copy()
+    x[0, 0, :3] = (17.0, -1.0, np.nan)
+    with pytest.raises(UsageError):
+        asked.predict(x)
+    assert window.counts == {"contract.x.above": 1, "contract.x.below": 1, "contract.x.missing": 1}
+    assert (window.errors, window.seen) == (1, [])
+
+
+class Broken:
+    """An engine whose runtime fails, by itself or from its seats."""
+
+    name = "onnx"
+    variant = "fp32"
+
+    def answers(self, x: NDArray[Any]) -> NDArray[np.float32]:
+        raise MemoryError
+
+    def outputs(self, x: NDArray[Any]) -> dict[str, NDArray[np.float32]]:
+        raise MemoryError
+
+    def seat(self) -> Seat:
+        return Seat(np.zeros((1, 1, 8, 8), np.float32), np.zeros((1, 10), np.float32), self.fail)
+
+    def fail(self) -> None:
+        raise MemoryError
+
+
+def test_a_runtime_that_fails_is_one_sentence_and_is_counted() -> None:
+    window = Counts()
+    asked, x = Model(opened(release(2)), Broken(), window), digits().held_out.x
+    for given in (x[0].copy(), x[:3]):
+        with pytest.raises(
+            UmbelError, match=r"digits 2 \(fp32\) could not compute an answer \(MemoryError\)"
+        ):
+            asked.predict(given)
+    assert (window.errors, window.seen, window.counts) == (2, [], {})

@@ -109,10 +109,12 @@ def test_show_gives_json(folder: Path) -> None:
     assert body["card"]["bomFormat"] == "CycloneDX"
 
 
-def test_show_prints_the_card(folder: Path) -> None:
+def test_show_prints_the_card_and_the_data_sheet(folder: Path) -> None:
     text = run(folder, "show", "@base.umbel", "--card").output
-    assert text == Card.from_json(opened(first()).file("card.json")).to_markdown()
-    assert "Thirteen writers" in text
+    card, _, sheet = text.partition("# Data sheet")
+    assert card == Card.from_json(opened(first()).file("card.json")).to_markdown() + "\n"
+    assert "Thirteen writers" in card
+    assert "# Data sheet" + sheet == opened(first()).file("datasheet.md").decode()
 
 
 def test_bench_measures_every_variant_and_graph(folder: Path) -> None:
@@ -150,6 +152,12 @@ def test_bench_runs_nothing_that_the_fleet_did_not_sign(folder: Path) -> None:
         (("build", "letters", "--out", "@o", "--key", "@release.pem"), UsageError, "no task 'letters'"),
         (("build", "digits", "--out", "@o", "--key", "@none.pem"), UsageError, "cannot be read"),
         (("build", "digits", "--out", "@o", "--key", "@x.npz"), UsageError, "signing key"),
+        (("build", "digits", "--out", "@o", "--key", "@none.pem"), UsageError, "umbel fleet create"),
+        # Before its minutes of work: a command that ends in nothing to write to.
+        (("build", "@none.py", "--out", "@", "--key", "@release.pem"), StorageError, "it is a folder"),
+        (("pack", "@none", *PACK[2:], "--out", "@no/o"), StorageError, "cannot be written"),
+        (("split", "digits", "--out", "@x.npz"), StorageError, "cannot be made a folder"),
+        (("assess", "digits", "--plot", "@no/o.png"), StorageError, "cannot be written"),
         (("build", "digits", "--out", "@no/o", "--key", "@release.pem"), StorageError, "cannot be written"),
         ((*PACK, "--params", "@x.npz"), UsageError, "x.npz does not hold arrays"),
         ((*PACK, "--calibration", "@release.pem"), UsageError, "not an .npz file with an array x"),

@@ -18,7 +18,8 @@ from model_packages import RELEASE, first, opened, resigned
 from umbel_proto.archive import read_archive, write_archive
 from umbel_proto.errors import PackageError, UsageError
 from umbel_proto.keys import SigningKey
-from umbel_proto.manifest import Manifest, parse_manifest
+from umbel_proto.manifest import Manifest
+from umbel_proto.manifest_json import parse_manifest
 from umbel_proto.package import GOLDEN, MANIFEST, PARAMETERS, inspect_package, read_package, write_package
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 
 import dp_accounting
 import numpy as np
@@ -96,6 +97,23 @@ def test_the_skellam_formula_is_the_papers_term_by_term() -> None:
     assert skellam_rdp(np.array([3]), bound_sq=16, padded=9, variance=5)[0] == pytest.approx(4.8 + 1.52)
     # mu = 1/2: 48 + min(152 / 1, 36)
     assert skellam_rdp(np.array([3]), bound_sq=16, padded=9, variance=0.5)[0] == pytest.approx(48 + 36)
+
+
+@pytest.mark.parametrize("bits", [52, 54, 60, 62, 63, 64, 70, 130])
+def test_a_bound_of_any_size_costs_what_exact_numbers_say(bits: int) -> None:
+    bound_sq, padded, variance = 2**bits + 1, 1000, 2 ** (bits - 1)
+    exact = [
+        Fraction(order * bound_sq, 2 * variance)
+        + min(
+            ((2 * order - 1) * bound_sq + 6 * Fraction(math.sqrt(padded * bound_sq))) / (4 * variance**2),
+            3 * Fraction(math.sqrt(padded * bound_sq)) / (2 * variance),
+        )
+        for order in ORDERS.tolist()
+    ]
+    found = skellam_rdp(ORDERS, bound_sq=bound_sq, padded=padded, variance=float(variance))
+    assert found.tolist() == pytest.approx([float(each) for each in exact], rel=1e-12)
+    curve = release_rdp(bound_sq=bound_sq, padded=padded, variance=float(variance))
+    assert (np.diff(curve[np.argsort(SKELLAM_ORDERS)]) >= 0).all()
 
 
 @pytest.mark.parametrize("mu", [0.5, 3.0, 40.0, 900.0])

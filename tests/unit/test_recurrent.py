@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import onnx
+import onnxruntime as ort
 import pytest
 import torch
 from onnx import GraphProto
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from umbel_models.graphs.export import Graphs, export
-from umbel_models.graphs.model import graphs
+from umbel_models.graphs.model import externalize, finish, graphs
 from umbel_models.graphs.recurrent import gru, looped, lstm, rnn
+from umbel_models.graphs.trace import to_onnx
+from umbel_models.runtime import Session
 from umbel_models.task import cross_entropy
 from umbel_proto.errors import UsageError
 
@@ -60,6 +66,19 @@ def test_outputs_states_and_gradients_are_torchs(
     assert torch.equal(layer(*given)[0], theirs[0])  # and torch's own way is back
 
 
+@pytest.mark.parametrize("kind", [nn.GRU, nn.LSTM])
+@pytest.mark.parametrize("settings", SETTINGS, ids=lambda each: "-".join(each))
+def test_a_layer_without_gradient_is_torchs_too(kind: type[nn.RNNBase], settings: Mapping[str, Any]) -> None:
+    torch.manual_seed(3)
+    layer = kind(4, 5, **settings).double()
+    x = torch.randn(3, 6, 4, dtype=torch.float64)
+    with torch.no_grad():
+        out, state = layer(x)
+        with looped():
+            ours, last = layer(x)
+    torch.testing.assert_close([ours, *parts(last)], [out, *parts(state)])
+
+
 def test_each_operators_gradient_is_that_of_its_differences() -> None:
     torch.manual_seed(1)
 
@@ -93,6 +112,71 @@ def long() -> Graphs:
 
 def loops(graph: GraphProto) -> int:
     return sum(node.op_type == "Scan" for each in graphs(graph) for node in each.node)
+
+
+def operators(graph: bytes) -> Counter[str]:
+    return Counter(node.op_type for node in onnx.load_from_string(graph).graph.node)
+
+
+def test_onnxs_own_operator_is_where_no_gradient_runs_and_the_loop_where_one_does(long: Graphs) -> None:
+    assert (operators(long.infer)["GRU"], operators(long.infer)["Scan"]) == (1, 0)
+    for graph in (long.gradient, long.clipped):
+        assert operators(graph)["GRU"] == 0
+        assert operators(graph)["Scan"] > 0
+    # An explanation compares its sum with the logits at both ends, which take no gradient.
+    assert long.explain is not None
+    assert operators(long.explain)["GRU"] == 2
+    assert operators(long.explain)["Scan"] > 0
+
+
+def test_a_session_reorders_the_gates_of_external_parameters_once(long: Graphs, tmp_path: Path) -> None:
+    options = ort.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+    values = {name: value.detach().numpy() for name, value in Last().named_parameters()}
+    options.add_external_initializers(
+        list(values), [ort.OrtValue.ortvalue_from_numpy(value) for value in values.values()]
+    )
+    ort.InferenceSession(long.infer, options, providers=["CPUExecutionProvider"])
+    left = operators((tmp_path / "optimized.onnx").read_bytes())
+    assert left["GRU"] == 1
+    assert left["Split"] == left["Concat"] == 0
+
+
+class Begun(nn.Module):
+    """Layers of each kind in both directions, from states of their own, whose ends count as well."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gru = nn.GRU(3, 4, bidirectional=True, bias=False)
+        self.lstm = nn.LSTM(8, 3, num_layers=2, bidirectional=True)
+        self.says = nn.Linear(6 + 4 + 3, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.transpose(0, 1)
+        begin = x.mean(0)[:, :1]
+        out, end = self.gru(x, torch.stack([begin.repeat(1, 4), -begin.repeat(1, 4)]))
+        start = torch.stack([(k + 1) * begin.repeat(1, 3) for k in range(4)])
+        out, (_, cell) = self.lstm(out, (start, -start))
+        logits: Tensor = self.says(torch.cat([out.mean(0), end[1], cell[2]], -1))
+        return logits
+
+
+def test_states_to_begin_with_and_ends_are_those_of_torch_in_the_graph() -> None:
+    torch.manual_seed(4)
+    network = Begun()
+    values = {name: value.detach().clone() for name, value in network.named_parameters()}
+
+    def infer(*given: Tensor) -> tuple[Tensor, ...]:
+        return (functional_call(network, dict(zip(values, given, strict=False)), (given[-1],)),)
+
+    made = to_onnx(infer, list(values.values()), [torch.rand(11, 7, 3)], [*values, "x"], ["logits"])
+    graph = finish(externalize(made, list(values))).SerializeToString()
+    session = Session(graph, {name: value.numpy() for name, value in values.items()})
+    for batch in (1, 2, 5):
+        x = torch.randn(batch, 7, 3)
+        [logits] = session.run(["logits"], {"x": x.numpy()})
+        with torch.no_grad():
+            torch.testing.assert_close(torch.from_numpy(logits), network(x))
 
 
 def test_a_sequence_of_128_is_as_long_a_graph_as_one_of_two(long: Graphs) -> None:

@@ -11,16 +11,15 @@ from scipy.stats import gamma
 from sklearn.metrics import brier_score_loss
 
 from cohort_tables import network
-from umbel_models.responsible.calibrate import (
+from umbel_models.calibration import (
     BINS,
     Scores,
-    Tempered,
     brier_score,
-    calibrate,
     calibration_error,
     softmax,
     temperature,
 )
+from umbel_models.responsible.calibrate import Tempered, calibrate
 from umbel_models.responsible.figures import bootstrap, wilson
 from umbel_proto.errors import UsageError
 

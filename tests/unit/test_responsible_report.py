@@ -14,19 +14,23 @@ from torch import nn
 from typer.testing import CliRunner
 
 from cohort_tables import network, table
-from model_packages import RELEASE, first
+from model_packages import RELEASE, digits, first, opened, release, training
 from umbel_models.card import Card
 from umbel_models.cli import app
+from umbel_models.exported import parameters_sha256
+from umbel_models.files import sections as read_sections
 from umbel_models.fit import accuracy
+from umbel_models.pack import repack
 from umbel_models.responsible.mitigation import Recipe, measure
 from umbel_models.responsible.plot import picture
 from umbel_models.responsible.report import Assessment, assess
-from umbel_models.responsible_cli import read_sections
+from umbel_models.responsible.synthetic import fit_copula, validate
 from umbel_models.task import About, Examples, Split, Task, cross_entropy, find
+from umbel_models.tasks.digits.task import DIGITS
 from umbel_proto.contract import DataContract, Field
 from umbel_proto.errors import UsageError
 from umbel_proto.ids import ModelName
-from umbel_proto.package import read_package
+from umbel_proto.package import PARAMETERS, read_package
 
 RUN = CliRunner()
 RECIPE = Recipe(epochs=10, learning_rate=1e-2)
@@ -115,9 +119,17 @@ def test_what_does_not_apply_is_left_out() -> None:
     assert "accuracy lost without input 0" in sections["explanations"]
 
 
-def test_the_same_seed_gives_the_same_figures() -> None:
+def test_the_seed_says_whatever_is_drawn_at_random_and_nothing_else() -> None:
     small = replace(TASK, data=lambda: Split(table(300, seed=1), table(200, seed=2), table(100, seed=3)))
-    assert assess(small, trained(), seed=3).sections == assess(small, trained(), seed=3).sections
+    ratings = np.random.default_rng(0).integers(0, 3, (30, 3))
+    one, again, other = (assess(small, trained(), ratings=ratings, seed=seed).sections for seed in (3, 3, 4))
+    assert one == again
+    drawn = {"calibration", "annotators", "synthetic data", "robustness", "explanations"}
+    assert {title for title in one if one[title] != other[title]} == drawn
+    # One section draws twice: rows, and then how they are judged.
+    train, held_out, _ = small.data()
+    rows = fit_copula(train).sample(len(train.y), seed=3)
+    assert one["synthetic data"] == validate(rows, train, held_out, seed=3).figures()
 
 
 def test_the_picture_is_drawn() -> None:
@@ -136,11 +148,35 @@ def test_the_command_assesses_a_package(tmp_path: Path) -> None:
     command = ["assess", "digits", "--package", str(package), "--release-key", str(release_key(tmp_path))]
     plot = tmp_path / "digits.png"
     done = RUN.invoke(app, [*command, "--plot", str(plot), "--json"], catch_exceptions=False)
-    sections = json.loads(done.stdout)
+    printed = json.loads(done.stdout)
+    sections = printed["sections"]
+    assert printed["parameters"] == opened(first()).manifest.files[PARAMETERS].sha256
     # The first package holds the parameters nobody trained yet.
     assert sections["robustness"]["accuracy"] < 0.3
     assert math.isfinite(sections["calibration"]["temperature"])
     assert plot.read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_confidence_that_is_assessed_is_the_packages(tmp_path: Path) -> None:
+    calibration = digits().calibration
+    data = repack(
+        opened(first()),
+        training().parameters * np.float32(3),
+        calibration=calibration.x,
+        calibration_y=calibration.y,
+        version=2,
+        key=RELEASE,
+        held_out=digits().held_out,
+    )
+    package = tmp_path / "digits.umbel"
+    package.write_bytes(data)
+    command = ["assess", "digits", "--package", str(package), "--release-key", str(release_key(tmp_path))]
+    done = RUN.invoke(app, [*command, "--json"], catch_exceptions=False)
+    measured = json.loads(done.stdout)["sections"]["calibration"]
+    said = Card.from_json(opened(data).file("card.json")).sections["confidence"]
+    assert float(said["temperature"]) > 2  # so the raw logits are much too sure
+    assert measured["calibration error before"] == pytest.approx(said["calibration error fp32"], abs=2e-3)
+    assert measured["temperature"] == pytest.approx(1, abs=0.2)
 
 
 def test_the_command_trains_where_no_package_is_given(tmp_path: Path) -> None:
@@ -157,22 +193,57 @@ def test_the_command_trains_where_no_package_is_given(tmp_path: Path) -> None:
     assert any(line.startswith("  Krippendorff's alpha, nominal: ") for line in lines)
     assert "surrogate tree" in lines
     assert any(line.startswith("    |--- ") for line in lines)
+    assert all(f"training, epoch {epoch} of 3" in done.stderr for epoch in (1, 2, 3))
 
 
-def test_a_package_is_built_with_the_sections_that_the_command_printed(tmp_path: Path) -> None:
-    sections = tmp_path / "sections.json"
-    sections.write_text(json.dumps(found().sections))
+def judged(folder: Path, parameters: str) -> str:
+    """Return a file as the command prints it."""
+    path = folder / "sections.json"
+    path.write_text(json.dumps({"parameters": parameters, "sections": found().sections}))
+    return str(path)
+
+
+def test_a_package_is_built_with_the_sections_of_its_own_parameters(tmp_path: Path) -> None:
+    sections = judged(tmp_path, opened(first()).manifest.files[PARAMETERS].sha256)
     key, out = tmp_path / "release.pem", tmp_path / "digits.umbel"
     key.write_bytes(RELEASE.to_pem())
-    command = ["build", "digits", "--key", str(key), "--out", str(out), "--sections", str(sections)]
+    command = ["build", "digits", "--key", str(key), "--out", str(out), "--sections", sections]
     assert RUN.invoke(app, command, catch_exceptions=False).exit_code == 0
     package = read_package(out.read_bytes(), release_key=RELEASE.public)
     kept = Card.from_json(package.file(package.manifest.documents["card"])).sections
     assert {title: kept[title] for title in found().sections} == found().sections
 
 
+def test_sections_of_other_parameters_are_refused(tmp_path: Path) -> None:
+    package = opened(release(2))
+    own, other = (opened(data).manifest.files[PARAMETERS].sha256 for data in (release(2), first()))
+    assert own != other
+    how = {"calibration": digits().calibration.x, "version": 3, "key": RELEASE, "sections": {"a": {"b": 1.0}}}
+    repack(package, package.parameters(), sections_of=own, **how)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match=f"{other[:12]}, and those that are packed are {own[:12]}"):
+        repack(package, package.parameters(), sections_of=other, **how)  # type: ignore[arg-type]
+    key, out = tmp_path / "release.pem", tmp_path / "digits.umbel"
+    key.write_bytes(RELEASE.to_pem())
+    command = ["build", "digits", "--key", str(key), "--out", str(out), "--sections", judged(tmp_path, own)]
+    with pytest.raises(UsageError, match="umbel model assess --package"):
+        RUN.invoke(app, command, catch_exceptions=False)
+    assert not out.exists()
+
+
+def test_a_modules_sections_are_of_the_parameters_that_its_package_holds() -> None:
+    assert found().parameters == parameters_sha256(trained())
+    assert parameters_sha256(DIGITS.module()) == opened(first()).manifest.files[PARAMETERS].sha256
+
+
 @pytest.mark.parametrize(
-    ("text", "words"), [("no", "not JSON"), ("[]", "no sections"), ('{"a": 1}', "no sections")]
+    ("text", "words"),
+    [
+        ("no", "not JSON"),
+        ("[]", "no sections"),
+        ('{"a": {"b": 1}}', "does not say of which parameters"),
+        ('{"parameters": "", "sections": {}}', "does not say of which parameters"),
+        ('{"parameters": "ab", "sections": {"a": 1}}', "no sections"),
+    ],
 )
 def test_sections_that_are_none_are_refused(tmp_path: Path, text: str, words: str) -> None:
     path = tmp_path / "sections.json"
@@ -182,7 +253,7 @@ def test_sections_that_are_none_are_refused(tmp_path: Path, text: str, words: st
 
 
 def test_a_package_without_a_key_is_not_assessed(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="Give --release-key"):
+    with pytest.raises(UsageError, match="go together"):
         RUN.invoke(app, ["assess", "digits", "--package", str(tmp_path / "x")], catch_exceptions=False)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from model_packages import RELEASE, digits, first, opened, release, resigned, shelf, training
-from umbel._shelf import Shelf
+from umbel._releases.shelf import Shelf
 from umbel_models.pack import repack
 from umbel_proto.errors import PackageError, RefusedError, StorageError, UsageError
 from umbel_proto.keys import SigningKey, VerifyKey

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from umbel._spool import Depth, Sealed, Spool
+from umbel._telemetry.spool import Depth, Sealed, Spool
 from umbel_proto.errors import StorageError
 
 
@@ -86,6 +86,7 @@ def test_an_upload_takes_what_fits_and_at_least_one(path: Path) -> None:
         assert len(spool.oldest(max_batches=2, max_bytes=10**6)) == 2
         assert len(spool.oldest(max_batches=9, max_bytes=399)) == 3
         assert len(spool.oldest(max_batches=9, max_bytes=1)) == 1
+        assert spool.oldest(max_batches=2, max_bytes=10**6, skip=3) == [batch(3), batch(4)]
 
 
 def test_sequence_numbers_grow_and_are_given_once_across_processes(path: Path) -> None:
@@ -103,17 +104,28 @@ def test_a_batch_that_is_given_up_is_counted_once(path: Path) -> None:
         assert spool.depth() == Depth(batches=0, bytes=0, dropped=1)
 
 
-def test_clearing_counts_what_was_there(path: Path) -> None:
+def test_batches_of_somebody_else_are_given_up_and_counted(path: Path) -> None:
     with Spool(path) as spool:
-        spool.append(batch(1))
-        spool.append(batch(2))
-        spool.clear()
-        assert spool.depth() == Depth(batches=0, bytes=0, dropped=2)
+        for number, header in enumerate((b"mine", b"other", b"mine", b"")):
+            spool.append(Sealed(number.to_bytes(16, "big"), header, bytes(10)))
+        assert spool.keep(lambda header: header == b"mine") == 2
+        assert ids(spool) == [0, 2]
+        assert spool.depth() == Depth(batches=2, bytes=28, dropped=2)
+
+
+def test_a_commit_waits_until_it_survives_a_power_cut(path: Path) -> None:
+    with Spool(path) as spool:
+        settings = [
+            spool._connection.execute(f"PRAGMA {name}").fetchone()[0]
+            for name in ("journal_mode", "synchronous")
+        ]
+    # https://sqlite.org/pragma.html#pragma_synchronous: 2 is FULL, "the WAL file is synced after each transaction".
+    assert settings == ["wal", 2]
 
 
 def test_batches_survive_a_kill_right_after_they_were_appended(path: Path) -> None:
     code = (
-        "import os, signal, sys; from pathlib import Path; from umbel._spool import Sealed, Spool\n"
+        "import os, signal, sys; from pathlib import Path; from umbel._telemetry.spool import Sealed, Spool\n"
         "Spool(Path(sys.argv[1])).append(Sealed(sys.argv[2].encode() * 16, b'h', b'c'))\n"
         "os.kill(os.getpid(), signal.SIGKILL)"
     )
@@ -122,6 +134,21 @@ def test_batches_survive_a_kill_right_after_they_were_appended(path: Path) -> No
     with Spool(path) as spool:
         held = [b.batch_id for b in spool.oldest(max_batches=9, max_bytes=10**6)]
     assert held == [b"0" * 16, b"1" * 16, b"2" * 16]
+
+
+def test_killed_at_any_instant_every_batch_waits_is_delivered_or_is_counted(tmp_path: Path) -> None:
+    """Sending, with batches that the gateway refuses; sealing into a full spool; giving up what is of another."""
+    program = Path(__file__).parents[1] / "crashing_spool.py"
+    done = subprocess.run(
+        [sys.executable, str(program), str(tmp_path)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    lines = [line.split(" ", 1) for line in done.stdout.splitlines()]
+    found = {change: {left for each, left in lines if each == change} for change, _ in lines}
+    assert found["flush"] == {"6 0 0", "6 0 1"}
+    assert found["keep"] == {"6 0 0", "4 0 2"}
+    assert {"6 0 0", "6 1 0", "5 1 0", "3 4 0", "2 4 0", "1 4 1", "0 4 2"} <= found["send"]
+    assert len(lines) > 80
 
 
 def test_a_fresh_spool_never_had_contact(path: Path) -> None:

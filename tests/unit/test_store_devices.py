@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from sqlalchemy import URL
 
 from service_fleet import DAY_S, ManualClock, PlainDevice
 from umbel_proto.errors import RefusedError, TokenError, UmbelError, UsageError
@@ -23,8 +24,8 @@ def clock() -> ManualClock:
 
 
 @pytest.fixture
-def store(tmp_path: Path, clock: ManualClock) -> Iterator[Store]:
-    with open_store(tmp_path / "store.db", clock=clock) as opened:
+def store(place: Path | URL, clock: ManualClock) -> Iterator[Store]:
+    with open_store(place, clock=clock) as opened:
         yield opened
 
 
@@ -184,13 +185,13 @@ def test_a_token_out_of_range_is_not_issued(
 
 
 def test_of_many_devices_that_race_for_one_token_one_gets_in(
-    tmp_path: Path, store: Store, clock: ManualClock
+    place: Path | URL, store: Store, clock: ManualClock
 ) -> None:
     token = store.tokens.issue(valid_s=HOUR_S)
 
     def attempt(device: PlainDevice) -> str:
         # Each opens the store for itself, as gateways in several processes do.
-        with open_store(tmp_path / "store.db", clock=clock) as own:
+        with open_store(place, clock=clock) as own:
             try:
                 return enroll(own, device, token).id
             except UmbelError as exc:

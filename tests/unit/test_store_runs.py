@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from alembic import command
 from alembic.config import Config
+from sqlalchemy import URL
 from sqlalchemy.exc import IntegrityError
 
 from service_fleet import ManualClock
@@ -28,8 +29,8 @@ def clock() -> ManualClock:
 
 
 @pytest.fixture
-def store(tmp_path: Path, clock: ManualClock) -> Iterator[Store]:
-    with open_store(tmp_path / "store.db", clock=clock) as opened:
+def store(place: Path | URL, clock: ManualClock) -> Iterator[Store]:
+    with open_store(place, clock=clock) as opened:
         yield opened
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from sqlalchemy import URL
 
 from service_fleet import ManualClock, PlainDevice
 from umbel_proto.errors import UsageError
@@ -28,8 +29,8 @@ def clock() -> ManualClock:
 
 
 @pytest.fixture
-def store(tmp_path: Path, clock: ManualClock) -> Iterator[Store]:
-    with open_store(tmp_path / "store.db", clock=clock) as opened:
+def store(place: Path | URL, clock: ManualClock) -> Iterator[Store]:
+    with open_store(place, clock=clock) as opened:
         application = PlainDevice().application(opened.tokens.issue(valid_s=60), name=ROSE)
         opened.devices.enroll(application, certificate_life_s=60)
         yield opened
@@ -78,6 +79,21 @@ def test_a_batch_that_is_sent_again_stays_as_it_was(store: Store) -> None:
 def test_a_batch_that_is_twice_in_one_upload_is_stored_once(store: Store) -> None:
     store.batches.append(ROSE, [arrival(bytes(16)), arrival(bytes(16))])
     assert len(store.batches.sealed(limit=9)) == 1
+
+
+@pytest.mark.parametrize("count", [1, 3, 4, 5, 21, 63, 64, 85, 149])
+def test_however_many_arrive_together_each_is_stored_once_in_order_and_told_from_repeats(
+    store: Store, count: int
+) -> None:
+    told: list[tuple[int, int]] = []
+    store.batches.committed = lambda new, repeated: told.append((new, repeated))
+    arrivals = [arrival(ciphertext=b"%d" % number) for number in range(count)]
+    store.batches.append(ROSE, arrivals[::2])
+    store.batches.append(ROSE, arrivals)
+    evens = (count + 1) // 2
+    assert told == [(evens, 0), (count - evens, evens)]
+    expected = [each.ciphertext for each in arrivals[::2] + arrivals[1::2]]
+    assert [each.ciphertext for each in store.batches.sealed(limit=1000)] == expected
 
 
 def test_two_devices_may_use_the_same_batch_id(store: Store) -> None:

@@ -22,6 +22,16 @@ from umbel_models.task import TASKS, Split, find
 from umbel_proto.errors import UsageError
 
 PARAMETERS = {"activity": 143_302, "breast-cancer": 530, "credit": 5_098, "digits": 13_706}
+# What a data sheet answers (Gebru et al., section 3).
+DATASHEET = (
+    "Motivation",
+    "Composition",
+    "Collection",
+    "Preprocessing",
+    "Uses",
+    "Distribution",
+    "Maintenance",
+)
 # Epochs of a short training, and what it reached when it was measured, less three points.
 REACHED = {"activity": (3, 0.87), "breast-cancer": (60, 0.92), "credit": (2, 0.79)}
 
@@ -89,6 +99,8 @@ def test_a_module_is_the_same_when_asked_for_again(name: str) -> None:
 def test_a_task_says_where_its_data_comes_from(name: str) -> None:
     about = find(name).about
     assert all((about.purpose, about.data, about.limits, about.license))
+    said = [line.split(".**")[0] for line in about.datasheet.splitlines() if line.startswith("- **")]
+    assert said == [f"- **{question}" for question in DATASHEET]
 
 
 @pytest.mark.parametrize("name", TASKS)

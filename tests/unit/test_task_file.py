@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,8 @@ import pytest
 from typer.testing import CliRunner
 
 from model_packages import RELEASE
-from umbel._explain import Explainer
-from umbel._package import choose_variant
+from umbel._explain.explain import Explainer
+from umbel._releases.package import choose_variant
 from umbel.train import TrainPlan
 from umbel.train.onnx import OnnxTrainer
 from umbel_models.card import Card
@@ -131,6 +132,13 @@ def test_a_task_built_twice_gives_equal_bytes(tmp_path: Path, head_only: tuple[P
         (("nn.Linear(6, 2)", "nn.Bilinear(6, 6, 2)"), UsageError, ("head", "nn.Linear")),
         (('Field("x"', 'Field("window"'), UsageError, ("one field: x",)),
         (("TASK = Task(**SETTINGS", 'TASK = Task(**SETTINGS, trainable=("tail",)'), UsageError, ("tail",)),
+        (("nn.Linear(6, 2)", "nn.Linear(6, 3)"), UsageError, ("3 logits", "2 labels")),
+        (("nn.Linear(6, 2)", "nn.Linear(6, 1)"), UsageError, ("1 logits", "2 labels")),
+        (
+            ("return Net().eval()", "return Net().double()"),
+            UsageError,
+            ("body.weight (torch.float64)", "float()"),
+        ),
     ],
 )
 def test_a_module_that_cannot_be_packed_writes_nothing_and_says_why(
@@ -147,6 +155,101 @@ def test_a_module_that_cannot_be_packed_writes_nothing_and_says_why(
     assert not out.exists()
 
 
+@pytest.mark.parametrize("command", ["build", "split", "assess", "prune"])
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (
+            ("def data():", "def data():\n    open('no.csv')"),
+            "its data fails, line 10: FileNotFoundError: .*'no.csv'",
+        ),
+        (("    return Split(*", "    return tuple("), "its data returns a tuple: return a Split"),
+        (
+            ("Split(*(whole.take(rows)", "Split(*([rows]"),
+            "its data returns a Split with a list: return a Split",
+        ),
+        (
+            ("(160, 4)", "(160, 3)"),
+            r"its data gives examples \(train\) that break the contract: .*shape \(100, 3\)",
+        ),
+        ((".clip(-5, 5)", " * 9"), r"its data gives examples \(train\) that break the contract: .* over 5"),
+        (
+            ("(x[:, 0] > 0).astype(np.int64)", "x[:, 0]"),
+            r"its data gives 100 examples \(train\) with labels y",
+        ),
+        (("(x[:, 0] > 0).astype(np.int64)", "(x[:, 0] > 0) + 1"), r"whole number in 0\.\.1"),
+        (
+            ("(x[:, 0] > 0).astype(np.int64)", "(x > 0).astype(np.int64)"),
+            "Labels of every position are targets of a regression",
+        ),
+        (("cohort=(x[:, 1] > 0).astype(np.int64)", "cohort=x[:, 1]"), "no whole number as the cohort"),
+    ],
+)
+def test_data_that_cannot_be_used_are_named_with_file_and_reason(
+    tmp_path: Path, command: str, change: tuple[str, str], sentence: str
+) -> None:
+    refused(tmp_path, command, WHOLE.replace(*change), sentence)
+
+
+@pytest.mark.parametrize("command", ["build", "assess", "prune"])
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (
+            ("    torch.manual_seed(3)", "    torch.load_the_seed(3)"),
+            "its module fails, line 25: AttributeError",
+        ),
+        (
+            ("    return Net().eval()", "    return Net"),
+            "its module returns a type: return a torch.nn.Module",
+        ),
+        (
+            ("loss=cross_entropy", "loss=lambda logits, y: logits[:, 7]"),
+            "its loss fails, line 29: IndexError",
+        ),
+        (("nn.Linear(6, 2)", "nn.Linear(5, 2)"), "The module .*fails on .*examples of shape"),
+    ],
+)
+def test_a_module_and_a_loss_that_raise_are_named_with_file_and_line(
+    tmp_path: Path, command: str, change: tuple[str, str], sentence: str
+) -> None:
+    refused(tmp_path, command, WHOLE.replace(*change), sentence)
+
+
+def refused(folder: Path, command: str, text: str, sentence: str) -> None:
+    assert text != WHOLE
+    (folder / "release.pem").write_bytes(RELEASE.to_pem())
+    path = written(folder, text)
+    before = sorted(folder.iterdir())
+    key, out = ["--key", f"{folder}/release.pem"], ["--out", str(folder / "out")]
+    words = {
+        "build": [*key, *out],
+        "split": out,
+        "assess": ["--epochs", "1"],
+        "prune": [*key, *out, "--epochs", "1"],
+    }
+    result = CliRunner().invoke(app, [command, path, *words[command]])
+    assert isinstance(result.exception, UsageError), result.exception
+    assert re.search(sentence, str(result.exception)), result.exception
+    assert sorted(each for each in folder.iterdir() if each.name != "__pycache__") == before
+
+
+def test_numbers_of_other_types_become_those_that_graphs_take(tmp_path: Path) -> None:
+    text = WHOLE.replace("astype(np.float32)", "astype(np.float64)").replace(
+        "astype(np.int64)", "astype(np.uint8)"
+    )
+    for part in load_task(written(tmp_path, text)).data():
+        assert part.cohort is not None
+        assert (part.x.dtype, part.y.dtype, part.cohort.dtype) == (np.float32, np.int64, np.int64)
+
+
+def test_a_loss_that_a_graph_cannot_hold_is_the_exporters_to_explain(tmp_path: Path) -> None:
+    text = WHOLE.replace(
+        "loss=cross_entropy", "loss=lambda logits, y: logits[:, 0] if logits.sum() > 0 else logits[:, 1]"
+    )
+    refused(tmp_path, "build", text, r"decides by the values of its input.*torch\.where")
+
+
 def test_a_task_file_may_import_its_neighbors(tmp_path: Path) -> None:
     (tmp_path / "umbel_test_neighbor.py").write_text(WHOLE)
     assert load_task(written(tmp_path, "from umbel_test_neighbor import TASK as T\n")).model == "side"
@@ -160,11 +263,23 @@ def test_a_task_file_may_import_its_neighbors(tmp_path: Path) -> None:
         ("x = 1\ny = (\n", "line 2: SyntaxError"),
         ("x = 1\n\nraise ValueError('no data')\n", "line 3: ValueError: no data"),
         ("import no_such_library\n", "line 1: ModuleNotFoundError"),
+        (WHOLE.replace('"side"', '"My Side"'), "line 33: model 'My Side' is not a name"),
+        (WHOLE.replace('("left", "right")', "(0, 1)"), "names labels that are no text"),
+        (TASK + 'TASK = Task(**SETTINGS, targets=("a",))\n', "names targets that are no Target"),
     ],
 )
 def test_a_file_without_one_task_is_refused(tmp_path: Path, text: str, sentence: str) -> None:
     with pytest.raises(UsageError, match=sentence):
         load_task(written(tmp_path, text))
+
+
+def test_the_line_is_told_of_a_file_that_is_named_from_its_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "task.py").write_text("x = 1\n\nraise ValueError('no data')\n")
+    with pytest.raises(UsageError, match=r"task\.py cannot be run: line 3: ValueError: no data"):
+        load_task("task.py")
 
 
 def test_two_names_of_one_task_are_one_task(tmp_path: Path) -> None:

@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from umbel._home import DeviceHome, Identity
-from umbel._spool import Spool
-from umbel._telemetry import MAX_BATCH_BYTES, MAX_LABELS, PredictionWindow, Telemetry
+from umbel._home.directory import DeviceHome, Identity
+from umbel._telemetry.spool import Spool
+from umbel._telemetry.telemetry import MAX_BATCH_BYTES, Telemetry
+from umbel._telemetry.window import MAX_LABELS, PredictionWindow
 from umbel_proto.errors import StorageError
 from umbel_proto.histogram import Histogram
 from umbel_proto.ids import DeviceId, FleetId
@@ -55,13 +56,17 @@ def opened(spool: Spool) -> list[tuple[pb.BatchHeader, pb.Batch]]:
     ]
 
 
+def of_models(batch: pb.Batch) -> list[pb.Window]:
+    return [window for window in batch.windows if window.model]
+
+
 def test_a_window_counts_what_was_predicted() -> None:
     window = new_window()
     for label, confidence in ((7, 0.9), (7, 0.99), (1, 0.4)):
-        window.observe(100.0, label, confidence, np.full((8, 8), 2.0, np.float32))
+        window.observe(100_000, label, confidence, np.full((8, 8), 2.0, np.float32))
     window.error()
     counters, histograms = taken(window)
-    assert counters == {"predictions": 3, "label.7": 2, "label.1": 1, "errors": 1}
+    assert counters == {"predictions": 3, "label.7": 2, "label.1": 1, "errors": 1, "input_sampled": 3}
     assert {name: h.count for name, h in histograms.items()} == {
         "latency_us": 3,
         "confidence": 3,
@@ -74,12 +79,12 @@ def test_a_window_counts_what_was_predicted() -> None:
 
 def test_a_window_says_whose_it_is_and_when() -> None:
     window = new_window()
-    window.observe(1.0, 0, 1.0)
+    window.observe(1000, 0, 1.0)
     message = window.take(1060.9)
     assert message is not None
     assert (message.model, message.version, message.variant, message.engine) == ("digits", 3, "int8", "onnx")
     assert (message.start_s, message.end_s) == (1000, 1060)
-    window.observe(1.0, 0, 1.0)
+    window.observe(1000, 0, 1.0)
     following = window.take(1100.0)
     assert following is not None
     assert (following.start_s, following.end_s) == (1060, 1100)
@@ -88,7 +93,7 @@ def test_a_window_says_whose_it_is_and_when() -> None:
 def test_a_window_in_which_nothing_happened_is_not_reported() -> None:
     window = new_window()
     assert window.take(1060.0) is None
-    window.observe(1.0, 0, 1.0)
+    window.observe(1000, 0, 1.0)
     assert window.take(1070.0) is not None
     assert window.take(1080.0) is None
 
@@ -96,34 +101,37 @@ def test_a_window_in_which_nothing_happened_is_not_reported() -> None:
 def test_a_window_adds_up_as_histograms_do() -> None:
     values = np.random.default_rng(1).lognormal(size=500)
     window = new_window()
-    for value in values:
-        window.observe(float(value), 0, 0.5)
+    times_ns = (1e6 * values).astype(int).tolist()
+    for time_ns in times_ns:
+        window.observe(time_ns, 0, 0.5)
     _, histograms = taken(window)
-    reference = Histogram.empty("latency_us", histograms["latency_us"].edges).observe(values)
+    times_us = np.array(times_ns) / 1000
+    reference = Histogram.empty("latency_us", histograms["latency_us"].edges).observe(times_us)
     assert histograms["latency_us"].counts == reference.counts
     assert histograms["latency_us"].sum == pytest.approx(reference.sum)
 
 
 def test_values_that_are_no_numbers_spoil_nothing() -> None:
     window = new_window()
-    window.observe(math.nan, 0, math.nan, np.array([1.0, math.nan, math.inf, -math.inf]))
-    window.observe(math.inf, 0, 0.5, np.array([]))
+    for _ in range(20):
+        window.observe(1000, 0, math.nan, np.array([1.0, math.nan, math.inf, -math.inf]))
+        window.observe(1000, 0, 0.5, np.array([]))
     counters, histograms = taken(window)
-    assert counters["input_not_finite"] == 3
-    assert (histograms["input"].count, histograms["input"].sum) == (1, 1.0)
-    assert (histograms["latency_us"].count, histograms["latency_us"].sum) == (1, 0.0)
+    assert counters["input_not_finite"] == 3 * histograms["input"].count
+    assert histograms["input"].mean == 1.0
+    assert (histograms["confidence"].count, histograms["confidence"].sum) == (20, 10.0)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64", "uint8", "int64", "bool"])
 def test_inputs_of_every_type_are_counted(dtype: str) -> None:
     window = new_window()
-    window.observe(1.0, 0, 1.0, np.ones((4, 4), dtype))
+    window.observe(1000, 0, 1.0, np.ones((4, 4), dtype))
     assert taken(window)[1]["input"].mean == 1.0
 
 
 def test_of_a_large_input_evenly_spaced_values_are_counted() -> None:
     window = new_window()
-    window.observe(1.0, 0, 1.0, np.arange(3_000_000, dtype=np.float32))
+    window.observe(1000, 0, 1.0, np.arange(3_000_000, dtype=np.float32))
     counted = taken(window)[1]["input"]
     assert 900 <= counted.count <= 1024
     assert counted.mean == pytest.approx(1_500_000, rel=0.01)
@@ -132,7 +140,7 @@ def test_of_a_large_input_evenly_spaced_values_are_counted() -> None:
 def test_labels_beyond_the_bound_are_counted_together() -> None:
     window = new_window()
     for label in range(MAX_LABELS + 500):
-        window.observe(1.0, label, 1.0)
+        window.observe(1000, label, 1.0)
     counters, _ = taken(window)
     assert len(counters) <= MAX_LABELS + 1
     assert sum(n for name, n in counters.items() if name.startswith("label.")) == MAX_LABELS + 500
@@ -143,7 +151,7 @@ def test_threads_lose_no_prediction_between_windows() -> None:
 
     def predict() -> None:
         for _ in range(1000):
-            window.observe(1.0, 0, 1.0)
+            window.observe(1000, 0, 1.0)
 
     threads = [threading.Thread(target=predict) for _ in range(4)]
     for thread in threads:
@@ -161,11 +169,11 @@ def test_closed_windows_are_sealed_to_the_fleet_with_a_header_that_names_them(ho
         telemetry = Telemetry(home, spool, clock=Clock())
         for version in (1, 2):
             telemetry.window(model="digits", version=version, variant="fp32", engine="onnx").observe(
-                5.0, 1, 1.0
+                5000, 1, 1.0
             )
         assert telemetry.flush() == 1
         [(header, batch)] = opened(spool)
-    assert sorted(window.version for window in batch.windows) == [1, 2]
+    assert sorted(window.version for window in of_models(batch)) == [1, 2]
     assert (header.schema, header.suite, header.key_id) == (1, 1, KEY.public.key_id)
     assert (header.fleet_id, header.device_id) == ("garden", "d1")
     assert (header.sequence, header.created_s, len(header.batch_id)) == (1, 1000, 16)
@@ -175,7 +183,7 @@ def test_nothing_readable_touches_the_disk(home: DeviceHome) -> None:
     with Spool(home.spool) as spool:
         telemetry = Telemetry(home, spool, clock=Clock())
         telemetry.window(model="very-secret-model", version=1, variant="fp32", engine="onnx").observe(
-            5.0, 1, 1.0
+            5000, 1, 1.0
         )
         telemetry.flush()
         content = b"".join(file.read_bytes() for file in home.path.iterdir() if file.is_file())
@@ -189,7 +197,7 @@ def test_batch_ids_are_random_and_sequences_grow(home: DeviceHome) -> None:
         telemetry = Telemetry(home, spool, clock=Clock())
         window = telemetry.window(model="m", version=1, variant="fp32", engine="onnx")
         for _ in range(5):
-            window.observe(1.0, 0, 1.0)
+            window.observe(1000, 0, 1.0)
             telemetry.flush()
         headers = [header for header, _ in opened(spool)]
     assert [header.sequence for header in headers] == [1, 2, 3, 4, 5]
@@ -221,14 +229,18 @@ def test_on_a_full_disk_windows_wait_in_memory(home: DeviceHome) -> None:
         pages = spool._connection.execute("PRAGMA page_count").fetchone()[0]
         spool._connection.execute(f"PRAGMA max_page_count = {pages}")
         for label in range(MAX_LABELS):
-            window.observe(1.0, label, 1.0)
+            window.observe(1000, label, 1.0)
         with pytest.raises(StorageError, match="No space"):
             telemetry.flush()
+        for _ in range(500):  # More often than windows could be kept one by one.
+            window.observe(1000, 0, 1.0)
+            with pytest.raises(StorageError, match="No space"):
+                telemetry.flush()
         spool._connection.execute("PRAGMA max_page_count = 100000")
-        window.observe(1.0, 0, 1.0)
-        assert telemetry.flush() == 1
-        [(_, batch)] = opened(spool)
-    assert [window.counters["predictions"] for window in batch.windows] == [MAX_LABELS, 1]
+        window.observe(1000, 0, 1.0)
+        assert telemetry.flush() == 2
+        closed = [window for _, batch in opened(spool) for window in of_models(batch)]
+    assert [window.counters["predictions"] for window in closed] == [MAX_LABELS, 501]
 
 
 def test_many_windows_are_spread_over_batches_that_the_gateway_takes(home: DeviceHome) -> None:
@@ -237,11 +249,11 @@ def test_many_windows_are_spread_over_batches_that_the_gateway_takes(home: Devic
         for version in range(40):
             window = telemetry.window(model="m", version=version, variant="fp32", engine="onnx")
             for label in range(MAX_LABELS):
-                window.observe(float(label), label, 0.5)
+                window.observe(1000 * label, label, 0.5)
         assert telemetry.flush() > 1
         batches = spool.oldest(max_batches=1000, max_bytes=10**9)
         assert max(len(batch.ciphertext) for batch in batches) <= MAX_BATCH_BYTES + 2000
-        assert sum(len(batch.windows) for _, batch in opened(spool)) == 40
+        assert sum(len(of_models(batch)) for _, batch in opened(spool)) == 40
 
 
 def test_a_rotated_telemetry_key_is_used_from_the_next_batch_on(home: DeviceHome) -> None:
@@ -250,7 +262,7 @@ def test_a_rotated_telemetry_key_is_used_from_the_next_batch_on(home: DeviceHome
         telemetry = Telemetry(home, spool, clock=Clock())
         window = telemetry.window(model="m", version=1, variant="fp32", engine="onnx")
         home.write_telemetry_key(other.public)
-        window.observe(1.0, 0, 1.0)
+        window.observe(1000, 0, 1.0)
         telemetry.flush()
         [batch] = spool.oldest(max_batches=9, max_bytes=10**6)
     assert pb.BatchHeader.FromString(batch.header).key_id == other.public.key_id

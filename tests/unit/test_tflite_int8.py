@@ -21,7 +21,7 @@ from umbel_models.tasks.digits.task import files
 from umbel_models.tflite.errors import UnsupportedOperatorError
 from umbel_models.tflite.flatbuffer import SIGNATURE
 from umbel_models.tflite.interpret import ends, run
-from umbel_proto.errors import UsageError
+from umbel_proto.errors import PackageError, UsageError
 
 OUTPUTS = ("probabilities", "logits")
 LEVEL = 1 / 255  # of the range of an activation: one step of int8
@@ -263,6 +263,22 @@ def test_a_model_that_needs_a_fixed_batch_gets_a_batch_of_one() -> None:
     [whole], [small] = (run(file, x, ["y"]) for file in made.values())
     np.testing.assert_allclose(whole, expected, atol=2e-5 * np.abs(expected).max())
     assert np.abs(small - expected).max() <= 0.05 * np.abs(expected).max()
+
+
+def test_a_file_that_computes_something_else_than_its_graph_is_refused() -> None:
+    x = np.random.default_rng(0).normal(size=(20, 3)).astype(np.float32)
+    torch.manual_seed(0)
+    graph, other = (exported(nn.Linear(3, 2), (3,)) for _ in range(2))
+    tflite.verify(tflite.convert(graph, batch=None), graph, x)
+    tflite.verify(tflite.convert(graph, batch=1), graph, x)
+    with pytest.raises(PackageError, match=r"LiteRT computes y .* away from onnxruntime's"):
+        tflite.verify(tflite.convert(other, batch=None), graph, x)
+
+
+def test_no_variant_is_made_that_could_not_be_compared() -> None:
+    x = np.full((20, 3), np.nan, np.float32)
+    with pytest.raises(PackageError, match="LiteRT computes y nan away"):
+        tflite.variants(exported(nn.Linear(3, 2), (3,)), {}, x)
 
 
 def test_too_little_calibration_is_refused() -> None:

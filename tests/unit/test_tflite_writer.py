@@ -557,4 +557,4 @@ def test_an_operator_has_the_version_its_use_needs(
 
 
 def test_only_what_others_call_is_public() -> None:
-    assert tflite.__all__ == ["FLOAT_FILE", "INT8_FILE", "convert", "quantize", "run", "variants"]
+    assert tflite.__all__ == ["FLOAT_FILE", "INT8_FILE", "convert", "quantize", "run", "variants", "verify"]

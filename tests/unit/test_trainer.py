@@ -7,18 +7,20 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from numpy.typing import NDArray
+from onnx import numpy_helper
 
 from model_packages import digits, first, opened, resigned
-from umbel._data import Examples
+from umbel._data.examples import Examples
 from umbel.engines.onnx import open_session
 from umbel.train import Controls, Ended, ExamplePrivacy, Meter, TrainPlan, TrainResult
-from umbel.train.descent import SHUFFLE_LABEL
 from umbel.train.descent import _mean_loss as mean_loss
+from umbel.train.graph import GraphGradients, Signature
 from umbel.train.onnx import OnnxTrainer
-from umbel.train.onnx import _Gradients as Gradients
+from umbel.train.prepare import SHUFFLE_LABEL
 from umbel_models.task import cross_entropy as loss
 from umbel_models.tasks.digits.module import DigitsNet
 from umbel_proto.encoding import digest
@@ -90,6 +92,26 @@ def test_what_fills_a_batch_up_has_no_influence() -> None:
     x[5:], y[5:] = 16.0, 3
     for left, right in zip(before, session.run(names, {**feed, "x": x, "y": y}), strict=True):
         np.testing.assert_allclose(left, right, atol=1e-7)
+
+
+def test_a_gradient_that_a_graph_knows_without_computing_is_written_in_every_step() -> None:
+    # Weight decay uses gradients up where the graph has written them: one left unwritten would add up.
+    data = first()
+    still = opened(data).manifest.parameters[0]
+    graph = onnx.load_from_string(opened(data).file("grad.onnx"))
+    for node in graph.graph.node:
+        node.output[:] = ["unread" if name == f"grad.{still.name}" else name for name in node.output]
+    zeros = numpy_helper.from_array(np.zeros(still.shape, np.float32), f"grad.{still.name}")
+    graph.graph.initializer.append(zeros)
+    package = opened(resigned(data, lambda _: None, **{"grad.onnx": graph.SerializeToString()}))
+    x, y = (values[:50] for values in digits().train[:2])
+    plan = replace(PLAN, weight_decay=0.5, momentum=0.0)
+    result = OnnxTrainer(package).train(package.parameters(), x, y, plan)
+    before, after = (
+        package.split(vector)[still.name] for vector in (package.parameters(), result.parameters)
+    )
+    decayed = before * (1 - plan.learning_rate * plan.weight_decay) ** result.steps
+    np.testing.assert_allclose(after, decayed, rtol=1e-5)
 
 
 def test_training_follows_torchs_sgd_with_momentum() -> None:
@@ -340,7 +362,7 @@ def test_training_ends_when_the_loss_on_what_was_held_back_has_stopped_falling()
 def test_the_loss_on_what_was_held_back_counts_each_example_once(size: int) -> None:
     judge, package = held_back(), opened(first())
     session = open_session(package.file("grad.onnx"), "grad.onnx")
-    gradients = Gradients(session, "x", package.split(package.parameters()))
+    gradients = GraphGradients(session, Signature.of(package.manifest, PLAN), package.parameters())
     assert judge.y is not None
     expected = float(loss(torch_net()(torch.tensor(judge.x)), torch.tensor(judge.y)).mean().detach())
     assert mean_loss(gradients, judge.x, judge.y, size) == pytest.approx(expected, rel=1e-5)

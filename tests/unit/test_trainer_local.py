@@ -16,12 +16,12 @@ import torch
 from numpy.typing import NDArray
 
 from model_packages import RELEASE, digits, first, opened
-from umbel._data import Examples
+from umbel._data.examples import Examples
 from umbel.train import TrainPlan
-from umbel.train.descent import SHUFFLE_LABEL
 from umbel.train.load import load_trainer
 from umbel.train.local import federated_averaging, training_seed
 from umbel.train.onnx import OnnxTrainer
+from umbel.train.prepare import SHUFFLE_LABEL
 from umbel_models.task import cross_entropy as loss
 from umbel_models.tasks.digits.module import DigitsNet
 from umbel_proto.encoding import digest

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from umbel._channel import LaterError, to_error
-from umbel._uplink import Backoff
+from umbel._fleet.channel import LaterError, to_error
+from umbel._fleet.uplink import Backoff
 from umbel_proto.errors import (
     CertificateError,
     RefusedError,

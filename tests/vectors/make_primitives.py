@@ -5,11 +5,13 @@ Each case has a comment, its inputs, and either ``expected`` or the ``kind`` of 
 
 from __future__ import annotations
 
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
+from umbel_proto.conditions import Rules
 from umbel_proto.credentials import CREDENTIAL_LABEL, POLICY_LABEL, sign_policy
 from umbel_proto.encoding import digest, enc
 from umbel_proto.errors import UsageError
@@ -117,6 +119,7 @@ def digests() -> list[Case]:
         ("the commitment to a seed", "umbel/1/seed", [SID, "anna", fixed("seed anna")]),
         ("a device's rank in the graph", "umbel/1/graph", [SID, ROSTER, "anna"]),
         ("the key of the self mask", "umbel/1/self", [SID, ROSTER, fixed("seed anna")]),
+        ("what people compare of an identity key", "umbel/1/fingerprint", [fixed("identity anna")]),
     ]
     return [
         {"comment": comment, "label": label, "fields": [_field(f) for f in fields], "expected": value.hex()}
@@ -538,7 +541,15 @@ def policies() -> list[Case]:
         "version": p.version,
     }
     base = {"authority": AUTHORITY.public.raw.hex(), "fleet": FLEET}
+    training = Rules(charging=True, min_battery=0.25, unknown="refuse")
+    conditional = sign_policy(AUTHORITY, replace(p, training=training))
     return [
         {"comment": "valid", **base, "signed": good.hex(), "expected": expected},
+        {
+            "comment": "with conditions of training",
+            **base,
+            "signed": conditional.hex(),
+            "expected": {**expected, "training": asdict(training)},
+        },
         *({"comment": c, **base, "signed": signed.hex(), "kind": kind} for c, signed, kind in failing),
     ]

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from umbel._contribution import asked_for, settings_of
+from umbel._rounds.contribution import asked_for, settings_of
 from umbel_proto.errors import UmbelError
 from umbel_proto.secagg import messages
 from umbel_proto.secagg.canonical import parse, serialize

@@ -2,27 +2,75 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from umbel_proto.errors import MissingExtraError, PackageError, UsageError
-from umbel_proto.package import Package
 
-Probabilities = NDArray[np.float32]
+if TYPE_CHECKING:
+    from umbel_proto.package import Package
+
+Answers = NDArray[np.float32]
+"""Of a classification class probabilities, shape (n, classes), each row of sum 1; else values, (n, *answer)."""
+
+Outputs = dict[str, NDArray[np.float32]]
+"""All that a graph computes of a batch, by name: ``umbel_proto.manifest.OUTPUTS``."""
+
+SEAT_BYTES = 256 * 1024
+"""An example larger than this has no seat: to copy it would cost more than a seat saves."""
 
 
-class Outputs(NamedTuple):
-    """What a classifier computes of a batch.
+@dataclass(frozen=True, slots=True)
+class EngineOptions:
+    """How an engine may use the device. The default suits small models on shared processors.
 
     Args:
-        probabilities: Shape (n, classes); each row sums to 1.
-        logits: Shape (n, classes), what the probabilities were made from.
+        threads: Threads that compute one prediction, >= 1. Two make a small model slower, not faster.
+        providers: What onnxruntime computes with, the best first; LiteRT always takes the processor.
+        arena: Whether onnxruntime keeps the memory that a prediction took for the next one. Without it a
+            process stays smaller, and a prediction takes longer.
+        arena_bytes: The most memory that onnxruntime takes for a model's predictions, the parameters it packs
+            included; None for any. One that needs more fails.
+
+    Raises:
+        UsageError: There is no thread, nothing to compute with, or a limit on what is not there.
     """
 
-    probabilities: NDArray[np.float32]
-    logits: NDArray[np.float32]
+    threads: int = 1
+    providers: tuple[str, ...] = ("CPUExecutionProvider",)
+    arena: bool = True
+    arena_bytes: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.threads < 1:
+            raise UsageError(f"An engine cannot compute with {self.threads} threads: give it 1 or more.")
+        if not self.providers:
+            raise UsageError("An engine needs something to compute with: name a provider, or leave them out.")
+        if self.arena_bytes is not None and not (self.arena and self.arena_bytes >= 1):
+            raise UsageError(
+                f"An arena of {self.arena_bytes} bytes cannot be: give 1 or more, and leave the arena on."
+            )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Seat:
+    """One thread's place at an engine: an example in, its answer out, nothing made in between.
+
+    Args:
+        example: What the next run reads, shape (1, *example): write it in place.
+        answer: What the last run said, shape (1, *answer): the next one writes over it.
+        run: Computes the answer.
+        keeps: What must not end before the seat does.
+    """
+
+    example: NDArray[Any]
+    answer: NDArray[np.float32]
+    run: Callable[[], object]
+    keeps: object = None
 
 
 class Engine(Protocol):
@@ -36,8 +84,8 @@ class Engine(Protocol):
     def variant(self) -> str:
         """The variant it runs."""
 
-    def probabilities(self, x: NDArray[Any]) -> Probabilities:
-        """Return class probabilities, shape (n, classes).
+    def answers(self, x: NDArray[Any]) -> Answers:
+        """Return probabilities or values, shape (n, *answer).
 
         Args:
             x: A batch that has passed the data contract, shape (n, *example), n >= 1.
@@ -46,12 +94,17 @@ class Engine(Protocol):
     def outputs(self, x: NDArray[Any]) -> Outputs:
         """Return everything the graph computes of a batch, shape (n, *example), n >= 1."""
 
+    def seat(self) -> Seat | None:
+        """Return a new seat, for the thread that asks alone; None where ``answers`` is as fast."""
 
-def load_engine(package: Package, variant: str | None = None) -> Engine:
+
+def load_engine(
+    package: Package, variant: str | None = None, *, options: EngineOptions | None = None
+) -> Engine:
     """Load a variant of a package; by default the one its manifest prefers.
 
     Raises:
-        UsageError: The package has no such variant.
+        UsageError: The package has no such variant, or this device not what the options name.
         MissingExtraError: Its engine is not installed.
         PackageError: No engine of this umbel runs it, or its graph cannot be loaded.
     """
@@ -62,19 +115,25 @@ def load_engine(package: Package, variant: str | None = None) -> Engine:
         raise UsageError(
             f"Model {manifest.model} {manifest.version} has no variant {name!r}: choose {known}."
         )
+    options = options or EngineOptions()
     # Loading a runtime takes longer than all of umbel: only who predicts pays for it.
     match manifest.variants[name].engine:
         case "onnx":
             from umbel.engines.onnx import OnnxEngine
 
-            return OnnxEngine(package, name)
+            return OnnxEngine(package, name, options=options)
         case "tflite":
             try:
                 from umbel.engines.tflite import TfliteEngine
             except ImportError as exc:
                 raise MissingExtraError("tflite", f"Variant {name} of {manifest.model}") from exc
-            return TfliteEngine(package, name)
+            return TfliteEngine(package, name, options=options)
         case engine:
             raise PackageError(
                 f"Variant {name} of {manifest.model} needs the engine {engine!r}: update umbel."
             )
+
+
+def answer_shape(package: Package) -> tuple[int, ...]:
+    """Return the shape of one example's answer."""
+    return tuple(int(size) for size in package.manifest.outputs[0].shape[1:])

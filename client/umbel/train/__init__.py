@@ -6,14 +6,16 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from numpy.typing import NDArray
 
-from umbel._data import Examples
 from umbel.train.plan import ADAM, OPTIMIZERS, SGD, ExamplePrivacy, TrainPlan
 from umbel_proto.errors import UsageError
-from umbel_proto.manifest import FloatVector
+
+if TYPE_CHECKING:
+    from umbel._data.examples import Examples
+    from umbel_proto.manifest import FloatVector
 
 __all__ = [
     "ADAM",
@@ -122,7 +124,7 @@ class Trainer(Protocol):
         Args:
             parameters: Where to start, shape (dim,); they are not changed.
             x: Examples, shape (n, *example), that keep the data contract.
-            y: Labels, whole numbers, shape (n,).
+            y: Labels, whole numbers, shape (n,); or the targets of a regression, shape (n, *answer).
             plan: What to do. Whoever lets the result leave the device charges ``plan.release`` first.
             held_back: Labelled examples that are not among them, for a plan with ``patience``.
             controls: SCAFFOLD's terms; left out, it is not SCAFFOLD.

@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from umbel._data import Examples
-from umbel.train import METER, SGD, Controls, DivergedError, Ended, Meter, TrainPlan, TrainResult
+from umbel.train import METER, Controls, DivergedError, Ended, Meter, TrainPlan, TrainResult
 from umbel.train.optimizer import clip_norm, optimizer_of, pull
-from umbel_proto.encoding import digest
-from umbel_proto.errors import UsageError
-from umbel_proto.manifest import FloatVector, Manifest
-from umbel_proto.prg import Keystream
-from umbel_proto.privacy.gaussian import noised, poisson_sample
 
-SHUFFLE_LABEL = "umbel/1/shuffle"
+if TYPE_CHECKING:
+    from umbel_proto.manifest import FloatVector
 
 SLACK = 1 - 2.0**-10
 """Gradients are clipped to this share of the clip; the rest covers the rounding of float32.
@@ -28,8 +23,6 @@ Source: docs/spec/privacy.md, 9.3."""
 
 MAX_ROWS = 64
 """Most gradients that are summed in float32. Source: docs/spec/privacy.md, 9.3."""
-
-_ROWS = 8  # Batches of a few sizes only: the runtime plans its memory once for each.
 
 Weights = NDArray[np.float32]
 
@@ -41,15 +34,13 @@ class Gradients(Protocol):
     the next call.
     """
 
-    def mean(self, x: NDArray[Any], y: NDArray[np.int64], w: Weights) -> tuple[FloatVector, float]:
+    def mean(self, x: NDArray[Any], y: NDArray[Any], w: Weights) -> tuple[FloatVector, float]:
         """Return the gradient of the weighted mean of losses, shape (dim,), and that mean."""
 
-    def clipped(
-        self, x: NDArray[Any], y: NDArray[np.int64], w: Weights, clip: float
-    ) -> tuple[FloatVector, float]:
+    def clipped(self, x: NDArray[Any], y: NDArray[Any], w: Weights, clip: float) -> tuple[FloatVector, float]:
         """Return the weighted sum of gradients, each clipped to an L2 norm of ``clip``, and of losses."""
 
-    def loss(self, x: NDArray[Any], y: NDArray[np.int64], w: Weights) -> float:
+    def loss(self, x: NDArray[Any], y: NDArray[Any], w: Weights) -> float:
         """Return the weighted mean of losses."""
 
 
@@ -60,70 +51,22 @@ class Work:
     Args:
         plan: How.
         x: Examples, shape (n, *example), n >= 1.
-        y: Labels, shape (n,).
+        y: Labels, int64 (n,), or targets, float32 (n, *answer).
+        order: Returns an epoch's order of the examples, shape (n,), from 0; a private training draws its own.
         held_back: Examples and labels to judge by, where the plan has ``patience``; else None.
         controls: SCAFFOLD's terms, or None.
         meter: What limits are measured with.
+        watch: Called after every step; what it raises ends the training. None: nobody watches.
     """
 
     plan: TrainPlan
     x: NDArray[Any] = field(repr=False)
-    y: NDArray[np.int64] = field(repr=False)
-    held_back: tuple[NDArray[Any], NDArray[np.int64]] | None = field(default=None, repr=False)
+    y: NDArray[Any] = field(repr=False)
+    order: Callable[[int], NDArray[np.int64]] = field(repr=False)
+    held_back: tuple[NDArray[Any], NDArray[Any]] | None = field(default=None, repr=False)
     controls: Controls | None = None
     meter: Meter = METER
-
-
-def prepare(
-    manifest: Manifest,
-    x: NDArray[Any],
-    y: NDArray[Any],
-    plan: TrainPlan,
-    *,
-    held_back: Examples | None,
-    controls: Controls | None,
-    meter: Meter,
-) -> Work:
-    """Return what a trainer was asked for, as ``descend`` takes it; see ``Trainer.train``.
-
-    Raises:
-        UsageError: The data breaks the contract, or the settings do not fit together.
-    """
-    judge = None
-    if plan.patience:
-        if held_back is None or held_back.y is None:
-            raise UsageError("patience needs labelled examples to judge by: hold some back from training.")
-        judge = checked(manifest, held_back.x, held_back.y)
-    if plan.energy_limit_j and meter.joules is None:
-        raise UsageError(
-            "energy_limit_j needs a counter of joules, and this trainer has none: give it a meter, or no limit."
-        )
-    if controls is not None:
-        if plan.optimizer != SGD or plan.momentum or plan.weight_decay or plan.fedprox_mu:
-            raise UsageError(
-                "SCAFFOLD takes plain steps: choose optimizer sgd, with momentum, weight_decay and fedprox_mu 0."
-            )
-        manifest.split(controls.server)
-        manifest.split(controls.own)
-    return Work(plan, *checked(manifest, x, y), judge, controls, meter)
-
-
-def checked(manifest: Manifest, x: NDArray[Any], y: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.int64]]:
-    """Return examples and labels as a model takes them.
-
-    Raises:
-        UsageError: They break the data contract, or the labels are none.
-    """
-    inputs, single = manifest.contract.check(x)
-    labels = np.asarray(y)
-    if single or labels.shape != (len(inputs),):
-        raise UsageError(
-            f"Training needs a batch of inputs and one label for each: y has shape {labels.shape}."
-        )
-    classes = len(manifest.labels)
-    if labels.dtype.kind not in "iu" or labels.min() < 0 or labels.max() >= classes:
-        raise UsageError(f"Labels must be whole numbers in 0..{classes - 1}.")
-    return inputs, labels.astype(np.int64)
+    watch: Callable[[], object] | None = None
 
 
 def descend(current: FloatVector, gradients: Gradients, work: Work) -> TrainResult:
@@ -161,6 +104,8 @@ def _descend(current: FloatVector, gradients: Gradients, work: Work) -> TrainRes
             gradient += drift
         optimizer.step(current, gradient)
         total, seen, steps = total + loss, seen + rows, steps + 1
+        if work.watch is not None:
+            work.watch()
         if stop.now(steps):
             break
     # A private result is judged by its parameters alone, which have noise: refusing it tells of no example.
@@ -221,7 +166,7 @@ class _Stop:
         return self._in_vain >= self._work.plan.patience
 
 
-def _mean_loss(gradients: Gradients, x: NDArray[Any], y: NDArray[np.int64], size: int) -> float:
+def _mean_loss(gradients: Gradients, x: NDArray[Any], y: NDArray[Any], size: int) -> float:
     total = 0.0
     for begin in range(0, len(y), size):
         rows = np.arange(begin, min(begin + size, len(y)))
@@ -237,9 +182,7 @@ def _plain(gradients: Gradients, _dim: int, work: Work) -> Iterator[tuple[FloatV
     """
     x, y, plan = work.x, work.y, work.plan
     for epoch in range(plan.epochs):
-        # The order needs no secrecy. A keystream gives the same one under every version of numpy.
-        words = Keystream(digest(SHUFFLE_LABEL, plan.seed, epoch)).uint64(len(y))
-        order = np.argsort(words, kind="stable")
+        order = work.order(epoch)
         for begin in range(0, len(y), plan.batch_size):
             rows = order[begin : begin + plan.batch_size]
             padded, weights = _pad(rows, plan.batch_size)
@@ -252,48 +195,65 @@ def _private(gradients: Gradients, dim: int, work: Work) -> Iterator[tuple[Float
 
     Source: docs/spec/privacy.md, 9.2 to 9.5.
     """
-    x, y, plan = work.x, work.y, work.plan
-    release, privacy = plan.release(len(y)), plan.privacy
+    # Only noise needs cryptography, which is 8 MB: a plain training in a process of its own goes without.
+    from umbel.train.ahead import ahead
+    from umbel_proto.prg import Keystream
+    from umbel_proto.privacy.gaussian import poisson_sample
+
+    plan = work.plan
+    release, privacy = plan.release(len(work.y)), plan.privacy
     assert release is not None
     assert privacy is not None
-    for _ in range(release.steps):
-        chance = Keystream()
-        rows = poisson_sample(len(y), release.rate, chance)
-        total, loss = _clipped_sum(gradients, dim, x, y, rows, privacy.clip * SLACK)
-        if privacy.noise:
-            noised(total, deviation=privacy.noise * privacy.clip, stream=chance, out=total)
-        # By the size that was planned: how many were drawn is a secret.
-        total /= plan.batch_size
-        yield total.astype(np.float32, copy=False), loss, len(rows)
+    with ahead(dim if privacy.noise else 0) as noise:
+        for _ in range(release.steps):
+            noise.begin()
+            chance = Keystream()
+            rows = poisson_sample(len(work.y), release.rate, chance)
+            total, loss = _clipped_sum(gradients, dim, work, rows, privacy.clip * SLACK)
+            if privacy.noise:
+                deviation = privacy.noise * privacy.clip
+                # By the size that was planned: how many were drawn is a secret.
+                noise.onto(total, deviation=deviation, stream=chance, divisor=plan.batch_size)
+            else:
+                total /= plan.batch_size
+            yield total.astype(np.float32, copy=False), loss, len(rows)
 
 
 def _clipped_sum(
-    gradients: Gradients,
-    dim: int,
-    x: NDArray[Any],
-    y: NDArray[np.int64],
-    rows: NDArray[np.int64],
-    clip: float,
+    gradients: Gradients, dim: int, work: Work, rows: NDArray[np.int64], clip: float
 ) -> tuple[NDArray[np.floating], float]:
-    """Return the sum of clipped gradients, shape (dim,), and of losses; float32 where one sum took all rows."""
-    parts = [rows[begin : begin + MAX_ROWS] for begin in range(0, len(rows), MAX_ROWS)]
-    total, losses = None, 0.0
+    """Return the sum of clipped gradients, shape (dim,), and of losses; float32 where it is of few rows.
+
+    A draw that is much larger than planned is taken in equal parts: its memory would stay taken afterwards. One that
+    is somewhat larger takes less of it than a second vector to add parts to, and half of all draws are.
+    """
+    x, y = work.x, work.y
+    most = min(work.plan.batch_size * 3 // 2, MAX_ROWS)
+    parts = np.array_split(rows, -(-len(rows) // most)) if len(rows) else []
+    total: NDArray[np.floating] | None = None
+    losses = 0.0
     for part in parts:
-        padded, weights = _pad(part, -(-len(part) // _ROWS) * _ROWS)
-        summed, loss = gradients.clipped(x[padded], y[padded], weights, clip)
+        summed, loss = gradients.clipped(x[part], y[part], np.ones(len(part), np.float32), clip)
         losses += loss
-        if len(parts) == 1 and np.isfinite(summed).all():
+        whole = _finite(summed)
+        if len(parts) == 1 and whole:
             return summed, losses
-        total = np.zeros(dim) if total is None else total
-        if np.isfinite(summed).all():
+        if total is None:
+            total = np.zeros(dim, np.float32) if len(rows) <= MAX_ROWS else np.zeros(dim)
+        if whole:
             total += summed
             continue
         # One example's overflow must show neither in the others' part nor as a refusal.
         for row in part:
             summed, _ = gradients.clipped(x[[row]], y[[row]], np.ones(1, np.float32), clip)
-            if np.isfinite(summed).all():
+            if _finite(summed):
                 total += summed
     return np.zeros(dim, np.float32) if total is None else total, losses
+
+
+def _finite(values: FloatVector) -> bool:
+    """Return whether all values are finite: by their sum, which takes no memory, where it does not overflow."""
+    return bool(np.isfinite(values.sum()) or np.isfinite(values).all())
 
 
 def _pad(rows: NDArray[np.int64], size: int) -> tuple[NDArray[np.int64], Weights]:

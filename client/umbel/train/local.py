@@ -11,12 +11,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from umbel._data import Examples
+from umbel._data.examples import Examples
 from umbel.engines.onnx import open_session
 from umbel.train import Controls, Trainer, TrainPlan, TrainResult
+from umbel_proto.answers import checked_answers, figure, measured, score
 from umbel_proto.encoding import digest
 from umbel_proto.errors import UsageError
 from umbel_proto.ids import DeviceId
@@ -123,21 +126,42 @@ def example_epsilon(
     )
 
 
-def accuracy_on(package: Package, examples: Examples) -> Callable[[FloatVector], float]:
-    """Return a function that says how many of these examples given parameters get right, in [0, 1].
+def score_on(package: Package, examples: Examples) -> Callable[[FloatVector], float]:
+    """Return a function that says how good given parameters are on these examples: ``umbel_proto.answers.score``.
 
     Raises:
-        UsageError: The examples break the data contract or have no labels.
+        UsageError: The examples break the data contract or have no labels or targets.
     """
+    answer, y = _answers_on(package, examples)
+    return lambda parameters: score(package.manifest, answer(parameters), y)
+
+
+def figure_on(package: Package, examples: Examples) -> tuple[str, Callable[[FloatVector], float]]:
+    """Return the name of a figure that tells something on these examples, and what measures it.
+
+    Both as ``umbel_proto.answers.figure`` chooses it: ``score_on`` where that says something.
+
+    Raises:
+        UsageError: The examples break the data contract or have no labels or targets.
+    """
+    answer, y = _answers_on(package, examples)
+    return figure(package.manifest, y), lambda vector: measured(package.manifest, answer(vector), y)
+
+
+def _answers_on(
+    package: Package, examples: Examples
+) -> tuple[Callable[[FloatVector], NDArray[np.float32]], NDArray[Any]]:
+    """Return what answers the examples with given parameters, and what is right."""
     if examples.y is None:
         raise UsageError("The held-out data holds no labels: give an array y.")
-    x, _ = package.manifest.contract.check(examples.x)
-    y = examples.y
-    form = package.manifest.variants["fp32"]
+    manifest = package.manifest
+    x, _ = manifest.contract.check(examples.x)
+    y = checked_answers(manifest, examples.y, len(x))
+    form = manifest.variants["fp32"]
 
-    def accuracy(parameters: FloatVector) -> float:
+    def answer(parameters: FloatVector) -> NDArray[np.float32]:
         session = open_session(package.file(form.file), form.file, package.split(parameters))
-        (probabilities,) = session.run(["probabilities"], {package.manifest.inputs[0].name: x})
-        return float((probabilities.argmax(1) == y).mean())
+        (said,) = session.run([manifest.answer], {manifest.inputs[0].name: x})
+        return np.asarray(said)
 
-    return accuracy
+    return answer, y

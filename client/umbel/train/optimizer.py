@@ -7,12 +7,14 @@ millions of parameters costs no copies of their length.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 from umbel.train.plan import ADAM, TrainPlan
-from umbel_proto.manifest import FloatVector
+
+if TYPE_CHECKING:
+    from umbel_proto.manifest import FloatVector
 
 BLOCK = 1 << 14
 """Elements in a block: 64 KiB of float32."""

@@ -18,9 +18,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from umbel._data import Examples
+from umbel._data.examples import Examples
 from umbel.train import METER, Controls, Meter, TrainPlan, TrainResult
-from umbel.train.descent import Weights, descend, prepare
+from umbel.train.descent import Weights, descend
+from umbel.train.prepare import prepare
 from umbel_proto.errors import MissingExtraError, UsageError
 from umbel_proto.manifest import FloatVector, Manifest
 from umbel_proto.package import Package
@@ -47,7 +48,8 @@ class TorchTrainer:
         package: The package of the model. Its parameters are the module's, by name; their order in vectors is
             its manifest's.
         module: The network that the package was exported from; it is copied. Its own values do not matter.
-        loss: Maps what the module gives and labels, int64 (batch,), to one loss per example, (batch,).
+        loss: Maps what the module gives and labels, int64 (batch,), or targets, float32 (batch, *answer), to one
+            loss per example, (batch,).
         meter: What limits on time and energy are measured with.
 
     Raises:
@@ -130,15 +132,13 @@ class _Gradients:
             # its input is not row-major in memory, as behind numpy's newaxis.
             self._module = GradSampleModule(module, loss_reduction="sum", force_functorch=True)
 
-    def mean(self, x: NDArray[Any], y: NDArray[np.int64], w: Weights) -> tuple[FloatVector, float]:
+    def mean(self, x: NDArray[Any], y: NDArray[Any], w: Weights) -> tuple[FloatVector, float]:
         weights = torch.from_numpy(w)
         losses = self._loss(self._module(torch.from_numpy(x)), torch.from_numpy(y))
         mean = (weights * losses).sum() / weights.sum()
         return _flat(torch.autograd.grad(mean, self._ordered)), float(mean.detach())
 
-    def clipped(
-        self, x: NDArray[Any], y: NDArray[np.int64], w: Weights, clip: float
-    ) -> tuple[FloatVector, float]:
+    def clipped(self, x: NDArray[Any], y: NDArray[Any], w: Weights, clip: float) -> tuple[FloatVector, float]:
         rows = w > 0
         if not rows.any():
             return np.zeros(sum(value.numel() for value in self._ordered), np.float32), 0.0
@@ -158,7 +158,7 @@ class _Gradients:
         optimizer.zero_grad()
         return sums, float(loss.detach())
 
-    def loss(self, x: NDArray[Any], y: NDArray[np.int64], w: Weights) -> float:
+    def loss(self, x: NDArray[Any], y: NDArray[Any], w: Weights) -> float:
         weights = torch.from_numpy(w)
         with torch.no_grad():
             losses = self._loss(self._module(torch.from_numpy(x)), torch.from_numpy(y))

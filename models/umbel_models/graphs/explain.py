@@ -18,25 +18,30 @@ STEPS = 32
 def integrated_gradients(
     network: Callable[[Tensor], Tensor], x: Tensor, baseline: Tensor, target: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return attributions, shape of ``x``, logits (batch, classes), and what completeness lacks, (batch,).
+    """Return attributions, shape of ``x``, outputs (batch, *answer), and what completeness lacks, (batch,).
 
-    Attributions of an example add up to how far its target's logit is from the baseline's, but for the
+    Attributions of an example add up to how far its target's output is from the baseline's, but for the
     error of the sum that stands for an integral: the third result, which says how far to trust the first.
 
     Args:
-        network: Maps inputs to logits. It sees ``STEPS`` times the batch at once.
+        network: Maps inputs to logits or values. It sees ``STEPS`` times the batch at once.
         x: Inputs, shape (batch, *example).
         baseline: Inputs that stand for nothing, shape of ``x``.
-        target: The class that is explained for each, int64 (batch,).
+        target: What is explained for each, the place of a number in its outputs, row-major, int64 (batch,).
     """
     places = torch.tensor([(step + 0.5) / STEPS for step in range(STEPS)])
     way = x - baseline
     points = baseline + places.reshape(-1, 1, *(1 for _ in x.shape[1:])) * way
     points = points.flatten(0, 1).detach().requires_grad_()
     with torch.enable_grad():
-        reached = network(points).gather(1, target.repeat(STEPS)[:, None]).sum()
+        reached = flat(network(points)).gather(1, target.repeat(STEPS)[:, None]).sum()
         (gradients,) = torch.autograd.grad(reached, [points])
     attributions = (gradients.reshape(STEPS, *x.shape).mean(0) * way).detach()
     logits, from_logits = network(x).detach(), network(baseline).detach()
-    moved = (logits - from_logits).gather(1, target[:, None])[:, 0]
+    moved = flat(logits - from_logits).gather(1, target[:, None])[:, 0]
     return attributions, logits, attributions.flatten(1).sum(1) - moved
+
+
+def flat(outputs: Tensor) -> Tensor:
+    """Return outputs, shape (batch, *answer), with all numbers of an answer in one row."""
+    return outputs if outputs.dim() == 2 else outputs.unsqueeze(-1).flatten(1)

@@ -8,7 +8,7 @@ Every graph is compared with eager torch before it is returned (``umbel_models.g
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import onnx
@@ -20,15 +20,27 @@ from umbel_models.graphs.blame import blamed
 from umbel_models.graphs.explain import integrated_gradients
 from umbel_models.graphs.layers import check_layers
 from umbel_models.graphs.model import externalize, finish
+from umbel_models.graphs.model import graphs as every_graph
 from umbel_models.graphs.onepass import clipped_gradients
 from umbel_models.graphs.rules import NoRuleError
 from umbel_models.graphs.scan import per_example
 from umbel_models.graphs.trace import batch_unlike, to_onnx
 from umbel_models.graphs.truth import Truth
-from umbel_models.graphs.verify import verify_clipped, verify_explain, verify_gradient, verify_inference
+from umbel_models.graphs.verify import (
+    verify_clipped,
+    verify_explain,
+    verify_gradient,
+    verify_inference,
+    verify_opacus,
+)
 from umbel_proto.errors import PackageError, UsageError
+from umbel_proto.manifest import CLASSIFICATION, OUTPUTS, REGRESSION
 
 Loss = Callable[[Tensor, Tensor], Tensor]
+_SINGLE = (
+    "The graphs were compared with torch in float32, as the module cannot run in float64: differences that are torch's "
+    "own cannot be told from a graph's."
+)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -41,20 +53,23 @@ class Graphs:
     constants of the graph.
 
     Args:
-        infer: x -> probabilities, logits.
+        infer: x -> probabilities, logits; of a regression, values.
         gradient: trained parameters, x, y, w -> ``grad.NAME`` for each trained parameter, loss.
         clipped: trained parameters, x, y, w, clip -> ``sum.NAME`` for each trained parameter, the sum over
             examples of w times the gradient clipped to an L2 norm of clip; the sum of w times the loss;
             norms before clipping.
         explain: x, baseline (shape of x), target int64 (batch,) -> attributions (shape of x), logits,
-            residual (batch,): integrated gradients of the target's logit, and what completeness lacks. None
-            where no logit follows x smoothly, as with the numbers of words.
+            residual (batch,): integrated gradients of the target's logit, and what completeness lacks; of a
+            regression values instead of logits. None where no output follows x smoothly, as with the numbers of
+            words.
+        notes: What came out otherwise than one might expect, in plain sentences.
     """
 
     infer: bytes
     gradient: bytes
     clipped: bytes
     explain: bytes | None
+    notes: tuple[str, ...] = ()
 
 
 def export(
@@ -64,39 +79,55 @@ def export(
     *,
     trainable: Sequence[str] = (),
     bounds: tuple[float, float] | None = None,
+    kind: str = CLASSIFICATION,
+    targets: tuple[float, float] | None = None,
+    answer: tuple[int, ...] | None = None,
 ) -> Graphs:
-    """Export a classifier and verify what came out.
+    """Export a classifier or a regression and verify what came out.
 
     Layers keep the mode they are in, training or evaluation: the graphs compute what the module computes.
 
     Args:
-        module: Maps x, shape (batch, *shape), float32, to logits, shape (batch, classes).
-        loss: Maps logits and labels y, int64 (batch,), to one loss per example, shape (batch,).
+        module: Maps x, shape (batch, *shape), float32, to logits, shape (batch, classes); of a regression to
+            values, shape (batch, *answer).
+        loss: Maps logits and labels y, int64 (batch,), or values and targets y, both (batch, *answer), to one loss
+            per example, shape (batch,).
         shape: Shape of one example.
         trainable: Names of the parameters that training changes; all of them where there is none.
         bounds: Least and greatest value of an input, for a module that fails on others, such as one that
             looks words up by number. Without it, graphs are compared on normally distributed inputs.
+        kind: ``CLASSIFICATION`` or ``REGRESSION``.
+        targets: Of a regression, least and greatest target, for a loss that fails on others; without it, graphs
+            are compared on normally distributed ones.
+        answer: What an answer's shape must be: as many logits as there are labels, or the shape of a target; any
+            where there is None.
 
     Raises:
-        UsageError: The module holds a layer that cannot be exported, or fails on such inputs, or there is no
-            such parameter; the message names it.
+        UsageError: The module holds a layer that cannot be exported, or fails on such inputs, or gives answers of
+            another shape, or there is no such parameter; the message names it.
         PackageError: A graph does not compute what torch does.
     """
     check_layers(module)
     values = {name: value.detach().clone() for name, value in module.named_parameters()}
+    _check_float(values)
     trained = _trained(list(values), trainable)
     frozen = [name for name in values if name not in trained]
-    truth = Truth(module, loss, shape, trained, bounds)
-    batch = batch_unlike([*shape, *(size for value in values.values() for size in value.shape)])
-    x, y, w = torch.rand(batch, *shape), torch.zeros(batch, dtype=torch.long), torch.ones(batch)
+    truth = Truth(module, loss, shape, trained, bounds, kind=kind, targets=targets)
+    _check_answer(truth.answer, answer, kind)
+    notes = [] if truth.exact else [_SINGLE]
+    batch = batch_unlike(
+        [*shape, *truth.answer, *(size for value in values.values() for size in value.shape)]
+    )
+    x, w, place = torch.rand(batch, *shape), torch.ones(batch), torch.zeros(batch, dtype=torch.long)
+    y = torch.zeros(batch, *truth.answer) if kind == REGRESSION else place
 
     def split(args: tuple[Tensor, ...]) -> tuple[dict[str, Tensor], tuple[Tensor, ...]]:
         return dict(zip(values, args, strict=False)), args[len(values) :]
 
-    def infer(*args: Tensor) -> tuple[Tensor, Tensor]:
+    def infer(*args: Tensor) -> tuple[Tensor, ...]:
         parameters, (x,) = split(args)
-        logits = functional_call(module, parameters, (x,))
-        return torch.softmax(logits, -1), logits
+        outputs = functional_call(module, parameters, (x,))
+        return (outputs,) if kind == REGRESSION else (torch.softmax(outputs, -1), outputs)
 
     def gradient(*args: Tensor) -> tuple[Tensor, ...]:
         parameters, (x, y, w) = split(args)
@@ -133,7 +164,9 @@ def export(
             raise blamed(exc, module, truth.examples(2)[0]) from exc
         return finish(externalize(graph, external))
 
-    infer_graph = _bytes(made(infer, {"x": x}, ["probabilities", "logits"], list(values)))
+    inference = made(infer, {"x": x}, OUTPUTS[kind], list(values))
+    _check_used(inference, list(values))
+    infer_graph = _bytes(inference)
     verify_inference(infer_graph, truth)
 
     examples = {"x": x, "y": y, "w": w}
@@ -146,17 +179,59 @@ def export(
         outputs = [*(f"sum.{name}" for name in trained), "loss", "norms"]
         clipped_graph = _bytes(made(clipped, {**examples, "clip": torch.tensor(1.0)}, outputs, frozen))
         verify_clipped(clipped_graph, truth)
-    except (NoRuleError, PackageError):
+    except (NoRuleError, PackageError) as exc:
+        notes.append(_looped(exc))
         clipped_graph = _bytes(finish(per_example(training, trained)))
         verify_clipped(clipped_graph, truth)
 
+    if unasked := verify_opacus(clipped_graph, truth):
+        notes.append(unasked)
+
     explain_graph = None
     if truth.smooth:
-        places = {"x": x, "baseline": torch.zeros_like(x), "target": y}
-        outputs = ["attributions", "logits", "residual"]
+        places = {"x": x, "baseline": torch.zeros_like(x), "target": place}
+        outputs = ["attributions", OUTPUTS[kind][-1], "residual"]
         explain_graph = _bytes(made(explain, places, outputs, list(values)))
         verify_explain(explain_graph, truth)
-    return Graphs(infer_graph, gradient_graph, clipped_graph, explain_graph)
+    else:
+        notes.append("There is no explanation graph: no output follows the input smoothly.")
+    return Graphs(infer_graph, gradient_graph, clipped_graph, explain_graph, tuple(notes))
+
+
+def _looped(why: NoRuleError | PackageError) -> str:
+    reason = f"{why}".rstrip(".")
+    if isinstance(why, PackageError):
+        reason = f"the graph of one pass failed its verification: {reason}"
+    return f"Clipped gradients loop over the examples, which is exact and slower than one pass: {reason}."
+
+
+def _check_used(inference: onnx.ModelProto, names: Sequence[str]) -> None:
+    read = {name for graph in every_graph(inference.graph) for node in graph.node for name in node.input}
+    if unused := [name for name in names if name not in read]:
+        raise UsageError(
+            f"The module never uses its parameters {', '.join(unused)}: use them in forward, or take them out of it."
+        )
+
+
+def _check_answer(given: tuple[int, ...], wanted: tuple[int, ...] | None, kind: str) -> None:
+    if wanted is None or given == wanted:
+        return
+    if kind == REGRESSION:
+        raise UsageError(
+            f"The module gives values of shape {given} for an example, and its targets y have the shape {wanted}: give "
+            "both the same."
+        )
+    raise UsageError(
+        f"The module gives {given[0]} logits for an example, and there are {wanted[0]} labels: name as many as its last "
+        "layer has outputs."
+    )
+
+
+def _check_float(values: Mapping[str, Tensor]) -> None:
+    if odd := [f"{name} ({value.dtype})" for name, value in values.items() if value.dtype != torch.float32]:
+        raise UsageError(
+            f"Parameters must be float32, and {', '.join(odd)} are not: call float() on the module."
+        )
 
 
 def _trained(names: Sequence[str], trainable: Sequence[str]) -> list[str]:

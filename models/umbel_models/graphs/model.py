@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import onnx
-from onnx import AttributeProto, GraphProto, ModelProto, TensorProto
+from onnx import AttributeProto, GraphProto, ModelProto, TensorProto, TensorShapeProto
 
 from umbel_proto.errors import PackageError
 
@@ -43,6 +43,7 @@ def finish(model: ModelProto) -> ModelProto:
     """
     for graph in graphs(model.graph):
         _strip(graph)
+        _rank_loops(graph)
     used = {node.domain or "" for graph in graphs(model.graph) for node in graph.node}
     if used - {""} or model.functions:
         raise PackageError(
@@ -92,6 +93,21 @@ def _strip(graph: GraphProto) -> None:
     del graph.metadata_props[:]
     del graph.value_info[:]
     graph.ClearField("doc_string")
+
+
+def _rank_loops(graph: GraphProto) -> None:
+    """Say how many dimensions the rows have that a loop of a recurrent layer returns: (batch, features).
+
+    Onnxruntime refuses to run a loop of which it cannot find out. Version 1.17 cannot behind a gradient of ELU, within
+    the loop over examples.
+    """
+    for node in graph.node:
+        if node.op_type != "Scan":
+            continue
+        for output in onnx.helper.get_node_attr_value(node, "body").output:
+            if not output.type.tensor_type.HasField("shape"):
+                output.type.tensor_type.elem_type = TensorProto.FLOAT
+                output.type.tensor_type.shape.dim.extend([TensorShapeProto.Dimension()] * 2)
 
 
 def _rename(main: GraphProto) -> None:

@@ -93,15 +93,17 @@ def clipped_gradients(
 
 @contextlib.contextmanager
 def _recorded(module: nn.Module, trained: Collection[str], calls: list[_Call]) -> Iterator[None]:
-    names = {}
+    names: dict[nn.Module, str] = {}
     for name, layer in module.named_modules(remove_duplicate=False):
         own = {f"{name}.{key}" if name else key for key, _ in layer.named_parameters(recurse=False)}
         if not own & set(trained):
             continue
         if not own <= set(trained):
             raise NoRuleError(f"{name or 'the module'} is trained in part")
-        if type(layer) not in RULES or layer in names:
-            raise NoRuleError(f"{name or 'the module'}, a {type(layer).__name__}, has no rule, or two names")
+        if layer in names:
+            raise NoRuleError(f"{names[layer]} is {name} as well, one layer in two places")
+        if type(layer) not in RULES:
+            raise NoRuleError(f"{name or 'the module'}, a {type(layer).__name__}, has no rule for one pass")
         names[layer] = name
 
     def record(layer: nn.Module, given: tuple[Tensor, ...], gave: Tensor) -> Tensor:

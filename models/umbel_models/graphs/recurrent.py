@@ -2,7 +2,9 @@
 
 Unrolled, 128 steps take minutes to export and a megabyte to ship. Here each cell is a pair of operators of
 torch, forward and backward, each with its translation to ONNX's ``Scan``
-(``umbel_models.graphs.recurrent_onnx``). Layers are computed with them while they are traced.
+(``umbel_models.graphs.recurrent_onnx``). Layers are computed with them while they are traced; where no gradient
+runs through a GRU or LSTM, as in inference, with one operator for the whole of it
+(``umbel_models.graphs.recurrent_layer``).
 
 Shapes: T time steps, B examples, H hidden units, G * H gates before their nonlinearity (GRU: G = 3,
 LSTM: G = 4, RNN: G = 1).
@@ -17,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from umbel_models.graphs.recurrent_layer import recurrent
 from umbel_proto.errors import UsageError
 
 
@@ -257,10 +260,8 @@ def _forward(layer: nn.RNNBase, x: Tensor, state: State = None) -> tuple[Tensor,
     for level in range(layer.num_layers):
         found = []
         for way in range(ways):
-            states, end = _run(
-                layer, f"_l{level}{'_reverse' * way}", x.flip(0) if way else x, starts[len(ends)]
-            )
-            found.append(states.flip(0) if way else states)
+            states, end = _run(layer, f"_l{level}{'_reverse' * way}", x, starts[len(ends)], reverse=way == 1)
+            found.append(states)
             ends.append(end)
         x = torch.cat(found, -1) if ways == 2 else found[0]
     last = tuple(torch.stack(each) for each in zip(*ends, strict=True))
@@ -270,27 +271,38 @@ def _forward(layer: nn.RNNBase, x: Tensor, state: State = None) -> tuple[Tensor,
 
 def _starts(layer: nn.RNNBase, x: Tensor, state: State, ways: int) -> list[tuple[Tensor, ...]]:
     count = layer.num_layers * ways
-    parts = 2 if isinstance(layer, nn.LSTM) else 1
     if state is None:
-        return [tuple(x.new_zeros(x.shape[1], layer.hidden_size) for _ in range(parts))] * count
+        return [()] * count
     given = state if isinstance(state, tuple) else (state,)
     return [tuple(each[i] for each in given) for i in range(count)]
 
 
 def _run(
-    layer: nn.RNNBase, suffix: str, x: Tensor, start: tuple[Tensor, ...]
+    layer: nn.RNNBase, suffix: str, x: Tensor, start: tuple[Tensor, ...], *, reverse: bool
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """Return the states of one level in one direction, (T, B, H), and its last state, and cell."""
     weight_in, weight = getattr(layer, f"weight_ih{suffix}"), getattr(layer, f"weight_hh{suffix}")
     bias_in = getattr(layer, f"bias_ih{suffix}") if layer.bias else None
     bias = getattr(layer, f"bias_hh{suffix}") if layer.bias else None
-    given = nn.functional.linear(x, weight_in, bias_in)
+    parts = 2 if isinstance(layer, nn.LSTM) else 1
+    learned = _learned_through(x, weight_in, weight, bias_in, bias, *start)
+    if isinstance(layer, nn.GRU | nn.LSTM) and not learned:
+        kind, begun = "GRU" if parts == 1 else "LSTM", (*start, None, None)[:2]
+        states, *ends = recurrent(kind, x, weight_in, weight, bias_in, bias, *begun, reverse)
+        return states, tuple(ends[:parts])
+    bias = weight.new_zeros(len(weight)) if bias is None else bias
+    start = start or tuple(x.new_zeros(x.shape[1], layer.hidden_size) for _ in range(parts))
+    given = nn.functional.linear(x.flip(0) if reverse else x, weight_in, bias_in)
     if isinstance(layer, nn.GRU):
-        states = gru(given, *start, weight, weight.new_zeros(len(weight)) if bias is None else bias)[0]
-        return states, (states[-1],)
-    given = given if bias is None else given + bias
-    if isinstance(layer, nn.LSTM):
-        states, cells, _ = lstm(given, *start, weight)
-        return states, (states[-1], cells[-1])
-    states = rnn(given, *start, weight)
-    return states, (states[-1],)
+        states, ends = gru(given, *start, weight, bias)[0], []
+    elif isinstance(layer, nn.LSTM):
+        states, cells, _ = lstm(given + bias, *start, weight)
+        ends = [cells[-1]]
+    else:
+        states, ends = rnn(given + bias, *start, weight), []
+    end = (states[-1], *ends)
+    return states.flip(0) if reverse else states, end
+
+
+def _learned_through(*values: Tensor | None) -> bool:
+    return torch.is_grad_enabled() and any(value is not None and value.requires_grad for value in values)

@@ -1,6 +1,7 @@
 """What the operators of ``umbel_models.graphs.recurrent`` are in ONNX: one ``Scan`` over time for each.
 
-onnxscript reads the functions as ONNX, not as Python: so they are not type-checked.
+onnxscript reads the functions as ONNX, not as Python: so they are not type-checked. That of
+``umbel_models.graphs.recurrent_layer`` is ONNX's own operator of that name, and ``whole`` writes it.
 """
 
 # mypy: ignore-errors
@@ -15,7 +16,10 @@ import torch
 from onnxscript import FLOAT, graph, script
 from onnxscript import opset18 as op
 
-from umbel_models.graphs import recurrent  # noqa: F401  (which registers the operators)
+from umbel_models.graphs import recurrent, recurrent_layer  # noqa: F401  (which register the operators)
+
+# Where ONNX's gates stand among torch's: update, reset, new; input, output, forget, cell.
+_ORDER = {"GRU": (1, 0, 2), "LSTM": (0, 3, 1, 2)}
 
 
 @script()
@@ -171,6 +175,33 @@ def rnn_backward(grad: FLOAT, states: FLOAT, weight: FLOAT) -> tuple[FLOAT, FLOA
     return by_input, first
 
 
+def whole(kind: str, x, weight_in, weight, bias_in, bias, start, cell, reverse: bool):
+    """Add one GRU or LSTM operator: the values are those of the graph that is being made."""
+    first, across = op.Constant(value_ints=[0]), op.Constant(value_ints=[1])
+    biases = [_reordered(kind, each) for each in (bias_in, bias) if each is not None]
+    given = [
+        x,
+        *(op.Unsqueeze(_reordered(kind, each), first) for each in (weight_in, weight)),
+        op.Unsqueeze(op.Concat(*biases, axis=0), first) if biases else None,
+        None,  # every sequence has the same length
+        None if start is None else op.Unsqueeze(start, first),
+    ]
+    settings = {"hidden_size": int(weight.shape[1]), "direction": "reverse" if reverse else "forward"}
+    if kind == "GRU":
+        # torch's way: the reset gate works on the product with the state, not on the state.
+        states, state = op.GRU(*given, linear_before_reset=1, **settings)
+        last = state
+    else:
+        given.append(None if cell is None else op.Unsqueeze(cell, first))
+        states, state, last = op.LSTM(*given, **settings)
+    return op.Squeeze(states, across), op.Squeeze(state, first), op.Squeeze(last, first)
+
+
+def _reordered(kind: str, gates):
+    parts = op.Split(gates, num_outputs=len(_ORDER[kind]), axis=0)
+    return op.Concat(*(parts[place] for place in _ORDER[kind]), axis=0)
+
+
 def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
     """Return the translation of each operator, for ``torch.onnx.export``."""
     ops = torch.ops.umbel
@@ -181,4 +212,5 @@ def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
         ops.lstm_backward.default: lstm_backward,
         ops.rnn.default: rnn,
         ops.rnn_backward.default: rnn_backward,
+        ops.recurrent.default: whole,
     }

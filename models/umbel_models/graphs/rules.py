@@ -8,7 +8,8 @@ et al., arXiv:2210.00038, section 3, for the others.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import functools
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +31,7 @@ def linear(layer: nn.Module, given: Tensor, gradient: Tensor) -> tuple[Tensor, W
     """Follow ``nn.Linear``: for one position by the product of two norms, for several by materializing."""
     if given.dim() > 2:
         rows, out = given.flatten(1, -2), gradient.flatten(1, -2)
-        return _materialized(layer, out.transpose(1, 2) @ rows, out.sum(1))
+        return _materialized(layer, [out.transpose(1, 2) @ rows], out.sum(1))
     square = _square(gradient)
     norms = _square(given) * square if layer.bias is None else (_square(given) + 1.0) * square
 
@@ -51,17 +52,18 @@ def convolution(layer: nn.Module, given: Tensor, gradient: Tensor) -> tuple[Tens
     assert isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d)
     if layer.padding_mode != "zeros" or isinstance(layer.padding, str):
         raise NoRuleError("a convolution with padding other than a number of zeros")
-    columns = windows(
+    out, parts = gradient.flatten(2), []
+    for columns in windows(
         given, layer.kernel_size, gradient.shape[2:], layer.stride, layer.padding, layer.dilation
-    )
-    columns = columns.flatten(1, 2).flatten(2)
-    out = gradient.flatten(2)
-    if layer.groups == 1:
-        weight = out @ columns.transpose(1, 2)
-    else:
-        rows, taps = (nn.Unflatten(1, (layer.groups, -1))(part) for part in (out, columns))
-        weight = (rows @ taps.transpose(2, 3)).flatten(1, 2)
-    return _materialized(layer, weight, out.sum(2))
+    ):
+        taps = columns.flatten(1, 2).flatten(2)
+        if layer.groups == 1:
+            part = out @ taps.transpose(1, 2)
+        else:
+            rows, taps = (nn.Unflatten(1, (layer.groups, -1))(each) for each in (out, taps))
+            part = (rows @ taps.transpose(2, 3)).flatten(1, 2)
+        parts.append(part.reshape(*part.shape[:2], -1, columns.shape[2]))
+    return _materialized(layer, parts, out.sum(2))
 
 
 def layer_norm(layer: nn.Module, given: Tensor, gradient: Tensor) -> tuple[Tensor, Weigh]:
@@ -83,7 +85,7 @@ def _scaled(layer: nn.Module, weight: Tensor, bias: Tensor, positions: list[int]
     # One factor serves many positions: its gradient is the sum over them.
     if positions:
         weight, bias = weight.sum(positions), bias.sum(positions)
-    return _materialized(layer, weight.flatten(1)[:, None], bias.flatten(1))
+    return _materialized(layer, [weight.flatten(1)[:, None]], bias.flatten(1))
 
 
 def embedding(layer: nn.Module, given: Tensor, gradient: Tensor) -> tuple[Tensor, Weigh]:
@@ -107,23 +109,25 @@ def embedding(layer: nn.Module, given: Tensor, gradient: Tensor) -> tuple[Tensor
     return norms, weigh
 
 
-def _materialized(layer: nn.Module, weight: Tensor, bias: Tensor) -> tuple[Tensor, Weigh]:
+def _materialized(layer: nn.Module, parts: Sequence[Tensor], bias: Tensor) -> tuple[Tensor, Weigh]:
+    """Follow a layer by its examples' gradients: of the bias, and of the weight in parts along its last dimension."""
     # Where weights serve many positions an example's gradient is far smaller than what it is made of.
     assert isinstance(layer.weight, Tensor)
     shape = layer.weight.shape
     # The last axis first: one sum over millions of float32 loses 4e-5 of it.
-    norms = _square(weight).sum(1)
+    squares = [_square(part.flatten(2)).sum(1) for part in parts]
     if layer.bias is not None:
-        norms = norms + _square(bias)
+        squares.append(_square(bias))
 
     def weigh(factors: Tensor) -> Mapping[str, Tensor]:
-        sums = {"weight": (factors @ weight.flatten(1)).reshape(shape)}
+        weights = [(factors @ part.flatten(1)).reshape(part.shape[1:]) for part in parts]
+        sums = {"weight": torch.cat(weights, -1).reshape(shape)}
         if isinstance(layer.bias, Tensor):
             total = factors @ bias
             sums["bias"] = total if layer.bias.dim() == 1 else total.reshape(layer.bias.shape)
         return sums
 
-    return norms, weigh
+    return functools.reduce(torch.add, squares), weigh
 
 
 def _square(values: Tensor) -> Tensor:

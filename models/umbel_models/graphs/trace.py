@@ -14,15 +14,20 @@ from typing import Any
 import onnx
 import torch
 import torch._dynamo.config as dynamo_config
-import torch.fx.experimental._config as tracing_config
 from torch import Tensor
+from torch._dispatch.python import enable_python_dispatcher
+from torch._dynamo.source import ConstantSource
 from torch._guards import TracingContext, tracing
+from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.export import ExportedProgram
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
-from torch.fx.experimental.symbolic_shapes import ShapeEnv
+from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.onnx._internal._lazy_import import onnxscript_apis  # type: ignore[attr-defined]
+from torch.onnx._internal.exporter import _decomp, _fx_passes
+from torch.onnx._internal.exporter._registration import ONNXRegistry
 
 from umbel_models.graphs.decompositions import table
 from umbel_models.graphs.recurrent import looped
@@ -56,38 +61,17 @@ def to_onnx(
         input_names: Names for the parameters and the inputs.
         output_names: Names for what the function returns.
     """
-    # Not asking what the batch's size might be, a trace takes half the time; but then a parameter whose size of 1
-    # is stretched over the batch, as positions of shape (1, length, width), can seem to differ from it.
-    try:
-        exported = _exported(function, parameters, inputs, input_names, output_names, oblivious=True)
-    except RuntimeError:
-        exported = _exported(function, parameters, inputs, input_names, output_names, oblivious=False)
-    assert exported is not None
-    return exported.model_proto
-
-
-def _exported(
-    function: Callable[..., tuple[Tensor, ...]],
-    parameters: Sequence[Tensor],
-    inputs: Sequence[Tensor],
-    input_names: Sequence[str],
-    output_names: Sequence[str],
-    *,
-    oblivious: bool,
-) -> torch.onnx.ONNXProgram | None:
-    arguments = (*parameters, *inputs)
     with (
         _quiet(),
         _hurried(),
-        tracing_config.patch(backed_size_oblivious=oblivious),  # type: ignore[attr-defined]
-        # Nor looking for an equal operation among those traced before.
+        # Looking for an equal operation among those traced before takes longer than tracing it.
         dynamo_config.patch(fake_tensor_cache_enabled=False),
     ):
         traced = _trace(function, parameters, inputs)
         dimension = torch.export.Dim("batch", min=2, max=MAX_BATCH)
         shapes = (*(None for _ in parameters), *({0: dimension} if value.dim() else None for value in inputs))
-        program = torch.export.export(traced, arguments, dynamic_shapes=shapes, strict=False)
-        return torch.onnx.export(
+        program = torch.export.export(traced, (*parameters, *inputs), dynamic_shapes=shapes, strict=False)
+        exported = torch.onnx.export(
             program,
             dynamo=True,
             verbose=False,
@@ -97,16 +81,25 @@ def _exported(
             optimize=True,
             custom_translation_table=translations(),
         )
+    assert exported is not None
+    return exported.model_proto
 
 
 def _trace(
     function: Callable[..., tuple[Tensor, ...]], parameters: Sequence[Tensor], inputs: Sequence[Tensor]
 ) -> GraphModule:
-    fake = FakeTensorMode(shape_env=ShapeEnv(assume_static_by_default=True), allow_non_fake_inputs=True)
-    inputs = [value.clone() for value in inputs]
-    for value in inputs:
-        if value.dim():
-            torch._dynamo.mark_dynamic(value, 0)
+    fake = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
+
+    def stand_in(place: int, value: Tensor) -> Tensor:
+        # The batch alone is a symbol. Left to itself the tracer makes one of every size, and asks algebra about
+        # each of them at every operation: a trace of a small network then takes ten times as long.
+        sizes = [DimDynamic.STATIC] * value.dim()
+        if sizes and place >= len(parameters):
+            sizes[0] = DimDynamic.DUCK
+        context: StatelessSymbolicContext[Any, Any] = StatelessSymbolicContext(dynamic_sizes=sizes)
+        return fake.from_tensor(value, source=ConstantSource(f"input{place}"), symbolic_context=context)
+
+    arguments = [stand_in(place, value.clone()) for place, value in enumerate((*parameters, *inputs))]
     fast_path = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
@@ -115,10 +108,10 @@ def _trace(
             sdpa_kernel(SDPBackend.MATH),
             torch.backends.mkldnn.flags(enabled=False),
             looped(),
+            fake,
+            enable_python_dispatcher(),
         ):
-            traced = make_fx(
-                function, tracing_mode="symbolic", decomposition_table=table(), _allow_non_fake_inputs=True
-            )(*parameters, *inputs)
+            traced = make_fx(function, decomposition_table=table(), _allow_non_fake_inputs=True)(*arguments)
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)
     traced.graph.eliminate_dead_code()
@@ -128,17 +121,21 @@ def _trace(
 
 @contextlib.contextmanager
 def _hurried() -> Iterator[None]:
-    """Leave out what takes a third of an export: reading the exporter's operators again, and collecting garbage.
+    """Leave out what takes half of an export.
 
-    A graph's trace makes millions of small objects, which all live until it is done.
+    That is reading the exporter's operators again; tracing a graph again that holds none that has to be taken
+    apart; and collecting garbage, where millions of small objects all live until the trace is done.
     """
-    before, collecting = onnxscript_apis.get_torchlib_ops, gc.isenabled()
+    operators, decompose = onnxscript_apis.get_torchlib_ops, _fx_passes.decompose_with_registry
+    collecting = gc.isenabled()
     onnxscript_apis.get_torchlib_ops = _operators
+    _fx_passes.decompose_with_registry = functools.partial(_decomposed, decompose)
     gc.disable()
     try:
         yield
     finally:
-        onnxscript_apis.get_torchlib_ops = before
+        onnxscript_apis.get_torchlib_ops = operators
+        _fx_passes.decompose_with_registry = decompose
         if collecting:
             gc.enable()
 
@@ -146,6 +143,19 @@ def _hurried() -> Iterator[None]:
 @functools.cache
 def _operators(read: Callable[[], list[Any]] = onnxscript_apis.get_torchlib_ops) -> list[Any]:
     return read()
+
+
+def _decomposed(
+    decompose: Callable[[ExportedProgram, ONNXRegistry], ExportedProgram],
+    program: ExportedProgram,
+    registry: ONNXRegistry,
+) -> ExportedProgram:
+    known = set(_decomp.get_onnx_implemented_overloads(registry))
+    graphs = [each.graph for each in program.graph_module.modules() if isinstance(each, GraphModule)]
+    operators = {
+        node.target for graph in graphs for node in graph.nodes if isinstance(node.target, OpOverload)
+    }
+    return program if operators <= known else decompose(program, registry)
 
 
 @contextlib.contextmanager

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import math
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from umbel_models.graphs.explain import STEPS
+from umbel_models.graphs.explain import STEPS, flat
 from umbel_proto.errors import UsageError
+from umbel_proto.manifest import CLASSIFICATION, REGRESSION
+
+ROUNDINGS = 2.0**-20
+"""How far parameters are moved to find kinks, relative: eight units in float32's last place."""
 
 
 class Truth:
@@ -22,18 +27,22 @@ class Truth:
 
     Args:
         module: The network.
-        loss: Maps outputs and labels to one loss per example.
+        loss: Maps outputs and labels or targets to one loss per example.
         shape: Shape of one example.
         trained: Names of the parameters whose gradients are asked for; all where there is None.
         bounds: Least and greatest input to try it on; otherwise inputs are normally distributed.
+        kind: Whether it tells labels apart, ``CLASSIFICATION``, or answers with numbers, ``REGRESSION``.
+        targets: Of a regression, least and greatest target to try it on; otherwise normally distributed ones.
 
     Attributes:
+        kind: As given.
+        answer: Shape of what it says of one example.
         parameters: The random parameters, float32, by name.
         trained: Names of those whose gradients are asked for.
         smooth: Whether the outputs have a gradient by the input.
 
     Raises:
-        UsageError: The module fails on random inputs, or does not map them to logits.
+        UsageError: The module fails on random inputs, or does not map them to logits or values.
     """
 
     def __init__(
@@ -43,12 +52,17 @@ class Truth:
         shape: Sequence[int],
         trained: Sequence[str] | None = None,
         bounds: tuple[float, float] | None = None,
+        *,
+        kind: str = CLASSIFICATION,
+        targets: tuple[float, float] | None = None,
     ) -> None:
         self.parameters = _random_parameters(module)
         self.trained = list(self.parameters if trained is None else trained)
         self._module, self._loss, self._shape, self._bounds = module, loss, tuple(shape), bounds
-        self._dtype, self._classes = torch.float32, 1
-        x, y, _ = self.examples(2)
+        self.kind, self._targets = kind, targets
+        self._dtype = torch.float32
+        self.answer: tuple[int, ...] = (1,)
+        x, _, _ = self.examples(2)
         try:
             logits = self.logits(x)
         except Exception as exc:  # whatever the caller's own module raises
@@ -56,12 +70,8 @@ class Truth:
                 f"The module fails on two random examples of shape {self._shape}: {exc}. If it takes only some "
                 "values, as numbers of words, say so with bounds."
             ) from exc
-        if logits.dim() != 2 or len(logits) != 2:
-            raise UsageError(
-                f"For two examples the module gives logits of shape {tuple(logits.shape)}, which must be "
-                "(2, classes): pool or flatten what is left of other dimensions."
-            )
-        self._classes = logits.shape[-1]
+        self.answer = self._shape_of(logits)
+        x, y, _ = self.examples(2)
         losses = self._losses(self.parameters, x, y)
         if losses.shape != (2,):
             raise UsageError(
@@ -70,6 +80,28 @@ class Truth:
             )
         self.smooth = bool(self._logits(self.parameters, x.clone().requires_grad_()).requires_grad)
         self._try_double(x, y)
+
+    def _shape_of(self, outputs: object) -> tuple[int, ...]:
+        if not isinstance(outputs, Tensor):
+            raise UsageError(f"The module returns a {type(outputs).__name__}: return one tensor.")
+        if self.kind == REGRESSION:
+            if outputs.dim() < 1 or len(outputs) != 2 or not outputs.numel():
+                raise UsageError(
+                    f"For two examples the module gives values of shape {tuple(outputs.shape)}, which must be "
+                    "(2, ..): keep the batch as the first dimension."
+                )
+        elif outputs.dim() != 2 or len(outputs) != 2:
+            raise UsageError(
+                f"For two examples the module gives logits of shape {tuple(outputs.shape)}, which must be "
+                "(2, classes): pool or flatten what is left of other dimensions. If it labels every position, make "
+                "it a regression (kind=REGRESSION) whose targets are 1 for the right label and 0 for the others."
+            )
+        return tuple(outputs.shape[1:])
+
+    @property
+    def exact(self) -> bool:
+        """Whether it speaks in double precision."""
+        return self._dtype == torch.float64
 
     def _try_double(self, x: Tensor, y: Tensor) -> None:
         single = self._module
@@ -82,20 +114,59 @@ class Truth:
             self._module, self._dtype = single, torch.float32
 
     def examples(self, batch: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Return random inputs (batch, *shape), labels (batch,) and weights, of which some are 0."""
+        """Return random inputs (batch, *shape), labels (batch,) or targets, and weights, of which some are 0."""
         source = torch.Generator().manual_seed(batch)
         if self._bounds is None:
             x = torch.randn(batch, *self._shape, generator=source)
         else:
             low, high = self._bounds
             x = low + (high - low) * torch.rand(batch, *self._shape, generator=source)
-        y = torch.randint(0, self._classes, (batch,), generator=source)
+        if self.kind == REGRESSION:
+            y = torch.randn(batch, *self.answer, generator=source)
+            if self._targets is not None:
+                low, high = self._targets
+                y = low + (high - low) * torch.rand(batch, *self.answer, generator=source)
+        else:
+            y = self.chosen(batch, source)
         w = torch.ones(batch)
         w[1::3] = 0.0
         return x, y, w
 
+    def chosen(self, batch: int, source: torch.Generator | None = None) -> Tensor:
+        """Return random places in the answer, int64 (batch,): labels, or numbers to explain."""
+        source = torch.Generator().manual_seed(batch) if source is None else source
+        return torch.randint(0, math.prod(self.answer), (batch,), generator=source)
+
+    def copy_of_module(self) -> nn.Module:
+        """Return the module at the random parameters, in the precision of the truth."""
+        module = copy.deepcopy(self._module)
+        for name, value in module.named_parameters():
+            value.data = self.parameters[name].to(self._dtype).clone()
+            value.requires_grad_(name in self.trained)
+        return module
+
+    def losses_of(self, module: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        """Return the loss of each example, shape (batch,), by a module that stands for the truth's."""
+        with _default(self._dtype):
+            return self._loss(module(x.to(self._dtype)), self._right(y))
+
+    def nearby(self, draws: int) -> Iterator[Truth]:
+        """Yield truths about parameters that differ by some roundings of float32.
+
+        Where their answers differ by more, the function has a kink there, as ReLU and pools have, and no
+        program in float32 can tell on which side of it an example lies.
+        """
+        for draw in range(draws):
+            source, other = torch.Generator().manual_seed(draw), copy.copy(self)
+            other.parameters = {
+                name: value.to(self._dtype)
+                * (1 + ROUNDINGS * torch.randn(value.shape, dtype=self._dtype, generator=source))
+                for name, value in self.parameters.items()
+            }
+            yield other
+
     def logits(self, x: Tensor) -> Tensor:
-        """Return the outputs, shape (batch, classes)."""
+        """Return the outputs, logits or values, shape (batch, *answer)."""
         with torch.no_grad():
             return self._logits(self.parameters, x)
 
@@ -115,16 +186,16 @@ class Truth:
         return gradients, torch.stack([loss for _, loss in answers])
 
     def explanation(self, x: Tensor, baseline: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return integrated gradients of the targets' logits, the logits, and what completeness lacks."""
+        """Return integrated gradients of the targets' outputs, the outputs, and what completeness lacks."""
         x, baseline = x.to(self._dtype), baseline.to(self._dtype)
         total = torch.zeros_like(x)
         for step in range(STEPS):
             point = (baseline + (step + 0.5) / STEPS * (x - baseline)).requires_grad_()
-            reached = self._logits(self.parameters, point).gather(1, target[:, None]).sum()
+            reached = flat(self._logits(self.parameters, point)).gather(1, target[:, None]).sum()
             total += torch.autograd.grad(reached, [point])[0]
         attributions = total / STEPS * (x - baseline)
         logits = self.logits(x)
-        moved = (logits - self.logits(baseline)).gather(1, target[:, None])[:, 0]
+        moved = flat(logits - self.logits(baseline)).gather(1, target[:, None])[:, 0]
         return attributions, logits, attributions.flatten(1).sum(1) - moved
 
     def _leaves(self) -> dict[str, Tensor]:
@@ -133,7 +204,10 @@ class Truth:
     def _losses(self, parameters: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
         logits = self._logits(parameters, x)
         with _default(self._dtype):
-            return self._loss(logits, y)
+            return self._loss(logits, self._right(y))
+
+    def _right(self, y: Tensor) -> Tensor:
+        return y.to(self._dtype) if y.is_floating_point() else y
 
     def _logits(self, parameters: dict[str, Tensor], x: Tensor) -> Tensor:
         with _default(self._dtype):

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import nn
 
 from umbel_models.fit import fit, predict
@@ -34,8 +36,16 @@ class Recipe:
     learning_rate: float = 2e-3
     seed: int = 0
 
-    def train(self, task: Task, examples: Examples, *, progress: Callable[[str], object]) -> nn.Module:
-        """Return the task's module, trained plainly."""
+    def train(
+        self,
+        task: Task,
+        examples: Examples,
+        *,
+        weights: NDArray[np.floating] | None = None,
+        progress: Callable[[str], object],
+    ) -> nn.Module:
+        """Return the task's module, trained plainly, or on examples that count by weights, shape (n,)."""
+        how = "training" if weights is None else "training with weights"
         return fit(
             task.module(),
             task.loss,
@@ -44,8 +54,13 @@ class Recipe:
             batch_size=self.batch_size,
             learning_rate=self.learning_rate,
             seed=self.seed,
-            progress=lambda epoch, _: progress(f"training, epoch {epoch} of {self.epochs}"),
+            weights=weights,
+            progress=self.told(how, progress),
         )
+
+    def told(self, how: str, progress: Callable[[str], object]) -> Callable[[int, float], object]:
+        """Return what tells each epoch that is done."""
+        return lambda epoch, _: progress(f"{how}, epoch {epoch} of {self.epochs}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,17 +101,7 @@ def compare(
     """
     train = parts.train
     outcomes = {"plain": measure(plain, parts.held_out)}
-    progress("training with weights")
-    reweighed = fit(
-        task.module(),
-        task.loss,
-        train,
-        epochs=recipe.epochs,
-        batch_size=recipe.batch_size,
-        learning_rate=recipe.learning_rate,
-        seed=recipe.seed,
-        weights=reweigh(train.y, cohorts(train)),
-    )
+    reweighed = recipe.train(task, train, weights=reweigh(train.y, cohorts(train)), progress=progress)
     outcomes["reweighed"] = measure(reweighed, parts.held_out)
     if len(task.labels) == 2:
         under = constrained(
@@ -112,7 +117,6 @@ def compare(
             progress=lambda done: progress(f"training under a constraint, round {done} of {_ROUNDS}"),
         )
         outcomes["constrained"] = measure(under.single, parts.held_out)
-    progress("training against an adversary")
     debiased = debias(
         task.module(),
         task.loss,
@@ -122,6 +126,7 @@ def compare(
         batch_size=recipe.batch_size,
         learning_rate=recipe.learning_rate,
         seed=recipe.seed,
+        progress=recipe.told("training against an adversary", progress),
     )
     outcomes["adversarial"] = measure(debiased, parts.held_out)
     return outcomes

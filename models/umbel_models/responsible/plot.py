@@ -13,7 +13,7 @@ mpl.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
-from umbel_models.responsible.calibrate import BINS, Scores, softmax
+from umbel_models.calibration import BINS, Scores, softmax
 from umbel_models.responsible.report import Assessment
 from umbel_models.responsible.robustness import CORRUPTIONS
 

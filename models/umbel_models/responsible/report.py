@@ -9,10 +9,12 @@ import numpy as np
 from numpy.typing import ArrayLike
 from torch import nn
 
+from umbel_models.calibration import Scores
+from umbel_models.exported import parameters_sha256
 from umbel_models.fit import predict
 from umbel_models.responsible import explanations, mitigation
 from umbel_models.responsible.agreement import agreement
-from umbel_models.responsible.calibrate import Calibration, Scores, calibrate
+from umbel_models.responsible.calibrate import Calibration, calibrate
 from umbel_models.responsible.explanations import groups_of, importance, integrated_gradients
 from umbel_models.responsible.fairness import cohorts, gaps, rates
 from umbel_models.responsible.figures import Figures, Interval, Labels
@@ -32,7 +34,8 @@ class Assessment:
     """What was found.
 
     Args:
-        sections: Figures for the card by section: give them to ``pack.build(..., sections=...)``.
+        parameters: SHA-256 of the module's ``params.safetensors``, as a package's manifest has it.
+        sections: Figures for the card by section: give both to ``pack.build(..., sections=.., sections_of=..)``.
         scores: What the module made of held-out data.
         calibration: Its calibration.
         robustness: Its robustness.
@@ -40,6 +43,7 @@ class Assessment:
         outcomes: What fairer training reaches, by its kind; empty if it was not asked for.
     """
 
+    parameters: str
     sections: Mapping[str, Figures]
     scores: Scores
     calibration: Calibration
@@ -54,6 +58,7 @@ def assess(
     *,
     fairer: Recipe | None = None,
     by_cohort: bool = False,
+    temperature: float = 1.0,
     ratings: ArrayLike | None = None,
     shifted: Mapping[str, Examples] | None = None,
     seed: int = 0,
@@ -68,6 +73,7 @@ def assess(
         module: Its module, trained.
         fairer: How to train it in fairer ways as well, to compare; None does not.
         by_cohort: Whether cohorts may be known at decision time: see ``calibrate``.
+        temperature: What the module's package divides logits by: its confidence is what is judged.
         ratings: What several annotators said of the same units: see ``agreement``.
         shifted: Other data to measure it on, by name, besides the task's own.
         seed: What is drawn at random.
@@ -82,7 +88,7 @@ def assess(
         )
     parts, contract = task.data(), task.contract.fields[0]
     held_out = parts.held_out
-    scores = _scores(module, held_out)
+    scores = _scores(module, held_out, temperature)
     sections: dict[str, Figures] = {}
     outcomes: dict[str, Outcome] = {}
     if held_out.cohort is not None:
@@ -92,7 +98,9 @@ def assess(
             sections["fairer training"] = mitigation.figures(outcomes)
 
     progress("calibrating")
-    calibration = calibrate(_scores(module, parts.calibration), scores, by_cohort=by_cohort, seed=seed)
+    calibration = calibrate(
+        _scores(module, parts.calibration, temperature), scores, by_cohort=by_cohort, seed=seed
+    )
     sections["calibration"] = calibration.figures()
 
     progress("looking for leaks")
@@ -116,11 +124,11 @@ def assess(
     sections["explanations"] = explanations.figures(lost, local)
     tree = imitate(module, parts.train, held_out, labels=task.labels, columns=task.columns)
     sections["surrogate tree"] = tree.figures()
-    return Assessment(sections, scores, calibration, robust, lost, outcomes)
+    return Assessment(parameters_sha256(module), sections, scores, calibration, robust, lost, outcomes)
 
 
-def _scores(module: nn.Module, examples: Examples) -> Scores:
-    return Scores(predict(module, examples.x), examples.y, examples.cohort)
+def _scores(module: nn.Module, examples: Examples, temperature: float) -> Scores:
+    return Scores(predict(module, examples.x) / np.float32(temperature), examples.y, examples.cohort)
 
 
 def _fairness(task: Task, said: Labels, held_out: Examples) -> Figures:

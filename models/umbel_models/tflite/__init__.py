@@ -9,14 +9,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
-from umbel_proto.errors import MissingExtraError
+from umbel_proto.errors import MissingExtraError, PackageError
 
-__all__ = ["FLOAT_FILE", "INT8_FILE", "convert", "quantize", "run", "variants"]
+__all__ = ["FLOAT_FILE", "INT8_FILE", "convert", "quantize", "run", "variants", "verify"]
 
 FLOAT_FILE = "infer.tflite"
 INT8_FILE = "int8.tflite"
+_MOST_OFF = 1e-4  # of an output's greatest value: what a package's golden vectors allow
+_COMPARED = 64
 
 
 def convert(onnx_bytes: bytes, *, batch: int | None) -> bytes:
@@ -87,6 +90,7 @@ def variants(
     Raises:
         UnsupportedOperatorError: The graph cannot be written, not even with a batch of one.
         UsageError: There are too few inputs to calibrate with.
+        PackageError: LiteRT computes something else of the file than onnxruntime of the graph.
         MissingExtraError: ai-edge-litert or ai-edge-quantizer is not installed.
     """
     from umbel_models.tflite.errors import UnsupportedOperatorError
@@ -98,10 +102,39 @@ def variants(
         file = convert(whole, batch=None)
     except UnsupportedOperatorError:
         file = convert(whole, batch=1)
+    verify(file, whole, calibration)
     try:
         return {FLOAT_FILE: file, INT8_FILE: quantize(file, calibration)}
     except UnsupportedOperatorError:
         return {FLOAT_FILE: file}
+
+
+def verify(file: bytes, onnx_bytes: bytes, x: NDArray[Any]) -> None:
+    """Compare a float32 file with the graph it was written from.
+
+    Args:
+        file: The file.
+        onnx_bytes: The graph, its parameters inside, with one input.
+        x: Inputs, shape (n, *example), n >= 1; the first 64 are tried.
+
+    Raises:
+        PackageError: An output differs by more than 1e-4 of its greatest value, or LiteRT cannot run the file.
+        MissingExtraError: ai-edge-litert or onnx is not installed.
+    """
+    with _extra("Running TFLite"):
+        import onnx
+
+        from umbel_models.runtime import Session
+    graph = onnx.load_from_string(onnx_bytes).graph
+    names, x = [value.name for value in graph.output], x[:_COMPARED]
+    expected = Session(onnx_bytes).run(names, {graph.input[0].name: x})
+    for name, made, wanted in zip(names, run(file, x, names), expected, strict=True):
+        error, scale = float(np.abs(made - wanted).max()), float(np.abs(wanted).max())
+        if not error <= _MOST_OFF * scale + 1e-7:  # also where either is NaN
+            raise PackageError(
+                f"LiteRT computes {name} {error:.1e} away from onnxruntime's, of {scale:.1e}: leave TFLite out, and "
+                "report the model."
+            )
 
 
 @contextmanager

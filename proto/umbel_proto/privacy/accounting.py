@@ -75,10 +75,12 @@ def skellam_rdp(
         Agarwal, Kairouz, Liu, "The Skellam Mechanism for Differentially Private Federated
         Learning", NeurIPS 2021 (arXiv 2110.04995), section 3: the multidimensional bound.
     """
+    # B**2 is an integer of any size: times an order it would wrap in 64 bits, and the cost become negative.
+    real, bound_sq = orders.astype(np.float64), float(bound_sq)
     l1 = l1_bound(bound_sq, padded)
-    squares = ((2 * orders - 1) * bound_sq + 6 * l1) / (4 * variance**2)
+    squares = ((2 * real - 1) * bound_sq + 6 * l1) / (4 * variance**2)
     curve: NDArray[np.float64] = np.minimum(squares, 3 * l1 / (2 * variance))
-    curve += orders * bound_sq / (2 * variance)
+    curve += real * bound_sq / (2 * variance)
     return curve
 
 

@@ -45,6 +45,11 @@ class DeliveryStub(object):
                 request_serializer=umbel__proto_dot_wire_dot_delivery__pb2.FetchRequest.SerializeToString,
                 response_deserializer=umbel__proto_dot_wire_dot_delivery__pb2.Chunk.FromString,
                 _registered_method=True)
+        self.Metadata = channel.unary_unary(
+                '/umbel.wire.v1.Delivery/Metadata',
+                request_serializer=umbel__proto_dot_wire_dot_delivery__pb2.MetadataRequest.SerializeToString,
+                response_deserializer=umbel__proto_dot_wire_dot_delivery__pb2.MetadataReply.FromString,
+                _registered_method=True)
 
 
 class DeliveryServicer(object):
@@ -63,6 +68,12 @@ class DeliveryServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Metadata(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_DeliveryServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -75,6 +86,11 @@ def add_DeliveryServicer_to_server(servicer, server):
                     servicer.Fetch,
                     request_deserializer=umbel__proto_dot_wire_dot_delivery__pb2.FetchRequest.FromString,
                     response_serializer=umbel__proto_dot_wire_dot_delivery__pb2.Chunk.SerializeToString,
+            ),
+            'Metadata': grpc.unary_unary_rpc_method_handler(
+                    servicer.Metadata,
+                    request_deserializer=umbel__proto_dot_wire_dot_delivery__pb2.MetadataRequest.FromString,
+                    response_serializer=umbel__proto_dot_wire_dot_delivery__pb2.MetadataReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -132,6 +148,33 @@ class Delivery(object):
             '/umbel.wire.v1.Delivery/Fetch',
             umbel__proto_dot_wire_dot_delivery__pb2.FetchRequest.SerializeToString,
             umbel__proto_dot_wire_dot_delivery__pb2.Chunk.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Metadata(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/umbel.wire.v1.Delivery/Metadata',
+            umbel__proto_dot_wire_dot_delivery__pb2.MetadataRequest.SerializeToString,
+            umbel__proto_dot_wire_dot_delivery__pb2.MetadataReply.FromString,
             options,
             channel_credentials,
             insecure,

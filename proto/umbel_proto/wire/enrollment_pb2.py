@@ -25,25 +25,37 @@ _sym_db = _symbol_database.Default()
 from umbel_proto.wire import identity_pb2 as umbel__proto_dot_wire_dot_identity__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!umbel_proto/wire/enrollment.proto\x12\rumbel.wire.v1\x1a\x1fumbel_proto/wire/identity.proto\"y\n\rEnrollRequest\x12\r\n\x05token\x18\x01 \x01(\x0c\x12\x0b\n\x03\x63sr\x18\x02 \x01(\x0c\x12\x14\n\x0cidentity_key\x18\x03 \x01(\x0c\x12\x16\n\x0eidentity_proof\x18\x04 \x01(\x0c\x12\x10\n\x08node_key\x18\x05 \x01(\x0c\x12\x0c\n\x04name\x18\x06 \x01(\t\"A\n\x0cTelemetryKey\x12\x0e\n\x06key_id\x18\x01 \x01(\t\x12\r\n\x05suite\x18\x02 \x01(\r\x12\x12\n\npublic_key\x18\x03 \x01(\x0c\"\x9d\x02\n\x0b\x45nrollReply\x12\x10\n\x08\x66leet_id\x18\x01 \x01(\t\x12\x11\n\tdevice_id\x18\x02 \x01(\t\x12\x13\n\x0b\x63\x65rtificate\x18\x03 \x01(\x0c\x12)\n\ncredential\x18\x04 \x01(\x0b\x32\x15.umbel.wire.v1.Signed\x12%\n\x06policy\x18\x05 \x01(\x0b\x32\x15.umbel.wire.v1.Signed\x12\x15\n\rauthority_key\x18\x06 \x01(\x0c\x12\x13\n\x0brelease_key\x18\x07 \x01(\x0c\x12\x32\n\rtelemetry_key\x18\x08 \x01(\x0b\x32\x1b.umbel.wire.v1.TelemetryKey\x12\x0f\n\x07gateway\x18\t \x01(\t\x12\x11\n\tsuperlink\x18\n \x01(\t\"\x1b\n\x0cRenewRequest\x12\x0b\n\x03\x63sr\x18\x01 \x01(\x0c\"\xa7\x01\n\nRenewReply\x12\x13\n\x0b\x63\x65rtificate\x18\x01 \x01(\x0c\x12)\n\ncredential\x18\x02 \x01(\x0b\x32\x15.umbel.wire.v1.Signed\x12%\n\x06policy\x18\x03 \x01(\x0b\x32\x15.umbel.wire.v1.Signed\x12\x32\n\rtelemetry_key\x18\x04 \x01(\x0b\x32\x1b.umbel.wire.v1.TelemetryKey2P\n\nEnrollment\x12\x42\n\x06\x45nroll\x12\x1c.umbel.wire.v1.EnrollRequest\x1a\x1a.umbel.wire.v1.EnrollReply2M\n\nMembership\x12?\n\x05Renew\x12\x1b.umbel.wire.v1.RenewRequest\x1a\x19.umbel.wire.v1.RenewReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!umbel_proto/wire/enrollment.proto\x12\rumbel.wire.v1\x1a\x1fumbel_proto/wire/identity.proto\"\xa4\x01\n\rEnrollRequest\x12\r\n\x05token\x18\x01 \x01(\x0c\x12\x0b\n\x03\x63sr\x18\x02 \x01(\x0c\x12\x14\n\x0cidentity_key\x18\x03 \x01(\x0c\x12\x16\n\x0eidentity_proof\x18\x04 \x01(\x0c\x12\x10\n\x08node_key\x18\x05 \x01(\x0c\x12\x0c\n\x04name\x18\x06 \x01(\t\x12)\n\x05\x66\x61\x63ts\x18\x07 \x01(\x0b\x32\x1a.umbel.wire.v1.DeviceFacts\"K\n\x0b\x44\x65viceFacts\x12\x0c\n\x04\x61rch\x18\x01 \x01(\t\x12\n\n\x02os\x18\x02 \x01(\t\x12\x12\n\nmemory_mib\x18\x03 \x01(\r\x12\x0e\n\x06\x65ngine\x18\x04 \x01(\t\"A\n\x0cTelemetryKey\x12\x0e\n\x06key_id\x18\x01 \x01(\t\x12\r\n\x05suite\x18\x02 \x01(\r\x12\x12\n\npublic_key\x18\x03 \x01(\x0c\"\xd7\x02\n\x0b\x45nrollReply\x12\x10\n\x08\x66leet_id\x18\x01 \x01(\t\x12\x11\n\tdevice_id\x18\x02 \x01(\t\x12\x13\n\x0b\x63\x65rtificate\x18\x03 \x01(\x0c\x12)\n\ncredential\x18\x04 \x01(\x0b\x32\x15.umbel.wire.v1.Signed\x12%\n\x06policy\x18\x05 \x01(\x0b\x32\x15.umbel.wire.v1.Signed\x12\x15\n\rauthority_key\x18\x06 \x01(\x0c\x12\x13\n\x0brelease_key\x18\x07 \x01(\x0c\x12\x32\n\rtelemetry_key\x18\x08 \x01(\x0b\x32\x1b.umbel.wire.v1.TelemetryKey\x12\x0f\n\x07gateway\x18\t \x01(\t\x12\x11\n\tsuperlink\x18\n \x01(\t\x12\x0c\n\x04root\x18\x0b \x01(\x0c\x12*\n\x07\x63harges\x18\x0c \x03(\x0b\x32\x19.umbel.wire.v1.PastCharge\"r\n\nPastCharge\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\r\n\x05round\x18\x02 \x01(\r\x12\x0f\n\x07\x61ttempt\x18\x03 \x01(\r\x12\x10\n\x08\x62ound_sq\x18\x04 \x01(\t\x12\x13\n\x0b\x63oordinates\x18\x05 \x01(\x04\x12\x10\n\x08variance\x18\x06 \x01(\t\"\x1b\n\x0cRenewRequest\x12\x0b\n\x03\x63sr\x18\x01 \x01(\x0c\"\xc9\x01\n\nRenewReply\x12\x13\n\x0b\x63\x65rtificate\x18\x01 \x01(\x0c\x12)\n\ncredential\x18\x02 \x01(\x0b\x32\x15.umbel.wire.v1.Signed\x12%\n\x06policy\x18\x03 \x01(\x0b\x32\x15.umbel.wire.v1.Signed\x12\x32\n\rtelemetry_key\x18\x04 \x01(\x0b\x32\x1b.umbel.wire.v1.TelemetryKey\x12\x12\n\nenrollment\x18\x05 \x01(\t\x12\x0c\n\x04root\x18\x06 \x01(\x0c\"\x12\n\x10\x43hallengeRequest\"#\n\x0e\x43hallengeReply\x12\x11\n\tchallenge\x18\x01 \x01(\x0c\"R\n\x0eReadmitRequest\x12\x11\n\tdevice_id\x18\x01 \x01(\t\x12\x11\n\tchallenge\x18\x02 \x01(\x0c\x12\x0b\n\x03\x63sr\x18\x03 \x01(\x0c\x12\r\n\x05proof\x18\x04 \x01(\x0c\x32P\n\nEnrollment\x12\x42\n\x06\x45nroll\x12\x1c.umbel.wire.v1.EnrollRequest\x1a\x1a.umbel.wire.v1.EnrollReply2M\n\nMembership\x12?\n\x05Renew\x12\x1b.umbel.wire.v1.RenewRequest\x1a\x19.umbel.wire.v1.RenewReply2\x9f\x01\n\x0bReadmission\x12K\n\tChallenge\x12\x1f.umbel.wire.v1.ChallengeRequest\x1a\x1d.umbel.wire.v1.ChallengeReply\x12\x43\n\x07Readmit\x12\x1d.umbel.wire.v1.ReadmitRequest\x1a\x19.umbel.wire.v1.RenewReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'umbel_proto.wire.enrollment_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ENROLLREQUEST']._serialized_start=85
-  _globals['_ENROLLREQUEST']._serialized_end=206
-  _globals['_TELEMETRYKEY']._serialized_start=208
-  _globals['_TELEMETRYKEY']._serialized_end=273
-  _globals['_ENROLLREPLY']._serialized_start=276
-  _globals['_ENROLLREPLY']._serialized_end=561
-  _globals['_RENEWREQUEST']._serialized_start=563
-  _globals['_RENEWREQUEST']._serialized_end=590
-  _globals['_RENEWREPLY']._serialized_start=593
-  _globals['_RENEWREPLY']._serialized_end=760
-  _globals['_ENROLLMENT']._serialized_start=762
-  _globals['_ENROLLMENT']._serialized_end=842
-  _globals['_MEMBERSHIP']._serialized_start=844
-  _globals['_MEMBERSHIP']._serialized_end=921
+  _globals['_ENROLLREQUEST']._serialized_start=86
+  _globals['_ENROLLREQUEST']._serialized_end=250
+  _globals['_DEVICEFACTS']._serialized_start=252
+  _globals['_DEVICEFACTS']._serialized_end=327
+  _globals['_TELEMETRYKEY']._serialized_start=329
+  _globals['_TELEMETRYKEY']._serialized_end=394
+  _globals['_ENROLLREPLY']._serialized_start=397
+  _globals['_ENROLLREPLY']._serialized_end=740
+  _globals['_PASTCHARGE']._serialized_start=742
+  _globals['_PASTCHARGE']._serialized_end=856
+  _globals['_RENEWREQUEST']._serialized_start=858
+  _globals['_RENEWREQUEST']._serialized_end=885
+  _globals['_RENEWREPLY']._serialized_start=888
+  _globals['_RENEWREPLY']._serialized_end=1089
+  _globals['_CHALLENGEREQUEST']._serialized_start=1091
+  _globals['_CHALLENGEREQUEST']._serialized_end=1109
+  _globals['_CHALLENGEREPLY']._serialized_start=1111
+  _globals['_CHALLENGEREPLY']._serialized_end=1146
+  _globals['_READMITREQUEST']._serialized_start=1148
+  _globals['_READMITREQUEST']._serialized_end=1230
+  _globals['_ENROLLMENT']._serialized_start=1232
+  _globals['_ENROLLMENT']._serialized_end=1312
+  _globals['_MEMBERSHIP']._serialized_start=1314
+  _globals['_MEMBERSHIP']._serialized_end=1391
+  _globals['_READMISSION']._serialized_start=1394
+  _globals['_READMISSION']._serialized_end=1553
 # @@protoc_insertion_point(module_scope)

@@ -173,3 +173,121 @@ class Membership(object):
             timeout,
             metadata,
             _registered_method=True)
+
+
+class ReadmissionStub(object):
+    """Served beside Enrollment. The device's certificate has expired: its identity key authenticates it.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.Challenge = channel.unary_unary(
+                '/umbel.wire.v1.Readmission/Challenge',
+                request_serializer=umbel__proto_dot_wire_dot_enrollment__pb2.ChallengeRequest.SerializeToString,
+                response_deserializer=umbel__proto_dot_wire_dot_enrollment__pb2.ChallengeReply.FromString,
+                _registered_method=True)
+        self.Readmit = channel.unary_unary(
+                '/umbel.wire.v1.Readmission/Readmit',
+                request_serializer=umbel__proto_dot_wire_dot_enrollment__pb2.ReadmitRequest.SerializeToString,
+                response_deserializer=umbel__proto_dot_wire_dot_enrollment__pb2.RenewReply.FromString,
+                _registered_method=True)
+
+
+class ReadmissionServicer(object):
+    """Served beside Enrollment. The device's certificate has expired: its identity key authenticates it.
+    """
+
+    def Challenge(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Readmit(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_ReadmissionServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'Challenge': grpc.unary_unary_rpc_method_handler(
+                    servicer.Challenge,
+                    request_deserializer=umbel__proto_dot_wire_dot_enrollment__pb2.ChallengeRequest.FromString,
+                    response_serializer=umbel__proto_dot_wire_dot_enrollment__pb2.ChallengeReply.SerializeToString,
+            ),
+            'Readmit': grpc.unary_unary_rpc_method_handler(
+                    servicer.Readmit,
+                    request_deserializer=umbel__proto_dot_wire_dot_enrollment__pb2.ReadmitRequest.FromString,
+                    response_serializer=umbel__proto_dot_wire_dot_enrollment__pb2.RenewReply.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'umbel.wire.v1.Readmission', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('umbel.wire.v1.Readmission', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class Readmission(object):
+    """Served beside Enrollment. The device's certificate has expired: its identity key authenticates it.
+    """
+
+    @staticmethod
+    def Challenge(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/umbel.wire.v1.Readmission/Challenge',
+            umbel__proto_dot_wire_dot_enrollment__pb2.ChallengeRequest.SerializeToString,
+            umbel__proto_dot_wire_dot_enrollment__pb2.ChallengeReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Readmit(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/umbel.wire.v1.Readmission/Readmit',
+            umbel__proto_dot_wire_dot_enrollment__pb2.ReadmitRequest.SerializeToString,
+            umbel__proto_dot_wire_dot_enrollment__pb2.RenewReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)

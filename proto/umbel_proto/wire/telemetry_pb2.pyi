@@ -82,13 +82,19 @@ class Window(_message.Message):
     def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ..., variant: _Optional[str] = ..., engine: _Optional[str] = ..., start_s: _Optional[int] = ..., end_s: _Optional[int] = ..., counters: _Optional[_Mapping[str, int]] = ..., histograms: _Optional[_Iterable[_Union[Histogram, _Mapping]]] = ...) -> None: ...
 
 class Histogram(_message.Message):
-    __slots__ = ("name", "edges", "counts", "sum")
+    __slots__ = ("name", "edges", "counts", "sum", "scale", "epsilon", "short_edges")
     NAME_FIELD_NUMBER: _ClassVar[int]
     EDGES_FIELD_NUMBER: _ClassVar[int]
     COUNTS_FIELD_NUMBER: _ClassVar[int]
     SUM_FIELD_NUMBER: _ClassVar[int]
+    SCALE_FIELD_NUMBER: _ClassVar[int]
+    EPSILON_FIELD_NUMBER: _ClassVar[int]
+    SHORT_EDGES_FIELD_NUMBER: _ClassVar[int]
     name: str
     edges: _containers.RepeatedScalarFieldContainer[float]
     counts: _containers.RepeatedScalarFieldContainer[int]
     sum: float
-    def __init__(self, name: _Optional[str] = ..., edges: _Optional[_Iterable[float]] = ..., counts: _Optional[_Iterable[int]] = ..., sum: _Optional[float] = ...) -> None: ...
+    scale: int
+    epsilon: float
+    short_edges: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, name: _Optional[str] = ..., edges: _Optional[_Iterable[float]] = ..., counts: _Optional[_Iterable[int]] = ..., sum: _Optional[float] = ..., scale: _Optional[int] = ..., epsilon: _Optional[float] = ..., short_edges: _Optional[_Iterable[float]] = ...) -> None: ...

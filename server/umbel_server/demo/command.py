@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
 import shutil
 from pathlib import Path
@@ -31,11 +32,10 @@ def demo(
     keep: Annotated[bool, typer.Option("--keep", help="Leave the fleet running until Ctrl-C.")] = False,
 ) -> None:
     """Bring up a fleet on this machine, train it privately, deliver the result and watch it."""
+    # Looked for and not imported: that takes seconds, and only the commands that the demo starts need them.
+    if not all(map(importlib.util.find_spec, ("flwr", "matplotlib", "onnx", "sklearn"))):
+        raise MissingExtraError("demo", "The demo")
     try:
-        import matplotlib  # noqa: F401
-        import onnx  # noqa: F401
-        import sklearn  # noqa: F401
-
         from umbel_server.demo.story import Story
     except ImportError as exc:
         raise MissingExtraError("demo", "The demo") from exc

@@ -34,7 +34,7 @@ from umbel_server.demo.supervisor import Process, Supervisor
 from umbel_server.fleet.create import create_fleet
 from umbel_server.fleet.invite import invite
 from umbel_server.fleet.publish import publish
-from umbel_server.flower import Control, flower_environment, plain_fedavg_size, superexec_command
+from umbel_server.learning.begin import register
 from umbel_server.learning.budget import plan_privacy
 from umbel_server.learning.evaluate import HeldOut
 from umbel_server.learning.measure import quantities
@@ -42,6 +42,7 @@ from umbel_server.learning.plan import Privacy, RunPlan, Timing, Training
 from umbel_server.learning.run import PROGRESS, TRAINED
 from umbel_server.monitor.report import telemetry
 from umbel_server.store.runs import RoundRecord
+from umbel_server.superexec import flower_environment, superexec_command
 
 DEVICES = 8
 LATE = "dev-8"
@@ -108,7 +109,7 @@ class Story:
         )
         with Progress(*columns, console=self.console) as progress:
             self._step = _Steps(progress)
-            self._fleet = create_fleet(self.home / "fleet", name=FLEET, policy=POLICY)
+            self._fleet = create_fleet(self.home / "fleet", name=FLEET, policy=POLICY, ca_apart=True)
             with self._fleet.open_store() as self._store:
                 self._start_services()
                 self._watch_run()
@@ -133,7 +134,7 @@ class Story:
         environment = {**flower_environment(self._fleet), "UMBEL_FLEET": fleet}
         services = {
             name: self.supervisor.start(name, _umbel("serve", name), environment)
-            for name in ("superlink", "gateway")
+            for name in ("superlink", "ca", "gateway")
         }
         self.supervisor.start("superexec", superexec_command(self._fleet), flower_environment(self._fleet))
         data, base = self.home / "data", self.home / "digits-1.umbel"
@@ -149,7 +150,10 @@ class Story:
         manifest = self._package.manifest
         asked = quantities(self._plan, len(manifest.labels))
         self._privacy = plan_privacy(self._plan, POLICY, manifest.dim, len(asked))
-        for name in ("gateway", "superlink"):
+        # Flower takes a second to import, and its SuperLink is started by now.
+        from umbel_server.control import Control
+
+        for name in ("ca", "gateway", "superlink"):
             self.supervisor.wait(name, lambda name=name: services[name].says(f"ready {name}"), timeout_s=60)  # type: ignore[misc]
             done()
         self._control = Control(self._fleet)
@@ -170,10 +174,6 @@ class Story:
             return len(ready) == len(self.devices)
 
         self.supervisor.wait("the devices", all_ready, timeout_s=60)
-        # Reports come later; until then the processor has better things to do.
-        opener = self.supervisor.start("opener", _umbel("serve", "opener"), environment)
-        self.supervisor.wait("opener", lambda: opener.says("ready opener"), timeout_s=60)
-        done()
 
     def _run_plan(self, sha256: str) -> RunPlan:
         return RunPlan(
@@ -184,7 +184,7 @@ class Story:
             devices=DEVICES,
             training=TRAINING,
             privacy=PRIVACY,
-            timing=Timing(settle_s=0.6, train_timeout_s=60, phase_timeout_s=30, grace_s=1.0),
+            timing=Timing(settle_s=0.6, train_timeout_s=60, phase_timeout_s=30, grace_s=2.5),
             heldout=str(self.home / "data" / "heldout.npz"),
         )
 
@@ -202,18 +202,17 @@ class Story:
 
     def _register(self) -> None:
         """Tell Flower of the devices that have enrolled."""
-        for device, node_key in self._store.devices.unregistered():
-            self._store.devices.set_node_id(device, self._control.register(device, node_key))
+        register(self._store, self._control)
 
     # Rounds
 
     def _start_baselines(self) -> None:
-        """Train the same without privacy, and centrally, beside the rounds and behind them in priority."""
+        """Train the same without privacy, and centrally, beside the rounds and not before them."""
         data = self.home / "data"
         shards = [data / f"shard-{number}.npz" for number in range(DEVICES)]
         self._baselines = [
-            self.supervisor.command("fedavg", self._local_training(shards), nice=19),
-            self.supervisor.command("central", self._local_training([data / "train.npz"]), nice=19),
+            self.supervisor.command("fedavg", self._local_training(shards), idle=True),
+            self.supervisor.command("central", self._local_training([data / "train.npz"]), idle=True),
         ]
 
     def _local_training(self, data: Sequence[Path]) -> list[str]:
@@ -231,6 +230,7 @@ class Story:
     def _watch_run(self) -> None:
         done = self._step("Secure, private rounds", self.rounds)
         self._opened: list[RoundRecord] = []
+        self._opener_started = False
         watch = _Watch(self._fleet.runs / RUN / PROGRESS)
         checked = time.monotonic()
 
@@ -266,6 +266,11 @@ class Story:
 
     def _disturb(self, watch: _Watch) -> None:
         """Kill one device in the middle of a round, bring it back after, and let another join late."""
+        if not self._opener_started and self._opened:
+            # Reports come later; until the first round the processor has better things to do.
+            environment = {**os.environ, "UMBEL_FLEET": str(self._fleet.path)}
+            self.supervisor.start("opener", _umbel("serve", "opener"), environment)
+            self._opener_started = True
         if LATE not in self.devices and len(self._opened) >= JOIN_AFTER:
             self._start_device(LATE)
             self._start_baselines()
@@ -291,6 +296,7 @@ class Story:
             _umbel(
                 "model", "pack", self.home / "digits-1.umbel", "--params", self._fleet.runs / RUN / TRAINED,
                 "--calibration", self.home / "data" / "calibration.npz", "--version", 2,
+                "--heldout", self.home / "data" / "heldout.npz",
                 "--key", self._fleet.release_key, "--lineage", json.dumps(lineage), "--out", trained,
             ),
         ).finish()  # fmt: skip
@@ -341,23 +347,23 @@ class Story:
         reports: dict[str, int] = {}
 
         def all_in() -> bool:
-            for line in telemetry(self._store):
+            for line in telemetry(self._store, self._store.devices.all()):
                 if line.device not in reports and line.predictions and not line.sealed:
                     done()
                     reports[line.device] = line.opened
             return len(reports) == len(self.devices)
 
         self.supervisor.wait("the devices' reports", all_in, timeout_s=60)
-        return {line.device: line.opened for line in telemetry(self._store)}
+        return {line.device: line.opened for line in telemetry(self._store, self._store.devices.all())}
 
     # Figures
 
     def _summary(self, results: dict[str, Any], reports: dict[str, int]) -> Summary:
         fedavg, central = (json.loads(command.finish())["accuracy"] for command in self._baselines)
-        before = HeldOut(self._package, self.home / "data" / "heldout.npz").accuracy(
-            self._package.parameters()
-        )
+        before = HeldOut(self._package, self.home / "data" / "heldout.npz").score(self._package.parameters())
         rounds, manifest = self._opened, self._trained.manifest
+        from umbel_server.flower import plain_fedavg_size
+
         last = rounds[-1].figures
         files = manifest.files
         arrays = [np.zeros(parameter.shape, np.float32) for parameter in manifest.parameters]

@@ -135,21 +135,26 @@ class Supervisor:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOP)
         return process
 
-    def command(self, name: str, words: Sequence[str], *, nice: int = 0) -> Command:
-        """Start a command whose end and output somebody waits for."""
-        prefix = ["nice", "-n", str(nice)] if nice else []
+    def command(self, name: str, words: Sequence[str], *, idle: bool = False) -> Command:
+        """Start a command whose end and output somebody waits for.
+
+        Args:
+            name: What messages call it.
+            words: The command.
+            idle: Let it compute at the priority at which devices train, and not before them.
+        """
         signal.pthread_sigmask(signal.SIG_BLOCK, _STOP)
         try:
             command = Command(
                 name,
                 subprocess.Popen(
-                    [*prefix, *words],
+                    list(words),
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.PIPE,
                     stderr=subprocess.PIPE,
                     text=True,
                     start_new_session=True,
-                    preexec_fn=_begin,
+                    preexec_fn=_begin_idle if idle else _begin,
                 ),
             )
             self._commands.append(command)
@@ -198,7 +203,7 @@ class Supervisor:
             self.check()
             if time.monotonic() > until:
                 raise UnavailableError(f"Waited {timeout_s:.0f} s for {what}: see the logs in {self._logs}.")
-            time.sleep(0.02)
+            time.sleep(0.05)
 
     def forget(self, process: Process) -> None:
         """No longer expect a process to run; it is still ended in the end."""
@@ -230,3 +235,12 @@ def _begin() -> None:
     """In the new process: hear signals again, and end with the parent."""
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOP)
     end_with_parent(signal.SIGTERM)
+
+
+def _begin_idle() -> None:
+    _begin()
+    # A session has its share of the processor whatever its processes' priorities, unless it gives that up too.
+    with contextlib.suppress(OSError):
+        Path("/proc/self/autogroup").write_text("19")
+    with contextlib.suppress(OSError):
+        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))

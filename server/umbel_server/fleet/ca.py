@@ -165,6 +165,12 @@ def read_csr(der: bytes) -> ec.EllipticCurvePublicKey:
     return key
 
 
+def make_csr(key: ec.EllipticCurvePrivateKey) -> bytes:
+    """Return a request to certify a key, DER; nothing else is in it."""
+    builder = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([]))
+    return builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.DER)
+
+
 def generate_key() -> ec.EllipticCurvePrivateKey:
     """Make a new P-256 key from the operating system's randomness."""
     return ec.generate_private_key(ec.SECP256R1())

@@ -4,16 +4,24 @@
 
     fleet.toml               settings
     policy.bin               the signed fleet policy
-    ca/ca.pem ca.key         certificate authority            gateway
-    ca/authority.key         signs credentials and policy     gateway
+    ca/ca.pem ca.key         certificate authority            authority
+    ca/authority.key         signs credentials and policy     authority
+    ca/ca.sock               where it is asked for signatures
     ca/authority.pub         Ed25519, 32 bytes
     tls/server.pem .key      the services' own certificate    gateway, SuperLink
     keys/release.key         signs packages                   release manager
     keys/release.pub         Ed25519, 32 bytes
     keys/telemetry.key       opens telemetry                  opener, and nobody else
     keys/telemetry.pub       X-Wing, 1216 bytes
+    keys/telemetry-ID.key    opens what was sealed before the key was changed
+    keys/root.key            says whom devices trust           keep it elsewhere
+    keys/targets.key         says who signs for which model    keep it elsewhere
+    trust/metadata           what devices may install: TUF metadata
+    trust/online/ID.key      signs what is newest              gateway
+    trust/staged             metadata that waits for signatures
     store.db                 everything the services know
     packages/SHA256.umbel    released packages
+    packages/SHA256.delta    what the newest differ by from those before them
     runs/ superlink/ log/    checkpoints, Flower's state, logs
     superlink/control.secret    opens Flower's Control API      operators
     superlink/superexec.secret  starts Flower's task processes  SuperExec
@@ -21,6 +29,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -35,10 +44,14 @@ from umbel_server.files import read_file
 from umbel_server.fleet.settings import FleetSettings
 
 if TYPE_CHECKING:
+    from cryptography.x509 import Certificate
+    from sqlalchemy import URL
+
+    from umbel_server.ca.signer import PublicKey, Signer
     from umbel_server.fleet.ca import CertificateAuthority
     from umbel_server.store.store import Store
 
-DIRECTORIES = ("ca", "tls", "keys", "packages", "runs", "superlink", "log")
+DIRECTORIES = ("ca", "tls", "keys", "packages", "runs", "superlink", "log", "trust")
 SETTINGS_FILE = "fleet.toml"
 
 
@@ -120,9 +133,32 @@ class FleetDir:
         return self.path / "keys" / "release.pub"
 
     @property
+    def root_key(self) -> Path:
+        """The private key that says whom devices trust with what; nothing needs it here from day to day."""
+        return self.path / "keys" / "root.key"
+
+    @property
+    def targets_key(self) -> Path:
+        """The private key that says who signs for which model; nothing but a new model needs it here."""
+        return self.path / "keys" / "targets.key"
+
+    @property
+    def trust(self) -> Path:
+        """What devices may install: signed metadata."""
+        return self.path / "trust"
+
+    @property
     def telemetry_key(self) -> Path:
         """The private key that opens telemetry: read by the opener only."""
         return self.path / "keys" / "telemetry.key"
+
+    def retired_telemetry_key(self, key_id: str) -> Path:
+        """Where a private key lies that devices seal to no more."""
+        return self.telemetry_key.with_name(f"telemetry-{key_id}.key")
+
+    def retired_telemetry_keys(self) -> list[Path]:
+        """The private keys that devices seal to no more, and that still open."""
+        return sorted(self.telemetry_key.parent.glob("telemetry-*.key"))
 
     @property
     def telemetry_pub(self) -> Path:
@@ -131,7 +167,7 @@ class FleetDir:
 
     @property
     def store_db(self) -> Path:
-        """The store."""
+        """The store, where no database is set."""
         return self.path / "store.db"
 
     @property
@@ -160,6 +196,11 @@ class FleetDir:
         return self.superlink / "superexec.secret"
 
     @property
+    def metrics(self) -> Path:
+        """What the services count, a few files for each process."""
+        return self.path / "metrics"
+
+    @property
     def log(self) -> Path:
         """Logs of the services."""
         return self.path / "log"
@@ -168,17 +209,27 @@ class FleetDir:
         """Where the package with this hash lies, released or not."""
         return self.packages / f"{sha256.hex()}.umbel"
 
+    def delta(self, sha256: bytes) -> Path:
+        """Where the delta with this hash lies."""
+        return self.packages / f"{sha256.hex()}.delta"
+
     def authority(self) -> CertificateAuthority:
-        """Read the certificate authority, private key and all.
+        """Reach the certificate authority, its private key included: for the authority's own process.
 
         Raises:
             StorageError: A file is missing or damaged.
         """
+        from cryptography.hazmat.primitives.asymmetric import ec
+
+        from umbel_server.ca.held import HeldEcKey
         from umbel_server.fleet.ca import CertificateAuthority
 
-        return CertificateAuthority.from_pem(
-            self.name, read_file(self.ca_pem, "CA certificate"), read_file(self.ca_key, "CA key")
-        )
+        certificate = self._ca_certificate()
+        public = certificate.public_key()
+        if not isinstance(public, ec.EllipticCurvePublicKey):
+            raise StorageError(f"The CA certificate {self.ca_pem} is damaged: restore it.")
+        key = HeldEcKey(self._signer("ca", self.ca_key, public, "CA key"))
+        return CertificateAuthority(self.name, certificate, key)
 
     def authority_certificate_der(self) -> bytes:
         """Read the CA's certificate as tokens carry it, DER.
@@ -186,18 +237,38 @@ class FleetDir:
         Raises:
             StorageError: The file is missing or damaged.
         """
-        from cryptography import x509
         from cryptography.hazmat.primitives.serialization import Encoding
 
-        try:
-            certificate = x509.load_pem_x509_certificate(read_file(self.ca_pem, "CA certificate"))
-        except ValueError as exc:
-            raise StorageError(f"The CA certificate {self.ca_pem} is damaged: restore it.") from exc
-        return certificate.public_bytes(Encoding.DER)
+        return self._ca_certificate().public_bytes(Encoding.DER)
 
     def authority_signer(self) -> SigningKey:
-        """Read the private key that signs credentials and policy."""
-        return SigningKey.from_pem(read_file(self.authority_key, "authority key"))
+        """Reach the private key that signs credentials and policy: for the authority's own process, and operators.
+
+        Raises:
+            StorageError: A file is missing or damaged.
+        """
+        from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+        from umbel_server.ca.held import HeldEdKey
+
+        public = Ed25519PublicKey.from_public_bytes(self.authority_public().raw)
+        return SigningKey(HeldEdKey(self._signer("authority", self.authority_key, public, "authority key")))
+
+    def _ca_certificate(self) -> Certificate:
+        from cryptography import x509
+
+        try:
+            return x509.load_pem_x509_certificate(read_file(self.ca_pem, "CA certificate"))
+        except ValueError as exc:
+            raise StorageError(f"The CA certificate {self.ca_pem} is damaged: restore it.") from exc
+
+    def _signer(self, key: str, file: Path, public: PublicKey, what: str) -> Signer:
+        from umbel_server.ca.settings import COMMAND
+        from umbel_server.ca.signer import CommandSigner, FileSigner
+
+        if self.settings.ca.signer == COMMAND:
+            return CommandSigner((*self.settings.ca.words(), key), public)
+        return FileSigner(file, public, what)
 
     def authority_public(self) -> VerifyKey:
         """Read the public key that verifies credentials and policy."""
@@ -214,6 +285,11 @@ class FleetDir:
     def telemetry_private(self) -> SealPrivateKey:
         """Read the key that opens telemetry: for the opener only."""
         return SealPrivateKey(read_file(self.telemetry_key, "telemetry key"))
+
+    def telemetry_privates(self) -> list[SealPrivateKey]:
+        """Read all keys that open telemetry, the one in force first: for the opener only."""
+        retired = (read_file(file, "retired telemetry key") for file in self.retired_telemetry_keys())
+        return [self.telemetry_private(), *map(SealPrivateKey, retired)]
 
     def telemetry_public(self) -> SealPublicKey:
         """Read the key that devices seal telemetry to."""
@@ -236,7 +312,20 @@ class FleetDir:
 
         Raises:
             StorageError: It is damaged, or made by a newer umbel.
+            UsageError: It cannot be where the settings or the environment say.
+            UnavailableError: It does not answer.
         """
         from umbel_server.store.store import open_store
 
-        return open_store(self.store_db, clock=clock)
+        return open_store(self.store_place(), clock=clock)
+
+    def store_place(self) -> Path | URL:
+        """Return where the store is: a file, or the URL of a PostgreSQL database.
+
+        Raises:
+            StorageError: The file with the URL cannot be read.
+            UsageError: The URL cannot be used.
+        """
+        from umbel_server.store.settings import store_place
+
+        return store_place(self.path, self.settings.store, os.environ)

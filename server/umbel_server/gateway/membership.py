@@ -7,11 +7,9 @@ import logging
 from google.protobuf.descriptor import ServiceDescriptor
 
 from umbel_proto.wire import enrollment_pb2 as pb
-from umbel_server.fleet.ca import read_csr
 from umbel_server.gateway.papers import Issuer
-from umbel_server.gateway.peer import Peers
+from umbel_server.gateway.peer import Peers, certificate_of
 from umbel_server.gateway.rpc import Call, Method
-from umbel_server.store.devices import Devices
 
 log = logging.getLogger(__name__)
 
@@ -21,9 +19,8 @@ class Membership:
 
     descriptor: ServiceDescriptor = pb.DESCRIPTOR.services_by_name["Membership"]
 
-    def __init__(self, issuer: Issuer, devices: Devices, peers: Peers) -> None:
+    def __init__(self, issuer: Issuer, peers: Peers) -> None:
         self._issuer = issuer
-        self._devices = devices
         self._peers = peers
 
     @property
@@ -32,14 +29,8 @@ class Membership:
         return {"Renew": self.renew}
 
     def renew(self, request: pb.RenewRequest, call: Call) -> pb.RenewReply:
-        """Give the calling device new papers, for the TLS key in its request: the old one or a new one."""
+        """Give the calling device new papers, for the TLS key that it has."""
         device = self._peers.authenticate(call)
-        papers = self._issuer.issue(device, read_csr(request.csr))
-        self._devices.renewed(device.id, not_after_s=papers.not_after_s)
+        papers = self._issuer.authority.renew(certificate_of(call), request.csr)
         log.info("renewed device=%s", device.id)
-        return pb.RenewReply(
-            certificate=papers.certificate,
-            credential=papers.credential,
-            policy=self._issuer.policy,
-            telemetry_key=self._issuer.telemetry_key,
-        )
+        return self._issuer.renewal(papers)

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import logging
+import math
+import secrets
+import time
 from collections.abc import Callable, Iterator, Mapping
+from types import TracebackType
 from typing import Any, NoReturn
 
 import grpc
@@ -21,10 +25,17 @@ from umbel_proto.errors import (
     UsageError,
     VerificationError,
 )
+from umbel_server.ca.messages import AuthorityDownError
+from umbel_server.gateway.allowance import TooOftenError
+from umbel_server.services.logs import CallFacts, current_call
+from umbel_server.services.metrics import meters
+from umbel_server.store.admission import QuotaError, WaitingError
 from umbel_server.store.database import DiskFullError
 
 RETRY_AFTER = "umbel-retry-after-s"
 """Trailing metadata of a refusal that passes: in how many seconds to try again."""
+PENDING = "umbel-pending"
+"""Trailing metadata of a refusal because an operator is to approve first: what they call what waits."""
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +57,12 @@ _STATUS: tuple[tuple[type[UmbelError], grpc.StatusCode], ...] = (
     (UsageError, grpc.StatusCode.INVALID_ARGUMENT),
     (VerificationError, grpc.StatusCode.INVALID_ARGUMENT),
 )
+# What passes, in words that are meant for the device.
+_LATER: tuple[tuple[type[UmbelError], grpc.StatusCode, int], ...] = (
+    (WaitingError, grpc.StatusCode.UNAVAILABLE, 5),
+    (QuotaError, grpc.StatusCode.RESOURCE_EXHAUSTED, 60),
+    (TooOftenError, grpc.StatusCode.RESOURCE_EXHAUSTED, 1),
+)
 # What happens on our side: the sentence names our files, so devices get another.
 _OURS: tuple[tuple[type[Exception], grpc.StatusCode, int, str], ...] = (
     (BusyError, grpc.StatusCode.RESOURCE_EXHAUSTED, 5, "The gateway is busy: try again in a few seconds."),
@@ -54,6 +71,12 @@ _OURS: tuple[tuple[type[Exception], grpc.StatusCode, int, str], ...] = (
         grpc.StatusCode.RESOURCE_EXHAUSTED,
         60,
         "The gateway's disk is full, nothing of this call was kept: send it again later.",
+    ),
+    (
+        AuthorityDownError,
+        grpc.StatusCode.UNAVAILABLE,
+        30,
+        "The fleet's authority does not answer, and nobody is let in or renewed meanwhile: try again later.",
     ),
     (
         UnavailableError,
@@ -101,16 +124,12 @@ def _handler(method: MethodDescriptor, behavior: Method) -> grpc.RpcMethodHandle
     serialize = GetMessageClass(method.output_type).SerializeToString
 
     def answer(request: Message, call: Call) -> Any:
-        try:
+        with _Answering(method.name, call):
             return behavior(request, call)
-        except Exception as exc:
-            _refuse(exc, call, method.name)
 
     def stream(request: Message, call: Call) -> Iterator[Any]:
-        try:
+        with _Answering(method.name, call):
             yield from behavior(request, call)
-        except Exception as exc:
-            _refuse(exc, call, method.name)
 
     if method.server_streaming:
         return grpc.unary_stream_rpc_method_handler(
@@ -121,13 +140,53 @@ def _handler(method: MethodDescriptor, behavior: Method) -> grpc.RpcMethodHandle
     )
 
 
+class _Answering:
+    """One call while it is answered: it has an id in the log, it is counted and timed, and what fails gets a status."""
+
+    __slots__ = ("_begin_s", "_call", "_method")
+
+    def __init__(self, method: str, call: Call) -> None:
+        self._method = method
+        self._call = call
+
+    def __enter__(self) -> None:
+        self._begin_s = time.perf_counter()
+        current_call.set(CallFacts(secrets.token_hex(6), self._method))
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        code = "OK"
+        try:
+            if isinstance(exc, Exception):
+                code = "UNKNOWN"  # What stays where a bug keeps this from saying more.
+                _refuse(exc, self._call, self._method)
+            elif exc is not None:
+                code = "CANCELLED"  # The caller left a stream.
+        finally:
+            if code == "UNKNOWN":
+                status = self._call.code()  # type: ignore[attr-defined]  # Missing in the stubs.
+                code = status.name if status is not None else code
+            meters().answered(self._method, code, time.perf_counter() - self._begin_s)
+            current_call.set(None)
+
+
 def _refuse(exc: Exception, call: Call, method: str) -> NoReturn:
     for kind, code in _STATUS:
         if isinstance(exc, kind):
             log.info("refused %s from %s: %s", method, call.peer(), exc)
             call.abort(code, str(exc))
+    for later, code, retry_after_s in _LATER:
+        if isinstance(exc, later):
+            log.info("put off %s from %s: %s", method, call.peer(), exc)
+            waits = ((PENDING, exc.application),) if isinstance(exc, WaitingError) else ()
+            wait_s = math.ceil(exc.retry_after_s) if isinstance(exc, TooOftenError) else retry_after_s
+            call.set_trailing_metadata(((RETRY_AFTER, str(wait_s)), *waits))
+            call.abort(code, str(exc))
     for ours, code, retry_after_s, sentence in _OURS:
         if isinstance(exc, ours):
+            if isinstance(exc, StorageError | UnavailableError) and not isinstance(exc, BusyError):
+                meters().failed(ours.__name__)
             expected = isinstance(exc, UmbelError)
             log.log(
                 logging.WARNING if expected else logging.ERROR,

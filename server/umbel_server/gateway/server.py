@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import logging
-import socket
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
@@ -14,23 +13,27 @@ from typing import Protocol
 import grpc
 from google.protobuf.descriptor import ServiceDescriptor
 
-from umbel_proto.errors import UnavailableError
 from umbel_server.clock import Clock, system_clock
 from umbel_server.fleet.layout import FleetDir
 from umbel_server.fleet.settings import address
+from umbel_server.gateway.allowance import Allowance
 from umbel_server.gateway.certificate import ServerCertificate
 from umbel_server.gateway.delivery import Delivery
 from umbel_server.gateway.enrollment import Enrollment
+from umbel_server.gateway.health import Health
 from umbel_server.gateway.membership import Membership
 from umbel_server.gateway.papers import Issuer
 from umbel_server.gateway.peer import Peers
+from umbel_server.gateway.ports import check_free, taken
+from umbel_server.gateway.readmission import Readmission
 from umbel_server.gateway.rpc import Method, service
 from umbel_server.gateway.telemetry import Telemetry
+from umbel_server.rollouts.offers import Offers
+from umbel_server.services.metrics import meters
 from umbel_server.store.store import Store
 
-MEMBER_THREADS = 16
 ENROLL_THREADS = 4
-FETCHES = MEMBER_THREADS // 2  # The other threads stay free for calls that take no time.
+FETCHES = 8
 QUEUE = 8  # Calls that may wait for each thread; the rest are refused at once, with RESOURCE_EXHAUSTED.
 MEMBER_MESSAGE_BYTES = 4 << 20
 ENROLL_MESSAGE_BYTES = 64 << 10
@@ -50,12 +53,13 @@ class _Service(Protocol):
 class Gateway:
     """A running gateway; use it with ``with``.
 
-    Enrollment listens apart, since its callers have no certificate yet: it has its own threads,
+    Enrollment listens apart, since its callers have no certificate yet, or none any more: it has its own threads,
     and whoever floods it disturbs no member.
 
     Args:
         fleet: The fleet it serves.
         store: The fleet's store.
+        shared: Whether this is one of several processes on the same ports, which `HeldPorts` holds for them.
         clock: Dates what it issues and judges what has expired.
 
     Raises:
@@ -63,55 +67,83 @@ class Gateway:
         UnavailableError: A port is taken.
     """
 
-    def __init__(self, fleet: FleetDir, store: Store, *, clock: Clock = system_clock) -> None:
-        issuer = Issuer.open(fleet, clock=clock)
-        self._peers = Peers(fleet.name, store.devices, clock)
+    def __init__(
+        self, fleet: FleetDir, store: Store, *, shared: bool = False, clock: Clock = system_clock
+    ) -> None:
+        issuer = Issuer.open(fleet, store, clock=clock)
+        limits = fleet.settings.intake
+        allowance = Allowance(limits.calls_per_minute / 60, limits.burst, time.monotonic)
+        self._peers = Peers(fleet.name, store.devices, clock, allowance=allowance)
+        store.batches.committed = meters().stored
+        # Says of both listeners whether they take calls, to whoever gets through their TLS.
+        self._health = Health()
         self._members = _server(
             [
-                Membership(issuer, store.devices, self._peers),
-                Delivery(fleet, store.releases, self._peers, streams=FETCHES),
+                Membership(issuer, self._peers),
+                Delivery(
+                    fleet,
+                    store.releases,
+                    Offers(store.releases, store.placements),
+                    issuer.repository,
+                    self._peers,
+                    streams=FETCHES,
+                ),
                 Telemetry(fleet.name, store.batches, self._peers),
             ],
-            threads=MEMBER_THREADS,
+            threads=limits.threads,
             message_bytes=MEMBER_MESSAGE_BYTES,
+            shared=shared,
         )
         self._enrollment = _server(
-            [Enrollment(issuer, store)], threads=ENROLL_THREADS, message_bytes=ENROLL_MESSAGE_BYTES
+            [
+                Enrollment(issuer),
+                Readmission(issuer, store.devices, days=fleet.settings.return_days),
+            ],
+            threads=ENROLL_THREADS,
+            message_bytes=ENROLL_MESSAGE_BYTES,
+            shared=shared,
         )
+        for server in (self._members, self._enrollment):
+            self._health.serve_on(server)
         settings = fleet.settings
         self.address = _listen(
             self._members,
             settings.listen,
-            settings.gateway_port,
+            settings.ports.gateway,
             ServerCertificate(fleet, clock, mutual=True),
+            shared=shared,
         )
         self.enroll_address = _listen(
             self._enrollment,
             settings.listen,
-            settings.enroll_port,
+            settings.ports.enrollment,
             ServerCertificate(fleet, clock, mutual=False),
+            shared=shared,
         )
 
     def __enter__(self) -> Gateway:
         self._members.start()
         self._enrollment.start()
+        self._health.serving = True
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Take no more calls, and finish those under way."""
+        """Say that this process takes no more calls, take none, and finish those under way."""
+        self._health.serving = False
         stopped = [server.stop(DRAIN_S) for server in (self._enrollment, self._members)]
         for event in stopped:
             event.wait()
         self._peers.flush()
 
 
-def _server(services: Sequence[_Service], *, threads: int, message_bytes: int) -> grpc.Server:
+def _server(services: Sequence[_Service], *, threads: int, message_bytes: int, shared: bool) -> grpc.Server:
     server = grpc.server(
         ThreadPoolExecutor(threads, thread_name_prefix="umbel-gateway"),
         options=[
-            ("grpc.so_reuseport", 0),  # Or two gateways would share a port, each with half the calls.
+            # Unless they are of one fleet, two gateways must not share a port, each with half the calls.
+            ("grpc.so_reuseport", int(shared)),
             ("grpc.max_receive_message_length", message_bytes),
             ("grpc.max_concurrent_streams", 32),
             ("grpc.max_connection_idle_ms", 15 * 60 * 1000),
@@ -123,31 +155,14 @@ def _server(services: Sequence[_Service], *, threads: int, message_bytes: int) -
     return server
 
 
-def _listen(server: grpc.Server, listen: str, port: int, certificate: ServerCertificate) -> str:
+def _listen(
+    server: grpc.Server, listen: str, port: int, certificate: ServerCertificate, *, shared: bool
+) -> str:
     credentials = certificate.credentials()
     where = address(listen, port)
-    _check_free(listen, port)
+    if not shared:
+        check_free(listen, port)
     with contextlib.suppress(RuntimeError):
         if server.add_secure_port(where, credentials):
             return where
-    raise _taken(where)
-
-
-def _check_free(listen: str, port: int) -> None:
-    # gRPC would say the same in six lines of its own on the standard error stream.
-    family = socket.AF_INET6 if ":" in listen else socket.AF_INET
-    try:
-        with socket.socket(family, socket.SOCK_STREAM) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind((listen, port))
-    except OSError as exc:
-        where = address(listen, port)
-        if exc.errno == errno.EADDRINUSE:
-            raise _taken(where) from exc
-        raise UnavailableError(f"The gateway cannot listen on {where}: {exc.strerror}.") from exc
-
-
-def _taken(where: str) -> UnavailableError:
-    return UnavailableError(
-        f"The port of {where} is taken: stop what listens there, or choose another port in fleet.toml."
-    )
+    raise taken(where)

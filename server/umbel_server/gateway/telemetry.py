@@ -46,11 +46,11 @@ class Telemetry:
 
     def upload(self, request: pb.UploadRequest, call: Call) -> pb.UploadReply:
         """Store the calling device's batches: all of them, or none and a reason."""
-        device = self._peers.authenticate(call).id
+        caller = self._peers.identify(call)
         if len(request.batches) > MAX_BATCHES:
             raise UsageError(f"An upload has at most {MAX_BATCHES} batches, not {len(request.batches)}.")
-        arrivals = [self._read(batch, device) for batch in request.batches]
-        self._batches.append(device, arrivals)
+        arrivals = [self._read(batch, caller.name) for batch in request.batches]
+        self._batches.append(caller.name, arrivals, key_hash=caller.key_hash)
         return pb.UploadReply(acknowledged=[arrival.batch_id for arrival in arrivals])
 
     def _read(self, batch: pb.SealedBatch, device: DeviceId) -> Arrival:
@@ -71,4 +71,4 @@ class Telemetry:
             raise UsageError(f"A key id has 1 to {MAX_KEY_ID_CHARS} characters, not {len(header.key_id)}.")
         if (header.fleet_id, header.device_id) != (self._fleet, device):
             raise RefusedError(f"Device {device} may only send its own batches.")
-        return Arrival(header.batch_id, header.key_id, batch.header, batch.ciphertext)
+        return Arrival(header.batch_id, header.key_id, batch.header, batch.ciphertext, header.created_s)

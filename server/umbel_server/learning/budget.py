@@ -20,6 +20,7 @@ from umbel_proto.ids import DeviceId
 from umbel_proto.privacy.accounting import SKELLAM_ORDERS, epsilon, rdp_to_epsilon, variance_for
 from umbel_proto.privacy.forecast import check_delta
 from umbel_proto.privacy.plan import Plan, plan
+from umbel_server.learning import draw
 from umbel_server.learning.fleet_ledger import Cost, FleetLedger, room
 from umbel_server.learning.plan import RunPlan
 from umbel_server.store.runs import Participation
@@ -39,10 +40,6 @@ def policy_for(run_plan: RunPlan, policy: FleetPolicy) -> FleetPolicy:
             "the run's plan, or leave it out."
         )
     return replace(policy, min_cohort=run_plan.min_cohort)
-
-
-_RARE = 4.0
-"""Standard deviations: a draw so far below its mean comes once in 30,000 rounds."""
 
 
 def plan_privacy(
@@ -100,21 +97,23 @@ def plan_privacy(
     return planned
 
 
-def _check_draws(run_plan: RunPlan, policy: FleetPolicy) -> None:
-    """Refuse a cohort that would often be drawn too small.
+def fewest_online(run_plan: RunPlan, least: int) -> int:
+    """Return how many devices a run's rounds have to be drawn from, or held with where all take part."""
+    held_at_most = run_plan.rounds * run_plan.attempts
+    privacy = run_plan.privacy
+    return draw.fewest_online(privacy.sampling_rate, least, rounds=held_at_most, delta=privacy.delta)
 
-    Rounds of too few are not held, and being one of a round that is held says a little about who was
-    drawn: ``epsilon_release`` leaves that out, so it has to be rare.
-    """
-    rate, devices, least = run_plan.privacy.sampling_rate, run_plan.devices, policy.min_cohort
-    spread = math.sqrt(devices * (1 - rate))
-    if rate < 1 and devices < least + _RARE * spread:
-        enough = least
-        while enough < least + _RARE * math.sqrt(enough * (1 - rate)):
-            enough += 1
+
+def _check_draws(run_plan: RunPlan, policy: FleetPolicy) -> None:
+    """Refuse a cohort that would often be drawn too small: ``epsilon_release`` leaves such draws out."""
+    rate, least = run_plan.privacy.sampling_rate, policy.min_cohort
+    if rate == 1:
+        return
+    enough = math.ceil(fewest_online(run_plan, least) * rate)
+    if run_plan.devices < enough:
         raise RefusedError(
-            f"devices is {devices}, drawn with probability {rate:g}: that is often fewer than the {least} a round "
-            f"needs; plan it for at least {enough} devices, or raise sampling_rate."
+            f"devices is {run_plan.devices}, drawn with probability {rate:g}: too often that is fewer than the {least} "
+            f"a round needs; plan it for at least {enough} devices, or raise sampling_rate."
         )
 
 

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 import secrets
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from umbel_proto.errors import BudgetError, UnavailableError
 from umbel_proto.ids import DeviceId
 from umbel_server.clock import Clock
+from umbel_server.learning.draw import drawn
 from umbel_server.learning.link import Link, NodeId
 from umbel_server.learning.plan import RunPlan
 from umbel_server.store.store import Store
 
-GATHER_POLL_S = 0.2
+log = logging.getLogger(__name__)
 
-_DRAW_BITS = 53
+GATHER_POLL_S = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,18 +29,22 @@ class Gathering:
         link: Knows who is online.
         plan: The run's.
         least: The smallest cohort.
+        enough: Devices to choose from; with sampling, more than the smallest cohort.
         clock: Tells the time.
         pause: Waits, seconds.
         broke: Devices that earlier runs have left too little budget for this one.
+        draw: True with the probability it is given.
     """
 
     store: Store
     link: Link
     plan: RunPlan
     least: int
+    enough: int
     clock: Clock
     pause: Callable[[float], None]
     broke: frozenset[DeviceId] = frozenset()
+    draw: Callable[[float], bool] = field(default=drawn, repr=False)
 
     def gather(self, charges: Mapping[DeviceId, int]) -> dict[NodeId, DeviceId]:
         """Wait until enough devices are online, and no more are coming or all are there; choose from them.
@@ -47,24 +53,30 @@ class Gathering:
             charges: How often each device has been charged in this run.
 
         Raises:
-            UnavailableError: Too few came in time, or were drawn.
+            UnavailableError: Too few came in time.
             BudgetError: Too few have participations left.
         """
         found = self._online(charges)
         rate = self.plan.privacy.sampling_rate
         if rate < 1:
-            # From the operating system: epsilon_release counts on nobody foreseeing who is drawn.
-            found = {node: device for node, device in found.items() if _drawn(rate)}
-            if len(found) < self.least:
-                raise UnavailableError(
-                    f"{len(found)} devices were drawn at sampling_rate {rate:g} and a round needs {self.least}: "
-                    "raise sampling_rate in the run's plan, or enroll more devices."
-                )
-            return found
+            return self._drawn(found, rate)
         if len(found) <= self.plan.devices:
             return found
         # By lot: always the same ones would pay for every round.
         return dict(secrets.SystemRandom().sample(sorted(found.items()), self.plan.devices))
+
+    def _drawn(self, found: Mapping[NodeId, DeviceId], rate: float) -> dict[NodeId, DeviceId]:
+        """Draw each device by itself; forget a draw of too few for a round, of which nobody has heard.
+
+        To keep such a draw and add to it would favor some devices: docs/spec/privacy.md, 6.2a.
+        """
+        while True:
+            chosen = {node: device for node, device in found.items() if self.draw(rate)}
+            if len(chosen) >= self.least:
+                return chosen
+            log.info(
+                "%d of %d devices were drawn, too few for a round: drawing again", len(chosen), len(found)
+            )
 
     def _online(self, charges: Mapping[DeviceId, int]) -> dict[NodeId, DeviceId]:
         timing, cap = self.plan.timing, self.plan.privacy.participations
@@ -75,29 +87,31 @@ class Gathering:
         while True:
             now = self.clock()
             online = set(self.link.nodes())
-            there = {d.node_id: d.id for d in self.store.devices.all() if d.active and d.node_id in online}
+            there = {d.node_id: d.id for d in self.store.devices.all() if d.trusted and d.node_id in online}
             present = {n: d for n, d in there.items() if d not in self.broke}
             able = {
                 n: d for n, d in present.items() if n is not None and not (cap and charges.get(d, 0) >= cap)
             }
             if able != found:
                 found, since = able, now
-            if len(found) >= self.least and (len(found) >= wanted or now - since >= timing.settle_s):
+            if len(found) >= self.enough and (len(found) >= wanted or now - since >= timing.settle_s):
                 return found
             if now >= deadline:
                 spent = len(present) - len(able)
-                if len(present) >= self.least:
+                if len(present) >= self.enough:
                     raise BudgetError(
                         f"{spent} of {len(present)} devices online have taken part {cap} times, as planned, and a "
-                        f"round needs {self.least}: plan the run with more participations, or fewer rounds."
+                        f"round {self._needs()}: plan the run with more participations, or fewer rounds."
                     )
                 broke = len(there) - len(present)
                 besides = f", besides {broke} whose budget is too small by now," if broke else ""
                 raise UnavailableError(
-                    f"{len(found)} devices are online{besides} and a round needs {self.least}: start more of them, and the run again."
+                    f"{len(found)} devices are online{besides} and a round {self._needs()}: start more of them, and the run again."
                 )
             self.pause(GATHER_POLL_S)
 
-
-def _drawn(rate: float) -> bool:
-    return secrets.randbits(_DRAW_BITS) < int(rate * (1 << _DRAW_BITS))
+    def _needs(self) -> str:
+        rate = self.plan.privacy.sampling_rate
+        return (
+            f"needs {self.least}" if rate == 1 else f"is drawn from {self.enough} at sampling_rate {rate:g}"
+        )

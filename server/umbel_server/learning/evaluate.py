@@ -7,7 +7,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from umbel_proto.answers import SCORES, checked_answers, score
 from umbel_proto.errors import UsageError
+from umbel_proto.manifest import REGRESSION
 from umbel_proto.package import Package
 
 
@@ -16,7 +18,7 @@ class HeldOut:
 
     Args:
         package: The package whose fp32 graph is run.
-        path: An ``.npz`` file with ``x``, shape (n, ...), and labels ``y``, shape (n,).
+        path: An ``.npz`` file with ``x``, shape (n, ...), and labels or targets ``y``, shape (n, ...).
 
     Raises:
         UsageError: The file cannot be read or does not hold such arrays.
@@ -34,10 +36,19 @@ class HeldOut:
         (field,) = package.manifest.contract.fields
         self._x, _ = field.check(x)
         self._name = field.name
-        self._y = y
+        self._y = checked_answers(package.manifest, y, len(self._x))
+        if package.manifest.kind == REGRESSION and (self._y == self._y[0]).all():
+            raise UsageError(
+                f"{path} holds one target for all examples: R^2 judges a model by how they differ."
+            )
 
-    def accuracy(self, parameters: NDArray[np.float32]) -> float:
-        """Return the share of examples that these parameters classify right.
+    @property
+    def figure(self) -> str:
+        """What ``score`` is: ``accuracy``, or ``r2`` of a model that answers with numbers."""
+        return SCORES[self._package.manifest.kind]
+
+    def score(self, parameters: NDArray[np.float32]) -> float:
+        """Return how good these parameters are: see ``umbel_proto.answers.score``.
 
         Args:
             parameters: Shape (dim,).
@@ -54,5 +65,6 @@ class HeldOut:
         session = ort.InferenceSession(
             self._package.file(variant.file), options, providers=["CPUExecutionProvider"]
         )
-        (probabilities,) = session.run(["probabilities"], {self._name: self._x})
-        return float((probabilities.argmax(1) == self._y).mean())
+        manifest = self._package.manifest
+        (said,) = session.run([manifest.answer], {self._name: self._x})
+        return score(manifest, said, self._y)

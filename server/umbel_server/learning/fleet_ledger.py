@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
 
@@ -20,7 +20,9 @@ from umbel_proto.errors import StorageError
 from umbel_proto.ids import DeviceId, RunId
 from umbel_proto.privacy.accounting import SKELLAM_ORDERS, rdp_to_epsilon, release_rdp
 from umbel_proto.privacy.plan import Plan
+from umbel_proto.wire.enrollment_pb2 import PastCharge
 from umbel_server.files import write_atomically
+from umbel_server.learning.plan import RunPlan
 from umbel_server.store.store import Store
 
 COST = "cost.json"
@@ -91,11 +93,13 @@ class FleetLedger:
         active: The devices that may take part in rounds.
         charged: By device and run, how often.
         costs: Of one participation, by run; a run that is not in it is of unknown cost and counts for nothing.
+        reserved: Participations that a run under way may still ask of any device, and has been granted.
     """
 
     active: frozenset[DeviceId]
     charged: Mapping[DeviceId, Mapping[RunId, int]]
     costs: Mapping[RunId, Cost]
+    reserved: Mapping[RunId, int] = field(default_factory=dict)
 
     @classmethod
     def of(cls, store: Store, runs: Path, *, but: RunId | None = None) -> FleetLedger:
@@ -113,20 +117,26 @@ class FleetLedger:
         for line in store.runs.ledger():
             if line.run != but and (times := line.summed + line.charged):
                 charged.setdefault(line.device, {})[line.run] = times
-        known = {run: Cost.load(runs / run) for run in {run for by_run in charged.values() for run in by_run}}
+        reserved = {}
+        for record in store.runs.all():
+            if record.id == but:
+                break  # Those that began after it were checked against what it may take, and not the reverse.
+            if record.state == "running":
+                reserved[record.id] = RunPlan.from_json(record.plan).most_participations
+        known = {
+            run: Cost.load(runs / run)
+            for run in {*reserved, *(r for by_run in charged.values() for r in by_run)}
+        }
         return cls(
-            active=frozenset(device.id for device in store.devices.all() if device.active),
+            active=frozenset(device.id for device in store.devices.all() if device.trusted),
             charged=charged,
             costs={run: cost for run, cost in known.items() if cost is not None},
+            reserved=reserved,
         )
 
     def curve(self, device: DeviceId) -> NDArray[np.float64]:
         """Return the Rényi curve of all that a device was charged, shape of ``SKELLAM_ORDERS``."""
-        total = np.zeros(SKELLAM_ORDERS.shape)
-        for run, times in self.charged.get(device, {}).items():
-            if run in self.costs:
-                total += times * self.costs[run].curve()
-        return total
+        return self._curve(self.charged.get(device, {}))
 
     def spent(self, device: DeviceId, delta: float) -> float:
         """Return the epsilon of a device, 0 for one that was never charged."""
@@ -135,15 +145,60 @@ class FleetLedger:
     def rooms(
         self, cost: Cost, *, most: int, budget_epsilon: float, budget_delta: float
     ) -> dict[DeviceId, int]:
-        """Return how many participations at a cost each active device can still pay for, at most ``most``."""
+        """Return how many participations at a cost each active device can still pay for, at most ``most``.
+
+        What a run under way may still ask for is set aside: two runs at once cannot promise the same budget twice.
+        """
         rooms: dict[frozenset[tuple[RunId, int]], int] = {}  # Many devices share a past.
         found = {}
         for device in self.active:
-            past = frozenset(self.charged.get(device, {}).items())
+            taken = self._taken(device)
+            past = frozenset(taken.items())
             if past not in rooms:
-                rooms[past] = room(self.curve(device), cost, most, budget_epsilon, budget_delta)
+                rooms[past] = room(self._curve(taken), cost, most, budget_epsilon, budget_delta)
             found[device] = rooms[past]
         return found
+
+    def _taken(self, device: DeviceId) -> dict[RunId, int]:
+        """Return by run how often a device was charged or, where a run under way may ask for more, may be."""
+        charged = self.charged.get(device, {})
+        return {
+            run: max(charged.get(run, 0), self.reserved.get(run, 0)) for run in {*charged, *self.reserved}
+        }
+
+    def _curve(self, taken: Mapping[RunId, int]) -> NDArray[np.float64]:
+        total = np.zeros(SKELLAM_ORDERS.shape)
+        for run, times in sorted(taken.items()):
+            if run in self.costs:
+                total += times * self.costs[run].curve()
+        return total
+
+
+def past_charges(store: Store, runs: Path, device: DeviceId) -> tuple[PastCharge, ...]:
+    """Return what devices of a name were charged, as a device's own ledger has it; runs of unknown cost are left out.
+
+    Args:
+        store: The fleet's.
+        runs: The directory of its runs.
+        device: The name.
+
+    Raises:
+        StorageError: A run's record is damaged.
+    """
+    found = store.runs.charged(device)
+    costs = {run: Cost.load(runs / run) for run in {run for run, _, _ in found}}
+    return tuple(
+        PastCharge(
+            run=run,
+            round=number,
+            attempt=attempt,
+            bound_sq=str(cost.bound_sq),
+            coordinates=cost.coordinates,
+            variance=str(cost.variance),
+        )
+        for run, number, attempt in found
+        if (cost := costs[run]) is not None
+    )
 
 
 def room(

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from umbel_proto.answers import ACCURACY, R2
 from umbel_proto.privacy.auxiliary import Quantity
 from umbel_proto.privacy.encode import SHRINK, Encoding
 from umbel_server.learning.measure import Measured
@@ -43,11 +44,11 @@ class Past:
 
     Args:
         norms: Of the recent rounds' average updates, model units, oldest first.
-        accuracies: On held-out data after the recent rounds.
+        scores: On held-out data after the recent rounds: accuracy, or R^2 of a model that answers with numbers.
     """
 
     norms: tuple[float, ...] = ()
-    accuracies: tuple[float, ...] = ()
+    scores: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,10 +70,10 @@ def past(records: Iterable[RoundRecord]) -> Past:
     """Return what the rounds on record leave to hold the next one against: it survives a restart with them."""
     opened = [record.figures for record in records if record.state == "opened"][-MEMORY:]
     norms = [figures.get("guard", {}).get("norm") for figures in opened]
-    accuracies = [figures.get("accuracy") for figures in opened]
+    scores = [figures.get(ACCURACY, figures.get(R2)) for figures in opened]
     return Past(
         tuple(norm for norm in norms if norm is not None),
-        tuple(accuracy for accuracy in accuracies if accuracy is not None),
+        tuple(score for score in scores if score is not None),
     )
 
 
@@ -166,18 +167,19 @@ def _outside(measured: Mapping[str, Measured], asked: Sequence[Quantity]) -> str
     return ""
 
 
-def dropped(accuracy: float, best: float, rules: Guard) -> str:
+def dropped(score: float, best: float, rules: Guard, figure: str = ACCURACY) -> str:
     """Say that a round costs the model too much on held-out data; empty if it does not.
 
     Args:
-        accuracy: After the round.
+        score: After the round, at most 1. Below 0, where R^2 knows no bound, it counts as 0.
         best: The best of the recent rounds.
         rules: The run's.
+        figure: What a score is called.
     """
-    if not rules.max_drop or accuracy >= best - rules.max_drop:
+    if not rules.max_drop or max(score, 0.0) >= best - rules.max_drop:
         return ""
     return (
-        f"held-out accuracy would fall from {best:.3f} to {accuracy:.3f}, by more than max_drop "
+        f"held-out {figure} would fall from {best:.3f} to {score:.3f}, by more than max_drop "
         f"{rules.max_drop:g}: the model stays as it was"
     )
 

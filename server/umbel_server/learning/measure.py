@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from umbel_proto.errors import UsageError
 from umbel_proto.privacy.auxiliary import ACCURACY, WEIGHT, WITHIN_CLIP, Quantity
 from umbel_proto.privacy.encode import Encoding, auxiliary_error, decode_auxiliary
 from umbel_server.learning.plan import RunPlan
@@ -38,8 +39,20 @@ def quantities(plan: RunPlan, classes: int) -> tuple[Quantity, ...]:
 
     Args:
         plan: The run's.
-        classes: Classes of the model: a loss counts up to twice that of guessing.
+        classes: Classes of the model: a loss counts up to twice that of guessing. None for a model that answers with
+            numbers, 0: nobody guesses how large its loss may be.
+
+    Raises:
+        UsageError: Devices of a model that answers with numbers are asked for accuracy, or for a loss of unknown size.
     """
+    if not classes and ACCURACY in plan.metrics.names:
+        raise UsageError(
+            "This model answers with numbers and has no accuracy: name loss or training_loss in metrics, or nothing."
+        )
+    if not classes and plan.metrics.names and not plan.metrics.loss_high:
+        raise UsageError(
+            "This model's loss may be of any size: say with loss_high in metrics how large at most."
+        )
     asked = []
     if plan.clipping.rate:
         asked.append(Quantity(WITHIN_CLIP, 0, 1))

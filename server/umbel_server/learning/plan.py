@@ -278,6 +278,18 @@ class Timing:
 
 
 @dataclass(frozen=True, slots=True)
+class Result:
+    """What becomes of the model when all rounds are done.
+
+    Args:
+        calibration: An ``.npz`` file with ``x`` that the server owns, to quantize the model with; it is then packed
+            and signed by itself. "" to leave that to ``umbel rounds pack``.
+    """
+
+    calibration: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class RunPlan:
     """All that a run needs to know.
 
@@ -298,6 +310,7 @@ class RunPlan:
         metrics: What devices report through the secure sum.
         optimizer: What the server makes of a mean update.
         guard: When a sum is not used.
+        result: What becomes of the model.
     """
 
     model: ModelName
@@ -316,6 +329,7 @@ class RunPlan:
     metrics: Metrics = field(default_factory=Metrics)
     optimizer: Optimizer = field(default_factory=Optimizer)
     guard: Guard = field(default_factory=Guard)
+    result: Result = field(default_factory=Result)
 
     def __post_init__(self) -> None:
         check_name(self.model, "model")
@@ -382,6 +396,7 @@ class RunPlan:
             "metrics": Metrics,
             "optimizer": Optimizer,
             "guard": Guard,
+            "result": Result,
         }
         plan: RunPlan = _build(
             cls,

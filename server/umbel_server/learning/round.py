@@ -33,6 +33,8 @@ REASON_CHARACTERS = 300
 """Of a device's reason to refuse, in the log and on record."""
 
 POLL_S = 0.1
+LOOK_S = 5.0
+"""How often a phase asks who was shut out of the fleet since."""
 """How often to look for answers."""
 
 
@@ -94,6 +96,7 @@ def run_round(
     clock: Clock,
     silent: Collection[DeviceId] = (),
     pause: Callable[[float], None] = time.sleep,
+    shut_out: Callable[[], Collection[DeviceId]] = tuple,
 ) -> RoundOutcome:
     """Drive one round.
 
@@ -108,9 +111,20 @@ def run_round(
         clock: Unix seconds.
         silent: Devices that vanished from the round before: they are invited, but nobody waits for them.
         pause: Waits between two looks for answers.
+        shut_out: Returns the devices that are revoked or quarantined by now: they are asked nothing more.
     """
     return _Round(
-        link, invitation, members, authority, timing, journal, progress, clock, frozenset(silent), pause
+        link,
+        invitation,
+        members,
+        authority,
+        timing,
+        journal,
+        progress,
+        clock,
+        frozenset(silent),
+        pause,
+        shut_out,
     ).run()
 
 
@@ -129,7 +143,9 @@ class _Round:
         clock: Clock,
         silent: frozenset[DeviceId],
         pause: Callable[[float], None],
+        shut_out: Callable[[], Collection[DeviceId]],
     ) -> None:
+        self._shut_out, self._looked = shut_out, clock()
         self._link, self._invitation, self._members = link, invitation, members
         self._nodes = {device: node for node, device in members.items()}
         self._timing, self._progress, self._clock, self._pause = timing, progress, clock, pause
@@ -155,6 +171,10 @@ class _Round:
 
     def _phase(self, state: Running, payloads: Mapping[NodeId, Payload]) -> tuple[Outgoing, ...]:
         """Send a phase's requests, collect the answers, and close it."""
+        asked = state.waiting
+        state = self._without_shut_out(state)
+        gone = asked - state.waiting
+        payloads = {node: payload for node, payload in payloads.items() if self._members[node] not in gone}
         phase = state.phase
         charged = state.waiting if phase.takes_updates else frozenset()
         self._joined |= phase.members
@@ -176,6 +196,8 @@ class _Round:
         """Take answers until all are in, the deadline has passed, or enough are in and the rest are late."""
         answered, late = 0, deadline
         while state.waiting:
+            if self._clock() - self._looked >= LOOK_S:
+                state = self._without_shut_out(state)
             answers = self._link.receive()
             for answer in answers:
                 state = self._take(state, answer)
@@ -188,6 +210,13 @@ class _Round:
                 late = min(deadline, now + max(self._timing.grace_s, (now - begin) / 2))
             if not answers and state.waiting:
                 self._pause(POLL_S)
+        return state
+
+    def _without_shut_out(self, state: Running) -> Running:
+        """Await nothing from devices that have been shut out of the fleet since they were invited."""
+        self._looked = self._clock()
+        for device in sorted(state.waiting & frozenset(self._shut_out())):
+            state = self._lose(state, device, "it was shut out of the fleet")
         return state
 
     def _take(self, state: Running, answer: Answer) -> Running:

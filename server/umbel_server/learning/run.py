@@ -24,7 +24,16 @@ from umbel_server.clock import Clock, system_clock
 from umbel_server.files import remove_leftovers, write_atomically
 from umbel_server.fleet.layout import FleetDir
 from umbel_server.learning import checkpoint, groups, guard, optimize
-from umbel_server.learning.budget import charges, held, plan_privacy, policy_for, released, spent, unable
+from umbel_server.learning.budget import (
+    charges,
+    fewest_online,
+    held,
+    plan_privacy,
+    policy_for,
+    released,
+    spent,
+    unable,
+)
 from umbel_server.learning.checkpoint import Position
 from umbel_server.learning.cohort import Gathering
 from umbel_server.learning.evaluate import HeldOut
@@ -130,7 +139,9 @@ class _Run:
         self._privacy = plan_privacy(run_plan, self._policy, manifest.dim, len(self._quantities), ledger)
         Cost.of(self._privacy).save(self._dir)
         broke = unable(self._privacy, self._policy, ledger)
-        self._gathering = Gathering(store, link, run_plan, self._policy.min_cohort, clock, pause, broke)
+        least = self._policy.min_cohort
+        enough = fewest_online(run_plan, least)
+        self._gathering = Gathering(store, link, run_plan, least, enough, clock, pause, broke)
 
     def go(self) -> bool:
         """Do the rounds still to be done; say whether all are, and not stopped by an operator."""
@@ -240,6 +251,7 @@ class _Run:
             clock=self._clock,
             silent=self._silent,
             pause=self._pause,
+            shut_out=self._store.devices.untrusted,
         )
 
     def _learn(
@@ -283,10 +295,10 @@ class _Run:
         mean = average if weight == count else average * np.float32(count / weight)
         parameters, moments = optimize.apply(self._plan.optimizer, before.parameters, mean, before.moments)
         if self._heldout is not None:
-            accuracy = figures["accuracy"] = self._heldout.accuracy(parameters)
-            best = max(past.accuracies, default=0.0) or self._heldout.accuracy(before.parameters)
-            if worse := guard.dropped(accuracy, best, rules):
-                figures["guard"]["refused"] = "accuracy"
+            reached = figures[self._heldout.figure] = self._heldout.score(parameters)
+            best = max(past.scores, default=0.0) or self._heldout.score(before.parameters)
+            if worse := guard.dropped(reached, best, rules, self._heldout.figure):
+                figures["guard"]["refused"] = self._heldout.figure
                 return worse
         clip, clipping = before.clip, self._plan.clipping
         if WITHIN_CLIP in measured:

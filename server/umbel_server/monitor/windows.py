@@ -11,6 +11,8 @@ from umbel_proto.wire import telemetry_pb2 as pb
 from umbel_server.store.rollups import Rollup
 
 HOUR_S = 3600
+APPLICATION = ("", 0, "", "")
+"""What the window of an application is of: no model."""
 MAX_WINDOWS = 4096
 LATEST_S = 1 << 40  # Far in the future, and small enough for every column and every calendar.
 
@@ -35,8 +37,7 @@ def read_windows(device: DeviceId, plaintext: bytes) -> tuple[Rollup, ...]:
 
 
 def _rollup(device: DeviceId, window: pb.Window) -> Rollup:
-    if window.version < 1:
-        raise UsageError("A window is of version 0 of its model.")
+    of = _of(window)
     if not window.start_s <= window.end_s < LATEST_S:
         raise UsageError(f"A window lasts from {window.start_s} to {window.end_s}.")
     histograms = {histogram.name: Histogram.from_wire(histogram) for histogram in window.histograms}
@@ -44,13 +45,28 @@ def _rollup(device: DeviceId, window: pb.Window) -> Rollup:
         raise UsageError("A window has two histograms of one name.")
     return Rollup(
         device=device,
-        model=ModelName(check_name(window.model, "model")),
-        version=window.version,
-        variant=check_name(window.variant, "variant"),
-        engine=check_name(window.engine, "engine"),
+        model=ModelName(of[0]),
+        version=of[1],
+        variant=of[2],
+        engine=of[3],
         hour_s=window.start_s - window.start_s % HOUR_S,
         windows=1,
         until_s=window.end_s,
         counters={check_name(name, "counter"): count for name, count in sorted(window.counters.items())},
         histograms=histograms,
+    )
+
+
+def _of(window: pb.Window) -> tuple[str, int, str, str]:
+    """Return what a window is of: model, version, variant and engine; empty for the application's own."""
+    of = window.model, window.version, window.variant, window.engine
+    if of == APPLICATION:
+        return of
+    if window.version < 1:
+        raise UsageError("A window is of version 0 of its model.")
+    return (
+        check_name(window.model, "model"),
+        window.version,
+        check_name(window.variant, "variant"),
+        check_name(window.engine, "engine"),
     )

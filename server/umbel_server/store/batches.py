@@ -2,18 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import datetime
+import hmac
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
-from sqlalchemy import func, select, update
-from sqlalchemy.dialects.sqlite import insert
+from sqlalchemy import Connection, Row, bindparam, func, select, update
 
+from umbel_proto.errors import RefusedError
 from umbel_proto.ids import DeviceId
 from umbel_server.clock import Clock
+from umbel_server.store.admission import another_key, require_active
 from umbel_server.store.database import Database
+from umbel_server.store.quarantine import keep_apart
 from umbel_server.store.tables import batches, devices
+from umbel_server.store.together import Together
 
 SEALED, OPENED, REJECTED = "sealed", "opened", "rejected"
+SEEN_EVERY_S = 5.0
+"""How old the note may be of when a device was last heard of: a busy one is not written down with each batch."""
+UPLOADS_PER_COMMIT = 256
+_LATEST_S = 253_402_300_800  # The year 10000: what a device's clock says must fit a date.
+# One statement and seven arrays, however many rows.
+_INSERT_ARRAYS = """
+    INSERT INTO batches (device_id, batch_id, key_id, header, ciphertext, month, received_s, state)
+    SELECT device_id, batch_id, key_id, header, ciphertext, month, received_s, 'sealed'
+    FROM unnest(%b::text[], %b::bytea[], %b::text[], %b::bytea[], %b::bytea[], %b::int[], %b::float8[])
+        WITH ORDINALITY AS arrived
+            (device_id, batch_id, key_id, header, ciphertext, month, received_s, place)
+    ORDER BY place ON CONFLICT DO NOTHING
+"""
+
+# SQLite's driver lets go of Python at each statement, and has to wait for its turn again among all who call: so few
+# statements, of as many rows each, and of few sizes, which are prepared once.
+_SIZES = (64, 16, 4, 1)
+_INSERT_ROWS = {
+    size: """
+        INSERT INTO batches (device_id, batch_id, key_id, header, ciphertext, month, received_s, state)
+        VALUES ROWS ON CONFLICT DO NOTHING
+    """.replace("ROWS", ", ".join(["(?, ?, ?, ?, ?, ?, ?, 'sealed')"] * size))
+    for size in _SIZES
+}
+_Row: TypeAlias = tuple[DeviceId, bytes, str, bytes, bytes, int, float]
+_KNOWN = select(
+    devices.c.id, devices.c.status, devices.c.enrolled_key, devices.c.last_seen_s, devices.c.quarantined_s
+).where(devices.c.id.in_(bindparam("names", expanding=True)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,12 +60,15 @@ class Arrival:
         key_id: The telemetry key it is sealed to.
         header: A serialized ``BatchHeader``, the bytes received.
         ciphertext: The sealed ``Batch``.
+        created_s: When it was made, Unix seconds by the device's clock, as its header says: the same however
+            often it is sent.
     """
 
     batch_id: bytes
     key_id: str
     header: bytes
     ciphertext: bytes = field(repr=False)
+    created_s: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,39 +109,46 @@ class Deliveries:
     last_received_s: float
 
 
+@dataclass(slots=True)
+class _Upload:
+    device: DeviceId
+    arrivals: Sequence[Arrival]
+    received_s: float
+    key_hash: bytes | None
+    refusal: RefusedError | None = None
+
+
 class Batches:
     """The telemetry batches of a store."""
 
     def __init__(self, database: Database, clock: Clock) -> None:
         self._database = database
         self._clock = clock
+        self._together = Together(self._commit, most=UPLOADS_PER_COMMIT)
+        self.committed: Callable[[int, int], None] = lambda new, repeated: None
+        """Told of each commit: how many batches were new, and how many were there."""
 
-    def append(self, device: DeviceId, arrivals: Sequence[Arrival]) -> None:
+    def append(self, device: DeviceId, arrivals: Sequence[Arrival], *, key_hash: bytes | None = None) -> None:
         """Store batches; one that the device sent before stays as it was. On return all are on disk.
 
+        Calls of several threads at once are one transaction.
+
+        Args:
+            device: Who sends them.
+            arrivals: The batches.
+            key_hash: SHA-256 of the TLS key (SubjectPublicKeyInfo) that the caller showed. With it the transaction
+                also asks whether the device may send, for all calls at once: alone, that costs as much as storing.
+
         Raises:
+            RefusedError: The device is unknown or revoked, or has another key by now.
             DiskFullError: None of them is kept.
             StorageError: None of them is kept.
+            UnavailableError: Send them again: they may be kept or not.
         """
-        now_s = self._clock()
-        rows = [
-            {
-                "device_id": device,
-                "batch_id": arrival.batch_id,
-                "key_id": arrival.key_id,
-                "header": arrival.header,
-                "ciphertext": arrival.ciphertext,
-                "state": SEALED,
-                "received_s": now_s,
-            }
-            for arrival in arrivals
-        ]
-        with self._database.write() as connection:
-            if rows:
-                connection.execute(
-                    insert(batches).on_conflict_do_nothing(index_elements=["device_id", "batch_id"]), rows
-                )
-            connection.execute(update(devices).where(devices.c.id == device).values(last_seen_s=now_s))
+        upload = _Upload(device, arrivals, self._clock(), key_hash)
+        self._together.add(upload)
+        if upload.refusal is not None:
+            raise upload.refusal
 
     def sealed(self, *, limit: int) -> tuple[SealedBatch, ...]:
         """Return the oldest batches that nobody has opened yet, at most ``limit``."""
@@ -129,3 +174,92 @@ class Batches:
         )
         with self._database.read() as connection:
             return tuple(Deliveries(*row) for row in connection.execute(query))
+
+    def _commit(self, uploads: Sequence[_Upload]) -> None:
+        sent, new = self._database.write_again(lambda connection: _store(connection, uploads))
+        self.committed(new, sent - new)
+
+
+def month_of(created_s: float) -> int:
+    """Return the month of a time, as a number: 202611 is November 2026."""
+    date = datetime.datetime.fromtimestamp(min(max(created_s, 0), _LATEST_S - 1), datetime.UTC)
+    return date.year * 100 + date.month
+
+
+def _store(connection: Connection, uploads: Sequence[_Upload]) -> tuple[int, int]:
+    """Store uploads; return how many batches they are, and how many of these are new."""
+    seen = {upload.device: upload.received_s for upload in uploads}
+    known = {row.id: row for row in connection.execute(_KNOWN, {"names": list(seen)})}
+    for upload in uploads:
+        upload.refusal = None if upload.key_hash is None else _refusal(upload, known.get(upload.device))
+    taken = [upload for upload in uploads if upload.refusal is None]
+    apart = {name for name, row in known.items() if row.quarantined_s is not None}
+    for upload in taken:
+        if upload.device in apart:
+            keep_apart(connection, upload.device, upload.arrivals, received_s=upload.received_s)
+    rows = [
+        (
+            upload.device,
+            arrival.batch_id,
+            arrival.key_id,
+            arrival.header,
+            arrival.ciphertext,
+            month_of(arrival.created_s),
+            upload.received_s,
+        )
+        for upload in taken
+        if upload.device not in apart
+        for arrival in upload.arrivals
+    ]
+    new = 0
+    if rows and connection.dialect.name == "postgresql":
+        new = connection.exec_driver_sql(_INSERT_ARRAYS, tuple(map(list, zip(*rows, strict=True)))).rowcount
+    else:
+        for some in _parts(rows):
+            values = tuple(itertools.chain.from_iterable(some))
+            new += connection.exec_driver_sql(_INSERT_ROWS[len(some)], values).rowcount
+    stale = {
+        name: seen_s
+        for name, seen_s in seen.items()
+        if name in known and known[name].last_seen_s < seen_s - SEEN_EVERY_S
+    }
+    if stale:
+        note_seen(connection, stale)
+    return len(rows), new
+
+
+def _parts(rows: Sequence[_Row]) -> Iterator[Sequence[_Row]]:
+    """Cut rows into parts of as many as there are statements for, in order, the largest first."""
+    begin = 0
+    for size in _SIZES:
+        while len(rows) - begin >= size:
+            yield rows[begin : begin + size]
+            begin += size
+
+
+def _refusal(upload: _Upload, row: Row[str, str, bytes, float, float | None] | None) -> RefusedError | None:
+    try:
+        require_active(upload.device, None if row is None else row.status)
+    except RefusedError as exc:
+        return exc
+    assert row is not None
+    assert upload.key_hash is not None
+    if not hmac.compare_digest(row.enrolled_key, upload.key_hash):
+        return another_key(upload.device)
+    return None
+
+
+def note_seen(connection: Connection, seen: dict[DeviceId, float]) -> None:
+    """Keep when devices were heard of, Unix seconds, where the note is older than ``SEEN_EVERY_S``."""
+    now_s = max(seen.values())
+    stale = (
+        select(devices.c.id)
+        .where(devices.c.id.in_(seen), devices.c.last_seen_s < now_s - SEEN_EVERY_S)
+        .order_by(
+            devices.c.id
+        )  # Two transactions that lock rows in one order never wait for each other in a ring.
+        .with_for_update(key_share=True)
+    )
+    found = connection.execute(stale).scalars().all()
+    if found:
+        connection.execute(update(devices).where(devices.c.id.in_(found)).values(last_seen_s=now_s))

@@ -1,46 +1,88 @@
-"""The connection to SQLite: durable transactions, and one sentence for each way a disk can fail."""
+"""The connection to the database: durable transactions, and one sentence for each way they can fail."""
 
 from __future__ import annotations
 
-import sqlite3
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Protocol, TypeVar
 
-from sqlalchemy import URL, Connection, Engine, create_engine, event
+from sqlalchemy import URL, Connection, Engine, Table
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlalchemy.exc import TimeoutError as NoConnectionError
 
 from umbel_proto.errors import StorageError, UnavailableError
+from umbel_server.store.failures import DiskFullError as DiskFullError
+from umbel_server.store.failures import RepeatableError, busy
+from umbel_server.store.postgresql import Postgresql
+from umbel_server.store.sqlite import Sqlite
 
-BUSY_TIMEOUT_MS = 10_000
-_WRITES = "umbel_writes"
+ATTEMPTS = 5
+"""How often a transaction is tried that the database gives up in favor of others."""
+
+_Result = TypeVar("_Result")
 
 
-class DiskFullError(StorageError):
-    """The disk is full: nothing of the transaction was kept."""
+class Kind(Protocol):
+    """What SQLite and PostgreSQL do differently."""
+
+    @property
+    def name(self) -> str:
+        """What operators call the store; without a password."""
+
+    @property
+    def errors(self) -> tuple[type[Exception], ...]:
+        """What the driver raises."""
+
+    def engine(self) -> Engine:
+        """Return an engine whose commits are durable."""
+
+    def make(self) -> None:
+        """Make what must be there before the first connection."""
+
+    def check(self, connection: Connection) -> None:
+        """Raise StorageError if the store is damaged, or can be none."""
+
+    def reading(self, connection: Connection) -> Connection:
+        """Return the connection, about to read one moment of the store."""
+
+    def writing(self, connection: Connection) -> Connection:
+        """Return the connection, about to write."""
+
+    def wait_for_turn(self, connection: Connection) -> None:
+        """Wait until nobody else changes the store, in a transaction that has begun."""
+
+    def failure(self, exc: BaseException | None) -> StorageError | UnavailableError:
+        """Return our error for one of the driver's."""
 
 
 class Database:
-    """One SQLite file. Reads run beside each other and beside the one writer; a commit is on disk.
+    """A SQLite file or a PostgreSQL database. Reads run beside each other and beside writers.
 
     Args:
-        path: The file; made when missing.
+        where: The file, made when missing; or the database's URL, as ``postgresql_url`` reads it.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.engine: Engine = create_engine(
-            URL.create("sqlite", database=str(path)),
-            pool_size=32,
-            max_overflow=-1,
-            connect_args={"timeout": 0},
-        )
+    def __init__(self, where: Path | URL) -> None:
+        self.kind: Kind = Postgresql(where) if isinstance(where, URL) else Sqlite(where)
+        self.engine = self.kind.engine()
         # SQLite wakes the next writer by polling; within the process a lock does it at once.
         self._writer = threading.Lock()
-        event.listen(self.engine, "connect", _configure)
-        event.listen(self.engine, "begin", _begin)
+
+    def __repr__(self) -> str:
+        return f"Database({self.name!r})"
+
+    @property
+    def name(self) -> str:
+        """What operators call it; without a password."""
+        return self.kind.name
+
+    @property
+    def is_postgresql(self) -> bool:
+        """Whether it is PostgreSQL, for what only that has: partitions, arrays."""
+        return isinstance(self.kind, Postgresql)
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
@@ -48,76 +90,86 @@ class Database:
 
         Raises:
             StorageError: The store is damaged or cannot be read.
+            UnavailableError: It does not answer.
         """
-        with storage_errors(self.path), self.engine.connect() as connection, connection.begin():
-            yield connection
+        with self._errors(), self.engine.connect() as connection:
+            reading = self.kind.reading(connection)
+            with reading.begin():
+                yield reading
 
     @contextmanager
     def write(self) -> Iterator[Connection]:
         """A connection whose changes are all on disk when the block ends, or none if it raises.
 
+        One block runs at a time, over all processes: what it read stays true until its end, but for what
+        ``write_beside`` changes.
+
         Raises:
             DiskFullError: The disk is full.
             StorageError: The store is damaged or cannot be written.
-            UnavailableError: Another process held the store for too long.
+            UnavailableError: Another process held the store for too long, or it does not answer.
         """
-        with self._writer, storage_errors(self.path), self.engine.connect() as connection:
-            writing = connection.execution_options(**{_WRITES: True})
-            with writing.begin():
-                yield writing
+        with self._writer, self._transaction() as connection:
+            self.kind.wait_for_turn(connection)
+            yield connection
+
+    @contextmanager
+    def write_beside(self) -> Iterator[Connection]:
+        """As ``write``, without waiting for other writers where the database has no need to.
+
+        For changes that hold whatever others do meanwhile: rows of one's own, upserts. Two blocks that change
+        the same rows do so in the same order, or the database gives one of them up.
+
+        Raises:
+            DiskFullError: The disk is full.
+            StorageError: The store is damaged or cannot be written.
+            UnavailableError: Another process held the store for too long, or it does not answer.
+        """
+        with nullcontext() if self.is_postgresql else self._writer, self._transaction() as connection:
+            yield connection
+
+    def write_again(self, change: Callable[[Connection], _Result]) -> _Result:
+        """Run a change beside other writers, again if the database gives it up: it must bear that.
+
+        Raises:
+            StorageError: As ``write_beside``.
+            UnavailableError: As ``write_beside``.
+        """
+        for _ in range(ATTEMPTS - 1):
+            try:
+                with self.write_beside() as connection:
+                    return change(connection)
+            except RepeatableError:
+                continue
+        with self.write_beside() as connection:
+            return change(connection)
 
     def close(self) -> None:
         """Close the pooled connections."""
         self.engine.dispose()
 
+    @contextmanager
+    def _transaction(self) -> Iterator[Connection]:
+        with self._errors(), self.engine.connect() as connection:
+            writing = self.kind.writing(connection)
+            with writing.begin():
+                yield writing
 
-@contextmanager
-def storage_errors(path: Path) -> Iterator[None]:
-    """Turn SQLite's errors into ours; a broken constraint passes, for the caller knows what it means."""
-    try:
-        yield
-    except IntegrityError:
-        raise
-    except DBAPIError as exc:
-        raise _storage_error(exc.orig, path) from exc
-    except sqlite3.Error as exc:
-        raise _storage_error(exc, path) from exc
-
-
-def _storage_error(exc: BaseException | None, path: Path) -> StorageError | UnavailableError:
-    code = getattr(exc, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF  # Without the extension.
-    match code:
-        case sqlite3.SQLITE_FULL:
-            return DiskFullError(f"No space is left on the disk of {path}: free some and try again.")
-        case sqlite3.SQLITE_CORRUPT | sqlite3.SQLITE_NOTADB:
-            return damaged(path)
-        case sqlite3.SQLITE_BUSY | sqlite3.SQLITE_LOCKED:
-            return UnavailableError(f"The store {path} is busy: try again.")
-        case sqlite3.SQLITE_READONLY | sqlite3.SQLITE_CANTOPEN | sqlite3.SQLITE_PERM:
-            return StorageError(f"The store {path} cannot be opened for writing: check who owns it.")
-        case _:
-            return StorageError(f"The store {path} fails: {exc}.")
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        """Turn the driver's errors into ours; a broken constraint passes, for the caller knows what it means."""
+        try:
+            yield
+        except IntegrityError:
+            raise
+        except DBAPIError as exc:
+            raise self.kind.failure(exc.orig) from exc
+        except NoConnectionError as exc:
+            raise busy(self.name) from exc
+        except self.kind.errors as exc:
+            raise self.kind.failure(exc) from exc
 
 
-def damaged(path: Path) -> StorageError:
-    """Return the error for a store that SQLite cannot make sense of."""
-    return StorageError(f"The store {path} is corrupted: stop the services and restore it from a backup.")
-
-
-def _configure(connection: Any, _record: object) -> None:
-    connection.isolation_level = None  # We begin transactions ourselves, see _begin.
-    cursor = connection.cursor()
-    cursor.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
-    cursor.execute("PRAGMA journal_mode = WAL")
-    cursor.execute(
-        "PRAGMA synchronous = FULL"
-    )  # In WAL mode NORMAL may lose the last commits in a power cut.
-    cursor.execute("PRAGMA foreign_keys = ON")
-    cursor.execute("PRAGMA trusted_schema = OFF")
-    cursor.close()
-
-
-def _begin(connection: Connection) -> None:
-    # A deferred transaction that first reads cannot wait for its turn to write: it fails at once.
-    writes = connection.get_execution_options().get(_WRITES, False)
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+def insert(connection: Connection, table: Table) -> sqlite.Insert | postgresql.Insert:
+    """Return an ``INSERT`` of the connection's dialect, with ``on_conflict_do_nothing`` and ``.._update``."""
+    return postgresql.insert(table) if connection.dialect.name == "postgresql" else sqlite.insert(table)

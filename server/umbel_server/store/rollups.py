@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from sqlalchemy import Connection, Row, and_, select, update
-from sqlalchemy.dialects.sqlite import insert
+from sqlalchemy import Connection, Row, select, tuple_, update
 
 from umbel_proto.errors import UsageError
 from umbel_proto.histogram import MAX_COUNT, Histogram
 from umbel_proto.ids import DeviceId, ModelName
 from umbel_server.clock import Clock
 from umbel_server.store.batches import OPENED, REJECTED, SEALED
-from umbel_server.store.database import Database
+from umbel_server.store.cohorts import add_to_cohorts
+from umbel_server.store.database import Database, insert
+from umbel_server.store.deliveries import add_deliveries
+from umbel_server.store.device_days import add_to_days
+from umbel_server.store.histograms import body_of, histogram_of
 from umbel_server.store.tables import batches, rollups
 
 MAX_COUNTERS = 4096
-MAX_HISTOGRAMS = 256
+MAX_HISTOGRAMS = 512
 # Names that one rollup may have: a device must not fill the store with them.
+_KEYS_PER_QUERY = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +77,7 @@ class Rollup:
         """Return the rollup of the windows of both; the key stays this one's.
 
         Raises:
-            UsageError: A histogram's edges differ, or a sum grows too large.
+            UsageError: A histogram's edges or epsilon differ, or a sum grows too large.
         """
         return replace(
             self,
@@ -116,33 +120,32 @@ class Rollups:
             How many batches were marked.
         """
         with self._database.write() as connection:
-            return sum(self._absorb(connection, verdict) for verdict in verdicts)
+            waiting = _waiting(connection, verdicts)
+            fresh: dict[int, Verdict] = {}
+            for verdict in verdicts:
+                if verdict.batch in waiting:
+                    fresh.setdefault(verdict.batch, verdict)
+            judged, sums = _judged(connection, fresh.values())
+            _put(connection, sums)
+            counted = [rollup for verdict in judged for rollup in verdict.rollups]
+            add_to_days(connection, counted)
+            add_to_cohorts(connection, counted)
+            _mark(connection, judged, now_s=self._clock())
+            add_deliveries(connection, [(*waiting[each.batch], each.reason is None) for each in judged])
+            return len(judged)
 
     def all(self) -> tuple[Rollup, ...]:
-        """Return every rollup, by device, model, version, variant, engine and hour."""
+        """Return every rollup, by device, model, version, variant, engine and hour: of a large fleet, far too many."""
         with self._database.read() as connection:
             rows = connection.execute(select(rollups).order_by(*rollups.primary_key)).all()
         return tuple(map(_rollup, rows))
 
-    def _absorb(self, connection: Connection, verdict: Verdict) -> bool:
-        reason, sums = verdict.reason, {}
-        try:
-            sums = _added(connection, verdict.rollups)
-        except UsageError as exc:
-            reason = str(exc)
-        mark = (
-            {"state": OPENED, "ciphertext": None} if reason is None else {"state": REJECTED, "reason": reason}
-        )
-        marked = connection.execute(
-            update(batches)
-            .where(batches.c.id == verdict.batch, batches.c.state == SEALED)
-            .values(opened_s=self._clock(), **mark)
-        )
-        if marked.rowcount != 1:
-            return False
-        for rollup in sums.values():
-            _put(connection, rollup)
-        return True
+    def of(self, device: DeviceId, *, since_s: float = 0) -> tuple[Rollup, ...]:
+        """Return a device's rollups of hours that began since, by model, version, variant, engine and hour."""
+        query = select(rollups).where(rollups.c.device_id == device, rollups.c.hour_s >= since_s)
+        with self._database.read() as connection:
+            rows = connection.execute(query.order_by(*rollups.primary_key)).all()
+        return tuple(map(_rollup, rows))
 
 
 def add_counters(left: Mapping[str, int], right: Mapping[str, int]) -> dict[str, int]:
@@ -154,7 +157,7 @@ def add_histograms(left: Mapping[str, Histogram], right: Mapping[str, Histogram]
     """Return the sums of histograms, name by name.
 
     Raises:
-        UsageError: Two of the same name have different edges.
+        UsageError: Two of the same name have different edges, or are randomized otherwise.
     """
     sums = dict(left)
     for name, histogram in right.items():
@@ -162,42 +165,103 @@ def add_histograms(left: Mapping[str, Histogram], right: Mapping[str, Histogram]
     return sums
 
 
-def _added(connection: Connection, windows: Iterable[Rollup]) -> dict[tuple[object, ...], Rollup]:
+def _waiting(connection: Connection, verdicts: Sequence[Verdict]) -> dict[int, tuple[str, float]]:
+    """Return of the batches that nobody has opened yet who sent them, and when."""
+    of = batches.c
+    query = select(of.id, of.device_id, of.received_s).where(
+        of.id.in_([verdict.batch for verdict in verdicts]), of.state == SEALED
+    )
+    return {row.id: (row.device_id, row.received_s) for row in connection.execute(query)}
+
+
+def _judged(
+    connection: Connection, verdicts: Collection[Verdict]
+) -> tuple[list[Verdict], dict[tuple[object, ...], Rollup]]:
+    """Return what becomes of batches, one after the other, and the hours that they add to, summed."""
+    hours = _present(connection, {window.key for verdict in verdicts for window in verdict.rollups})
+    judged: list[Verdict] = []
+    changed: dict[tuple[object, ...], Rollup] = {}
+    for verdict in verdicts:
+        if verdict.reason is not None:
+            judged.append(replace(verdict, rollups=()))
+            continue
+        try:
+            added = _added(hours, verdict.rollups)
+        except UsageError as exc:
+            judged.append(Verdict(verdict.batch, reason=str(exc)))
+            continue
+        judged.append(verdict)
+        hours |= added
+        changed |= added
+    return judged, changed
+
+
+def _added(
+    hours: Mapping[tuple[object, ...], Rollup], windows: Iterable[Rollup]
+) -> dict[tuple[object, ...], Rollup]:
     sums: dict[tuple[object, ...], Rollup] = {}
     for window in windows:
-        before = sums.get(window.key) or _get(connection, window)
+        before = sums.get(window.key) or hours.get(window.key)
         sums[window.key] = window if before is None else before.merge(window)
     return sums
 
 
-def _get(connection: Connection, window: Rollup) -> Rollup | None:
-    same = and_(*(column == value for column, value in zip(rollups.primary_key, window.key, strict=True)))
-    row = connection.execute(select(rollups).where(same)).one_or_none()
-    return None if row is None else _rollup(row)
+def _present(connection: Connection, keys: Collection[tuple[Any, ...]]) -> dict[tuple[object, ...], Rollup]:
+    found: dict[tuple[object, ...], Rollup] = {}
+    ordered = sorted(keys)
+    for begin in range(0, len(ordered), _KEYS_PER_QUERY):
+        some = ordered[begin : begin + _KEYS_PER_QUERY]
+        rows = connection.execute(select(rollups).where(tuple_(*rollups.primary_key).in_(some)))
+        found |= {rollup.key: rollup for rollup in map(_rollup, rows)}
+    return found
 
 
-def _put(connection: Connection, rollup: Rollup) -> None:
-    key = {column.name: value for column, value in zip(rollups.primary_key, rollup.key, strict=True)}
-    sums = {
+def _put(connection: Connection, sums: Mapping[tuple[object, ...], Rollup]) -> None:
+    if not sums:
+        return
+    statement = insert(connection, rollups)
+    own = ("windows", "until_s", "counters", "histograms")
+    connection.execute(
+        statement.on_conflict_do_update(
+            index_elements=list(rollups.primary_key), set_={name: statement.excluded[name] for name in own}
+        ),
+        [_values(sums[key]) for key in sorted(sums, key=repr)],
+    )
+
+
+def _values(rollup: Rollup) -> dict[str, object]:
+    histograms = {
+        name: body_of(each.edges, each.counts, each.sum, each.epsilon)
+        for name, each in rollup.histograms.items()
+    }
+    return {
+        **{column.name: value for column, value in zip(rollups.primary_key, rollup.key, strict=True)},
         "windows": rollup.windows,
         "until_s": rollup.until_s,
         "counters": json.dumps(dict(rollup.counters)),
-        "histograms": json.dumps(
-            {
-                name: {"edges": histogram.edges, "counts": histogram.counts, "sum": histogram.sum}
-                for name, histogram in rollup.histograms.items()
-            }
-        ),
+        "histograms": json.dumps(histograms),
     }
-    statement = insert(rollups).values(**key, **sums)
-    connection.execute(statement.on_conflict_do_update(index_elements=list(rollups.primary_key), set_=sums))
+
+
+def _mark(connection: Connection, judged: Sequence[Verdict], *, now_s: float) -> None:
+    opened = [verdict.batch for verdict in judged if verdict.reason is None]
+    if opened:
+        connection.execute(
+            update(batches)
+            .where(batches.c.id.in_(opened))
+            .values(state=OPENED, ciphertext=None, opened_s=now_s)
+        )
+    for verdict in judged:
+        if verdict.reason is not None:
+            connection.execute(
+                update(batches)
+                .where(batches.c.id == verdict.batch)
+                .values(state=REJECTED, reason=verdict.reason, opened_s=now_s)
+            )
 
 
 def _rollup(row: Row[Any]) -> Rollup:
-    histograms = {
-        name: Histogram(name, tuple(body["edges"]), tuple(body["counts"]), body["sum"])
-        for name, body in json.loads(row.histograms).items()
-    }
+    histograms = {name: histogram_of(name, body) for name, body in json.loads(row.histograms).items()}
     return Rollup(
         device=DeviceId(row.device_id),
         model=ModelName(row.model),

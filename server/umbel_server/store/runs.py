@@ -6,9 +6,10 @@ behind that there was one, and who was charged.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
@@ -17,7 +18,9 @@ from sqlalchemy.exc import IntegrityError
 
 from umbel_proto.errors import UsageError
 from umbel_proto.ids import DeviceId, ModelName, RunId, check_name
+from umbel_server.access.actor import Actor, local_actor
 from umbel_server.clock import Clock
+from umbel_server.store.audit import Audit, plain
 from umbel_server.store.database import Database
 from umbel_server.store.tables import participations, rounds, runs
 
@@ -26,6 +29,8 @@ RoundState = Literal["opened", "aborted"]
 Phase: TypeAlias = str  # As its masking engine calls it.
 Outcome = Literal["summed", "charged", "dropped"]
 
+ITSELF = Actor("service:runs", frozenset())
+"""Who ends a run when nobody does."""
 UNENDED = "the round never ended"
 """The reason of devices that were asked for their updates, until the round says another."""
 
@@ -143,9 +148,10 @@ class Runs:
     def __init__(self, database: Database, clock: Clock) -> None:
         self._database = database
         self._clock = clock
+        self._audit = Audit(database, clock)
 
-    def create(self, run: RunId, model: ModelName, plan: str) -> RunRecord:
-        """Begin a run with a plan, JSON.
+    def create(self, run: RunId, model: ModelName, plan: str, *, actor: Actor | None = None) -> RunRecord:
+        """Begin a run with a plan, JSON; its actor is by default whoever runs this process.
 
         Raises:
             UsageError: The name is taken, or is not a name.
@@ -155,7 +161,15 @@ class Runs:
         try:
             with self._database.write() as connection:
                 connection.execute(insert(runs).values(created_s=self._clock(), **values))
-                return _run(connection.execute(select(runs).where(runs.c.id == run)).one())
+                made = _run(connection.execute(select(runs).where(runs.c.id == run)).one())
+                self._audit.append(
+                    connection,
+                    actor or local_actor(),
+                    action="run.start",
+                    object=f"run:{run}",
+                    after={"model": model, "plan": hashlib.sha256(plan.encode()).hexdigest()},
+                )
+                return made
         except IntegrityError as exc:
             raise UsageError(f"There is already a run {run}: choose another name.") from exc
 
@@ -274,15 +288,18 @@ class Runs:
                 .values(state="aborted", reason=reason, finished_s=self._clock())
             )
 
-    def rounds(self, run: RunId) -> tuple[RoundRecord, ...]:
-        """Return the attempts of a run that have ended, by round and attempt."""
+    def rounds(self, run: RunId, *, with_devices: bool = True) -> tuple[RoundRecord, ...]:
+        """Return the attempts of a run that have ended, by round and attempt.
+
+        Args:
+            run: The run.
+            with_devices: Whether to say who took part, a row for each device and attempt.
+        """
         parts: dict[tuple[int, int], list[Participation]] = {}
+        query = select(participations).where(participations.c.run_id == run)
         with self._database.read() as connection:
-            for row in connection.execute(
-                select(participations)
-                .where(participations.c.run_id == run)
-                .order_by(participations.c.device_id)
-            ):
+            took_part = connection.execute(query.order_by(participations.c.device_id)) if with_devices else ()
+            for row in took_part:
                 part = Participation(DeviceId(row.device_id), row.outcome, row.reason)
                 parts.setdefault((row.round, row.attempt), []).append(part)
             rows = connection.execute(
@@ -292,7 +309,14 @@ class Runs:
             ).all()
         return tuple(_round(row, tuple(parts.get((row.round, row.attempt), ()))) for row in rows)
 
-    def finish(self, run: RunId, state: Literal["finished", "stopped", "failed"], reason: str) -> None:
+    def finish(
+        self,
+        run: RunId,
+        state: Literal["finished", "stopped", "failed"],
+        reason: str,
+        *,
+        actor: Actor = ITSELF,
+    ) -> None:
         """End a run, with the reason. An attempt that is running may still end.
 
         Raises:
@@ -306,13 +330,39 @@ class Runs:
             )
             if ended.rowcount != 1:
                 raise UsageError(f"There is no running run {run}.")
+            self._audit.append(
+                connection,
+                actor,
+                action="run.stop" if state == "stopped" else "run.end",
+                object=f"run:{run}",
+                reason=plain(reason),
+                before={"state": "running"},
+                after={"state": state},
+            )
 
-    def ledger(self) -> tuple[LedgerLine, ...]:
-        """Return how often each device took part in each run, by device and run, attempts still running too."""
+    def charged(self, device: DeviceId) -> tuple[tuple[RunId, int, int], ...]:
+        """Return run, round and attempt of all that a device was charged for, in their order."""
+        key = (participations.c.run_id, participations.c.round, participations.c.attempt)
+        query = (
+            select(*key)
+            .where(participations.c.device_id == device, participations.c.outcome != "dropped")
+            .order_by(*key)
+        )
+        with self._database.read() as connection:
+            return tuple((RunId(run), number, attempt) for run, number, attempt in connection.execute(query))
+
+    def ledger(self, devices: Collection[DeviceId] | None = None) -> tuple[LedgerLine, ...]:
+        """Return how often each device took part in each run, by device and run, attempts still running too.
+
+        Args:
+            devices: Only these, a page of them; None: all, a row of each that ever took part.
+        """
         outcome = participations.c.outcome
         key = (participations.c.device_id, participations.c.run_id)
         counts = (func.count().filter(outcome == name) for name in ("summed", "charged", "dropped"))
         query = select(*key, *counts).group_by(*key).order_by(*key)
+        if devices is not None:
+            query = query.where(participations.c.device_id.in_(devices))
         with self._database.read() as connection:
             return tuple(LedgerLine(*row) for row in connection.execute(query))
 

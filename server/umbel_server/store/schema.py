@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
-from umbel_proto.errors import StorageError
-from umbel_server.store.database import Database, damaged
+from sqlalchemy import inspect
 
-HEAD = "0002"
+from umbel_proto.errors import StorageError
+from umbel_server.store.database import Database
+
+HEAD = "0013"
 """The newest migration: a store that says so is used as it is, without loading Alembic."""
 
 MIGRATIONS = Path(__file__).parent / "migrations"
@@ -19,38 +20,26 @@ def prepare(database: Database) -> None:
 
     Raises:
         StorageError: It is damaged, cannot be written, or was made by a newer umbel.
+        UnavailableError: It does not answer.
     """
-    _make(database.path)
-    _check(database)
-    version = _version(database)
+    database.kind.make()
+    with database.read() as connection:
+        database.kind.check(connection)
+    version = schema_of(database)
     if version == HEAD:
         return
     if version is not None and version > HEAD:
         raise StorageError(
-            f"The store {database.path} has schema {version}, and this umbel knows {HEAD}: update umbel."
+            f"The store {database.name} has schema {version}, and this umbel knows {HEAD}: update umbel. "
+            "A schema is never taken back: for the older umbel, restore a backup of before."
         )
     _migrate(database)
 
 
-def _make(path: Path) -> None:
-    try:
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))  # SQLite's other files take its mode.
-    except OSError as exc:
-        raise StorageError(f"The store {path} cannot be opened: {exc.strerror}.") from exc
-
-
-def _check(database: Database) -> None:
+def schema_of(database: Database) -> str | None:
+    """Return the newest migration that a store has seen; None: it is no store yet."""
     with database.read() as connection:
-        if connection.exec_driver_sql("PRAGMA quick_check(1)").scalar_one() != "ok":
-            raise damaged(database.path)
-
-
-def _version(database: Database) -> str | None:
-    with database.read() as connection:
-        present = connection.exec_driver_sql(
-            "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'alembic_version'"
-        ).scalar()
-        if present is None:
+        if not inspect(connection).has_table("alembic_version"):
             return None
         version = connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalar()
         return None if version is None else str(version)

@@ -27,6 +27,9 @@ from sqlalchemy import (
 
 metadata = MetaData()
 
+_SEALED, _RUNNING = text("state = 'sealed'"), text("state = 'running'")
+_REJECTED = text("state = 'rejected'")
+
 tokens = Table(
     "tokens",
     metadata,
@@ -35,6 +38,20 @@ tokens = Table(
     Column("created_s", Float, nullable=False, comment="When it was issued."),
     Column("expires_s", Float, nullable=False, comment="From when it is refused."),
     Column("uses_left", Integer, nullable=False, comment="How many more devices it lets in."),
+    Column(
+        "approval",
+        Integer,
+        nullable=False,
+        server_default="0",
+        comment="1: an operator approves each of its devices by hand.",
+    ),
+    Column(
+        "replaces",
+        Integer,
+        nullable=False,
+        server_default="0",
+        comment="1: its device takes the place of the one that has the name, whose keys are then refused.",
+    ),
     CheckConstraint("uses_left >= 0", name="tokens_uses_left"),
 )
 
@@ -63,6 +80,9 @@ devices = Table(
     Column("certificate_not_after_s", Float, nullable=False, comment="When its newest certificate ends."),
     Column("last_seen_s", Float, nullable=False, comment="Its last authenticated call, to some seconds."),
     Column("revoked_s", Float, comment="When it was revoked; NULL while active."),
+    Column("quarantined_s", Float, comment="When it was quarantined; NULL: it is not."),
+    Column("quarantine_reason", Text, comment="Why it was quarantined; NULL: it is not."),
+    Column("facts", Text, comment="JSON: what the device said it is; NULL: nothing."),
     CheckConstraint("status IN ('active', 'revoked')", name="devices_status"),
     UniqueConstraint("token_hash", "enrolled_key", name="devices_enrollment"),
     UniqueConstraint("node_key", name="devices_node_key"),
@@ -72,7 +92,14 @@ devices = Table(
 batches = Table(
     "batches",
     metadata,
-    Column("id", Integer, primary_key=True, comment="Order of arrival."),
+    Column(
+        "id",
+        BigInteger().with_variant(
+            Integer, "sqlite"
+        ),  # SQLite numbers rows itself only where it says INTEGER.
+        primary_key=True,
+        comment="Order of arrival.",
+    ),
     Column("device_id", String(63), ForeignKey("devices.id"), nullable=False, comment="Who sent it."),
     Column("batch_id", LargeBinary(16), nullable=False, comment="The device's random name for it."),
     Column("key_id", String(64), nullable=False, comment="The telemetry key it is sealed to."),
@@ -82,9 +109,18 @@ batches = Table(
     Column("reason", Text, comment="Why it was rejected; NULL otherwise."),
     Column("received_s", Float, nullable=False, comment="When it was stored."),
     Column("opened_s", Float, comment="When the opener was done with it; NULL while sealed."),
+    Column(
+        "month",
+        Integer,
+        nullable=False,
+        server_default="197001",
+        comment="When it was made, by the device's clock: 202611. Batches of a month lie together.",
+    ),
     CheckConstraint("state IN ('sealed', 'opened', 'rejected')", name="batches_state"),
     UniqueConstraint("device_id", "batch_id", name="batches_once"),
-    Index("batches_sealed", "id", sqlite_where=text("state = 'sealed'")),
+    Index("batches_sealed", "id", sqlite_where=_SEALED, postgresql_where=_SEALED),
+    Index("batches_received", "received_s"),
+    Index("batches_rejected", "received_s", sqlite_where=_REJECTED, postgresql_where=_REJECTED),
 )
 
 rollups = Table(
@@ -101,6 +137,35 @@ rollups = Table(
     Column("counters", Text, nullable=False, comment="JSON: counter -> sum over the windows."),
     Column("histograms", Text, nullable=False, comment="JSON: name -> edges, counts, sum of the values."),
     PrimaryKeyConstraint("device_id", "model", "version", "variant", "engine", "hour_s"),
+    Index("rollups_model", "model", "version", "hour_s"),
+    Index("rollups_hour", "hour_s"),
+)
+
+cohort_rollups = Table(
+    "cohort_rollups",
+    metadata,
+    Column("span", String(4), comment="hour or day: what is summed over."),
+    Column(
+        "cohort", String(63), comment="The tag that its devices had when it was opened; empty: all devices."
+    ),
+    Column("model", String(63), comment="The model; empty: what applications counted."),
+    Column("start_s", BigInteger, comment="Start of the hour or day, UTC, by the devices' clocks."),
+    Column("version", BigInteger, comment="The model's version."),
+    Column("variant", String(63), comment="fp32 or int8."),
+    Column("engine", String(63), comment="onnx or tflite."),
+    Column("windows", BigInteger, nullable=False, comment="Windows summed in this row."),
+    Column("until_s", BigInteger, nullable=False, comment="Latest end of a window, by the devices' clocks."),
+    Column("counters", Text, nullable=False, comment="JSON: counter -> sum over the windows."),
+    Column("histograms", Text, nullable=False, comment="JSON: list of name, scale or edges, counts, sum."),
+    Column(
+        "left_out",
+        BigInteger,
+        nullable=False,
+        comment="Counters and histograms that are in no sum here: too many names or kinds.",
+    ),
+    CheckConstraint("span IN ('hour', 'day')", name="cohort_rollups_span"),
+    PrimaryKeyConstraint("span", "cohort", "model", "start_s", "version", "variant", "engine"),
+    Index("cohort_rollups_start", "span", "start_s"),
 )
 
 releases = Table(
@@ -112,6 +177,24 @@ releases = Table(
     Column("size", BigInteger, nullable=False, comment="The package's size, bytes."),
     Column("published_s", Float, nullable=False, comment="When it was released."),
     UniqueConstraint("model", "version", name="releases_version"),
+)
+
+deltas = Table(
+    "deltas",
+    metadata,
+    Column(
+        "package_sha256",
+        LargeBinary(32),
+        ForeignKey("releases.sha256"),
+        comment="The released package it makes.",
+    ),
+    Column(
+        "base_sha256", LargeBinary(32), ForeignKey("releases.sha256"), comment="The release it makes it of."
+    ),
+    Column("sha256", LargeBinary(32), nullable=False, comment="Hash of the delta itself."),
+    Column("size", BigInteger, nullable=False, comment="The delta's size, bytes."),
+    PrimaryKeyConstraint("package_sha256", "base_sha256"),
+    Index("deltas_sha256", "sha256"),
 )
 
 runs = Table(
@@ -146,7 +229,7 @@ rounds = Table(
     CheckConstraint("state IN ('running', 'opened', 'aborted')", name="rounds_state"),
     CheckConstraint("(state = 'running') = (finished_s IS NULL)", name="rounds_finished"),
     PrimaryKeyConstraint("run_id", "round", "attempt"),
-    Index("rounds_running", "run_id", unique=True, sqlite_where=text("state = 'running'")),
+    Index("rounds_running", "run_id", unique=True, sqlite_where=_RUNNING, postgresql_where=_RUNNING),
 )
 
 participations = Table(

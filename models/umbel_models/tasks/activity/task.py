@@ -8,6 +8,7 @@ from umbel_models.task import About, Task, cross_entropy
 from umbel_models.tasks.activity import data
 from umbel_models.tasks.activity.motion import ACTIVITIES
 from umbel_models.tasks.activity.people import AGE_GROUPS
+from umbel_models.tasks.parts import datasheet
 from umbel_proto.contract import DataContract, Field
 from umbel_proto.ids import ModelName
 
@@ -55,6 +56,7 @@ ACTIVITY = Task(
             "In a pocket, sitting and lying on the back look alike: the thigh is level in both.",
         ),
         license="CC0-1.0",
+        datasheet=datasheet(__package__),
     ),
     cohorts=AGE_GROUPS,
     columns=data.CHANNELS,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from umbel_models.task import Examples, Split
-from umbel_models.tasks.parts import in_proportion
+from umbel_models.tasks.parts import split_in_proportion
 from umbel_proto.errors import MissingExtraError
 
 HELD_OUT = 0.25
@@ -72,8 +72,4 @@ def split(seed: int = 0) -> Split:
     Args:
         seed: Which examples go where; the same seed, the same parts.
     """
-    masses = load()
-    order = in_proportion(masses.y, np.random.default_rng(seed))
-    held, rest = np.split(order, [round(HELD_OUT * len(order))])
-    calibration, train = np.split(rest, [CALIBRATION])
-    return Split(*(masses.take(rows) for rows in (train, held, calibration)))
+    return split_in_proportion(load(), held_out=HELD_OUT, calibration=CALIBRATION, seed=seed)

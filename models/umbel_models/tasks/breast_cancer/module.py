@@ -16,8 +16,7 @@ class BreastCancerNet(nn.Module):
     """A multi-layer perceptron with one hidden layer: 530 parameters.
 
     It takes measurements in their own units and scales each by its documented range to -1..1 itself, so that
-    no device can forget to. The contract has one range for all columns, so a value far outside its own
-    column's counts as ``EDGE``.
+    no device can forget to. A value further outside its range than the contract allows counts as ``EDGE``.
     """
 
     middle: Tensor

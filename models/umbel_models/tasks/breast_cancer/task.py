@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING
 
 from umbel_models.task import About, Task, cross_entropy
 from umbel_models.tasks.breast_cancer import data
-from umbel_proto.contract import DataContract, Field
+from umbel_models.tasks.parts import datasheet
+from umbel_proto.contract import Column, DataContract, Field
 from umbel_proto.ids import ModelName
 
 if TYPE_CHECKING:
     from umbel_models.tasks.breast_cancer.module import BreastCancerNet
 
 SEED = 0
-LARGEST = max(high for _, high in data.RANGES.values())
 
 
 def module() -> BreastCancerNet:
@@ -23,14 +23,22 @@ def module() -> BreastCancerNet:
     return initial(SEED)
 
 
+def column(name: str) -> Column:
+    """Return what a device may be told of a column: half of its documented range beyond either end, never under 0.
+
+    A mass may be unlike all 569 that were documented. Further away than this, a unit or a column was mistaken.
+    """
+    low, high = data.RANGES[name]
+    beyond = (high - low) / 2
+    return Column(name.replace(" ", "-"), max(0.0, low - beyond), high + beyond)
+
+
 BREAST_CANCER = Task(
     model=ModelName("breast-cancer"),
     module=module,
     loss=cross_entropy,
     labels=("malignant", "benign"),
-    contract=DataContract(
-        (Field("x", "float32", (len(data.RANGES),), 0.0, LARGEST, unit="in each column's own unit"),)
-    ),
+    contract=DataContract((Field.of_columns("x", "float32", [column(name) for name in data.RANGES]),)),
     decision_threshold=0.95,
     data=data.split,
     about=About(
@@ -43,6 +51,7 @@ BREAST_CANCER = Task(
             "A malignant mass taken for benign costs far more than the reverse; accuracy counts them alike.",
         ),
         license="CC-BY-4.0",
+        datasheet=datasheet(__package__),
     ),
     columns=tuple(data.RANGES),
 )

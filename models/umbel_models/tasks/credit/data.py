@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from umbel_models.task import Examples, Split
-from umbel_models.tasks.credit.features import FEATURES, HIGHEST, Feature
+from umbel_models.tasks.credit.features import FEATURES, Feature
 from umbel_proto.errors import UsageError
 
 REPAID, DEFAULT = 0, 1
@@ -130,5 +130,5 @@ def _column(
         if feature.normal
         else feature.middle * np.exp(feature.spread * level)
     )
-    values = np.clip(values, 0, min(feature.maximum, HIGHEST))
+    values = np.clip(values, 0, feature.maximum)
     return np.asarray(np.floor(values) if feature.whole else values)

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from umbel_proto.checks import CLIP, REJECT
+from umbel_proto.contract import Column
+
 
 @dataclass(frozen=True, slots=True)
 class Feature:
@@ -57,4 +60,19 @@ FEATURES = (
 )
 """The columns, in their order."""
 
-HIGHEST = max(feature.maximum for feature in FEATURES)
+
+def column(feature: Feature) -> Column:
+    """Return what a device may be told of a column.
+
+    What is measured is cut to its range, as the data is; what is counted is a whole number in it, and anything else
+    is some other quantity.
+    """
+    known = tuple(float(number) for number in range(int(feature.maximum) + 1)) if feature.whole else ()
+    return Column(
+        feature.name.replace(" ", "-"),
+        0.0,
+        float(feature.maximum),
+        values=known,
+        unit=feature.unit,
+        action=REJECT if feature.whole else CLIP,
+    )

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 from umbel_models.task import About, Task, cross_entropy
 from umbel_models.tasks.credit import data
-from umbel_models.tasks.credit.features import FEATURES, HIGHEST
+from umbel_models.tasks.credit.features import FEATURES, column
+from umbel_models.tasks.parts import datasheet
 from umbel_proto.contract import DataContract, Field
 from umbel_proto.ids import ModelName
 
@@ -28,9 +29,7 @@ CREDIT = Task(
     module=module,
     loss=cross_entropy,
     labels=("repaid", "default"),
-    contract=DataContract(
-        (Field("x", "float32", (len(FEATURES),), 0.0, HIGHEST, unit="in each column's own unit"),)
-    ),
+    contract=DataContract((Field.of_columns("x", "float32", [column(each) for each in FEATURES]),)),
     decision_threshold=0.8,
     data=data.split,
     about=About(
@@ -42,6 +41,7 @@ CREDIT = Task(
             "Cohort B defaults more often, is measured worse and is told by where it lives, as much as is asked.",
         ),
         license="CC0-1.0",
+        datasheet=datasheet(__package__),
     ),
     cohorts=("A", "B"),
     columns=tuple(feature.name for feature in FEATURES),

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from umbel_models.task import About, Task, cross_entropy
 from umbel_models.tasks.digits import data
+from umbel_models.tasks.parts import datasheet
 from umbel_proto.contract import DataContract, Field
 from umbel_proto.ids import ModelName
 
@@ -44,8 +45,12 @@ DIGITS = Task(
         purpose="Read single handwritten digits of 8x8 grey levels; shows what umbel does.",
         data="E. Alpaydin, C. Kaynak, Optical Recognition of Handwritten Digits, UCI 1998, the test part: 1,797 "
         "digits of 13 people, as scikit-learn ships it.",
-        limits=("Thirteen writers of one country: other hands are read worse.",),
+        limits=(
+            "Thirteen writers, of whom nothing is known: other hands are read worse.",
+            "All of them are in every part: held-out accuracy is that of hands the model knows.",
+        ),
         license="CC-BY-4.0",
+        datasheet=datasheet(__package__),
     ),
     committed=files,
 )

@@ -170,5 +170,6 @@ def upgrade() -> None:
             ["run_id", "round", "attempt"], ["rounds.run_id", "rounds.round", "rounds.attempt"]
         ),
     )
-    op.create_index("batches_sealed", "batches", ["id"], sqlite_where=sa.text("state = 'sealed'"))
+    sealed = sa.text("state = 'sealed'")
+    op.create_index("batches_sealed", "batches", ["id"], sqlite_where=sealed, postgresql_where=sealed)
     op.create_index("participations_device", "participations", ["device_id"])

@@ -72,6 +72,7 @@ def upgrade() -> None:
     op.rename_table("rounds_2", "rounds")
     op.rename_table("participations_2", "participations")
     op.create_index("participations_device", "participations", ["device_id"])
+    running = sa.text("state = 'running'")
     op.create_index(
-        "rounds_running", "rounds", ["run_id"], unique=True, sqlite_where=sa.text("state = 'running'")
+        "rounds_running", "rounds", ["run_id"], unique=True, sqlite_where=running, postgresql_where=running
     )

@@ -1,0 +1,1 @@
+"""The examples on this device, and what their owner allows."""

@@ -1,0 +1,1 @@
+"""What talks to the fleet: getting in, staying in, reports, releases."""

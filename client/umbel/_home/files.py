@@ -1,0 +1,130 @@
+"""Files of the device: written whole or not at all, and readable by their owner only."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+
+from umbel_proto.errors import StorageError
+
+SECRET_MODE = 0o600
+PUBLIC_MODE = 0o644
+DIRECTORY_MODE = 0o700
+
+
+def write_atomically(path: Path, data: bytes, mode: int = SECRET_MODE) -> None:
+    """Write a file so that after a crash the disk holds the old content or the new, never a part.
+
+    Args:
+        path: Where; its directory exists.
+        data: The whole content.
+        mode: Permissions, whatever the umask; by default only the owner may read.
+
+    Raises:
+        StorageError: The disk is full or the directory cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, SECRET_MODE)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(data)
+                os.fchmod(file.fileno(), mode)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        sync_directory(path.parent)
+    except OSError as exc:
+        raise storage_error(exc, path) from exc
+
+
+def read_file(path: Path) -> bytes:
+    """Return a file's bytes.
+
+    Raises:
+        StorageError: It is missing or cannot be read.
+    """
+    try:
+        return path.read_bytes()
+    except OSError as exc:
+        raise StorageError(f"{path} cannot be read ({exc.strerror}): restore it, or enroll again.") from exc
+
+
+def make_private_directory(path: Path) -> None:
+    """Make a directory, and those above it, that only its owner may enter.
+
+    Raises:
+        StorageError: It cannot be made, or is a file.
+    """
+    try:
+        path.mkdir(mode=DIRECTORY_MODE, parents=True, exist_ok=True)
+    except OSError as exc:
+        raise storage_error(exc, path) from exc
+
+
+def linked(file: Path, name: Path) -> bool:
+    """Give a file a second name, once it is on the disk; False where the file system has no such thing.
+
+    Args:
+        file: Where it is.
+        name: Its other name, on the same file system.
+
+    Raises:
+        OSError: The disk is full or damaged.
+    """
+    descriptor = os.open(file, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    try:
+        os.link(file, name)
+    except OSError:
+        return False
+    name.chmod(SECRET_MODE)
+    sync_directory(name.parent)
+    return True
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Be the only one, of all threads and processes, in blocks with this file, which is made.
+
+    The lock is the kernel's: it goes with the process, however that ends.
+
+    Raises:
+        StorageError: The file cannot be made.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, SECRET_MODE)
+    except OSError as exc:
+        raise storage_error(exc, path) from exc
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def sync_directory(path: Path) -> None:
+    """Put a directory's names on disk: without it, a new file may be gone after a power cut."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def storage_error(exc: OSError, path: Path) -> StorageError:
+    """Return the sentence for a write to ``path`` that failed."""
+    if exc.errno in (errno.ENOSPC, errno.EDQUOT):
+        return StorageError(f"No space is left on the disk of {path}: free some and try again.")
+    return StorageError(f"{path} cannot be written ({exc.strerror}): check who owns it.")

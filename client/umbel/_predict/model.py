@@ -1,0 +1,551 @@
+"""A model that an application asks: contract check, engine, and a classifier's confidence and decision."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from time import perf_counter, time
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from umbel._fork import renew_in_child
+from umbel._predict.answer import Decision as Decision
+from umbel._predict.answer import Estimate as Estimate
+from umbel._predict.answer import Prediction as Prediction
+from umbel._predict.answer import new_id as new_id
+from umbel._predict.place import Place, Saying
+from umbel.engines import Engine
+from umbel_proto.contract import Field
+from umbel_proto.errors import ContractError, UmbelError, UsageError
+from umbel_proto.manifest import CLASSIFICATION, REGRESSION, Target, TensorSpec
+from umbel_proto.package import GOLDEN, Package
+
+if TYPE_CHECKING:
+    from umbel._explain.counterfactual import Counterfactual
+    from umbel._explain.explain import Explaining, Explanation, Method
+    from umbel._quantize.here import Made
+    from umbel._quantize.report import Quantization
+    from umbel._review.review import Feedback, Queue, Review
+
+
+class Window(Protocol):
+    """What a model tells telemetry. It counts and keeps no input; it never blocks."""
+
+    def observe(
+        self, latency_ns: float, label: int | None, confidence: float | None, example: object
+    ) -> None:
+        """Count one prediction.
+
+        Args:
+            latency_ns: Time it took, nanoseconds.
+            label: The label given; None where the model gives none.
+            confidence: Its probability, in [0, 1]; None where there is no label.
+            example: The input, for statistics; the window looks at one in many.
+        """
+
+    def observe_batch(
+        self,
+        latency_ns: float,
+        labels: Sequence[int | None],
+        confidences: Sequence[float | None],
+        batch: NDArray[Any],
+    ) -> None:
+        """Count the predictions of a batch.
+
+        Args:
+            latency_ns: Each one's share of the time it took, nanoseconds.
+            labels: The label of each.
+            confidences: The probability of each.
+            batch: The inputs, shape (n, *example).
+        """
+
+    def error(self) -> None:
+        """Count an input that was refused, or a prediction that failed."""
+
+    def count(self, name: str, by: int = 1) -> None:
+        """Count something that happens to few predictions: ``contract.COLUMN.below``."""
+
+
+class Shadow(Protocol):
+    """A version that is asked beside the one that answers. It never raises, and never blocks."""
+
+    def offer(self, x: object, said: Prediction | Estimate) -> None:
+        """Take note of an answer, if it is this one's turn.
+
+        Args:
+            x: What was asked: one example, an array; it is the application's, who may change it later.
+            said: What was answered.
+        """
+
+    def offer_batch(self, batch: NDArray[Any], said: Sequence[Prediction] | Sequence[Estimate]) -> None:
+        """Take note of one of a batch's answers at most.
+
+        Args:
+            batch: What was asked, shape (n, *example).
+            said: What was answered of each.
+        """
+
+
+@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
+class Loaded:
+    """A version of a model that is ready to answer: all that a question reads, so that one step replaces it.
+
+    Args:
+        package: Where it comes from.
+        engine: What runs it.
+        window: What counts its predictions, if telemetry is on.
+    """
+
+    package: Package
+    engine: Engine
+    window: Window | None = None
+    # Looked up once: a prediction takes microseconds.
+    contract: Field = field(init=False)
+    check: Callable[[object], tuple[NDArray[Any], bool]] = field(init=False)
+    labels: Sequence[str] = field(init=False)
+    thresholds: Sequence[float] = field(init=False)
+    version: int = field(init=False)
+    local: threading.local = field(init=False)
+    taken: weakref.WeakSet[Place] = field(init=False)
+    ready: list[Place] = field(init=False)
+
+    def __post_init__(self) -> None:
+        manifest = self.package.manifest
+        object.__setattr__(self, "contract", manifest.contract.fields[0])
+        object.__setattr__(self, "check", manifest.contract.fields[0].check)
+        object.__setattr__(self, "labels", manifest.labels)
+        object.__setattr__(self, "thresholds", manifest.thresholds)
+        object.__setattr__(self, "version", manifest.version)
+        self._renew()
+        renew_in_child(self._renew)
+
+    def _renew(self) -> None:
+        """Forget the places of threads: they belong to one process."""
+        object.__setattr__(self, "local", threading.local())
+        object.__setattr__(self, "taken", weakref.WeakSet())
+        object.__setattr__(self, "ready", [])
+
+    def sit(self) -> Place:
+        """Return a place for the thread that asks, which finds it under ``local`` from now on."""
+        try:
+            place = self.ready.pop()
+        except IndexError:
+            place = self._place()
+        self.local.place, self.local.ask = place, place.ask
+        self.taken.add(place)
+        return place
+
+    def expect(self, threads: int) -> None:
+        """Make places for threads that are about to ask, each of which has answered once.
+
+        A first answer takes ten times as long as the next, and threads that all come at once wait for each other.
+        """
+        examples, _ = self.check(self.package.tensors(GOLDEN)["x"])
+        for _ in range(threads):
+            place = self._place()
+            place.ask(examples[0])
+            self.ready.append(place)
+
+    def _place(self) -> Place:
+        saying = Saying(self.version, self.labels, self.thresholds)
+        return Place(self.contract, self.engine.seat(), saying)
+
+
+class Model:
+    """A model that answers. Any number of threads may ask it at once; no question waits on network or disk.
+
+    What answers may be replaced by a newer version between two questions; a question is answered by one.
+
+    Args:
+        package: Where the model comes from.
+        engine: What runs it.
+        window: What counts its predictions, if telemetry is on.
+        clock: Returns Unix time, seconds: where the contract bounds an example's age.
+    """
+
+    def __init__(
+        self,
+        package: Package,
+        engine: Engine,
+        window: Window | None = None,
+        *,
+        clock: Callable[[], float] = time,
+    ) -> None:
+        self._loaded = Loaded(package, engine, window)
+        self._clock = clock
+        self._explaining: Explaining | None = None
+        self._adopt: Callable[[Model, Loaded, Made], None] | None = None
+        self._queue: Queue | None = None
+        self._shadow: Shadow | None = None
+
+    def _replace(self, loaded: Loaded) -> None:
+        """Answer by another version from now on; questions under way end with the one they began with."""
+        loaded.expect(len(self._loaded.taken))
+        self._loaded = loaded
+
+    def __repr__(self) -> str:
+        runs = f"version={self.version}, variant={self.variant!r}, engine={self.engine!r}"
+        return f"Model({self.name!r}, {runs}, verified={self.verified})"
+
+    @property
+    def name(self) -> str:
+        """The model's name."""
+        return self._loaded.package.manifest.model
+
+    @property
+    def version(self) -> int:
+        """Its version."""
+        return self._loaded.version
+
+    @property
+    def variant(self) -> str:
+        """The variant that runs."""
+        return self._loaded.engine.variant
+
+    @property
+    def engine(self) -> str:
+        """The engine that runs it."""
+        return self._loaded.engine.name
+
+    @property
+    def labels(self) -> Sequence[str]:
+        """Name of each class; empty where the model answers with numbers."""
+        return self._loaded.labels
+
+    @property
+    def kind(self) -> str:
+        """``classification``, or ``regression``: the model answers with numbers."""
+        return self._loaded.package.manifest.kind
+
+    @property
+    def targets(self) -> Sequence[Target]:
+        """What each number of an answer is, in row-major order; empty for a classifier, or where nobody said."""
+        return self._loaded.package.manifest.targets
+
+    @property
+    def verified(self) -> bool:
+        """Whether a release key says who made it; on an enrolled device always."""
+        return self._loaded.package.verified
+
+    @property
+    def inputs(self) -> Sequence[TensorSpec]:
+        """Name, element type and shape of each input."""
+        return self._loaded.package.manifest.inputs
+
+    @property
+    def outputs(self) -> Sequence[TensorSpec]:
+        """Name, element type and shape of each output."""
+        return self._loaded.package.manifest.outputs
+
+    def run(self, x: object) -> dict[str, NDArray[Any]]:
+        """Return every output of the graph, by name, with the batch dimension. Nothing is counted.
+
+        Args:
+            x: One example of the contract's shape, or a batch of them, in the contract's unit.
+
+        Raises:
+            UsageError: The input breaks the data contract.
+        """
+        loaded = self._loaded
+        return dict(loaded.engine.outputs(loaded.check(x)[0]))
+
+    def predict(self, x: object, *, at: float | None = None) -> Prediction | list[Prediction]:
+        """Return a classifier's prediction for one example, or a list of them for a batch.
+
+        Args:
+            x: One example of the contract's shape, or a batch of them, in the contract's unit.
+            at: When it was measured, Unix seconds; needed where the contract bounds its age.
+
+        Raises:
+            UsageError: The input breaks the data contract, or the model answers with numbers: ``estimate``.
+        """
+        begin = perf_counter()
+        loaded = self._loaded
+        try:
+            ask = loaded.local.ask
+        except AttributeError:
+            ask = loaded.sit().ask
+        # The ordinary question: one array, as the graph takes it, with nothing wrong.
+        try:
+            said = ask(x)
+        except Exception as exc:
+            _fail(loaded, exc)
+        if type(said) is not Prediction:
+            self._require(CLASSIFICATION, "answers with numbers: call estimate")
+            return self._predict(loaded, x, at, begin)
+        if self._queue is not None and said.decision == "review":
+            self._queue.offer(said, x)
+        if loaded.window is not None:
+            latency_ns = 1e9 * (perf_counter() - begin)
+            loaded.window.observe(latency_ns, said.label, said.confidence, x)
+        if (shadow := self._shadow) is not None:  # It may end meanwhile.
+            shadow.offer(x, said)
+        return said
+
+    def _predict(
+        self, loaded: Loaded, x: object, at: float | None, begin: float
+    ) -> Prediction | list[Prediction]:
+        batch, single, flagged, probabilities = self._run(loaded, x, at)
+        labels, confidences = probabilities.argmax(axis=1).tolist(), probabilities.max(axis=1).tolist()
+        said = []
+        for row, label, confidence, odd in zip(probabilities, labels, confidences, flagged, strict=True):
+            decision: Decision = (
+                "automatic" if confidence >= loaded.thresholds[label] and not odd else "review"
+            )
+            name = loaded.labels[label]
+            said.append(Prediction(label, name, confidence, decision, loaded.version, new_id(), row))
+            if decision == "review" and self._queue is not None:
+                self._queue.offer(said[-1], batch[len(said) - 1])
+        _tell(loaded, batch, labels, confidences, begin)
+        if (shadow := self._shadow) is not None:  # It may end meanwhile.
+            shadow.offer_batch(batch, said)
+        return said[0] if single else said
+
+    def estimate(self, x: object, *, at: float | None = None) -> Estimate | list[Estimate]:
+        """Return what a model that answers with numbers says of one example, or a list of it for a batch.
+
+        Args:
+            x: One example of the contract's shape, or a batch of them, in the contract's unit.
+            at: When it was measured, Unix seconds; needed where the contract bounds its age.
+
+        Raises:
+            UsageError: The input breaks the data contract, or the model is a classifier: ``predict``.
+        """
+        begin = perf_counter()
+        loaded = self._loaded
+        try:
+            ask = loaded.local.ask
+        except AttributeError:
+            ask = loaded.sit().ask
+        try:
+            estimate = ask(x)
+        except Exception as exc:
+            _fail(loaded, exc)
+        if type(estimate) is Estimate:
+            if loaded.window is not None:
+                loaded.window.observe(1e9 * (perf_counter() - begin), None, None, x)
+            if (shadow := self._shadow) is not None:  # It may end meanwhile.
+                shadow.offer(x, estimate)
+            return estimate
+        self._require(REGRESSION, "tells labels apart: call predict")
+        batch, single, _, values = self._run(loaded, x, at)
+        said = [Estimate(row, loaded.version, new_id()) for row in np.asarray(values)]
+        nothing = [None] * len(said)
+        _tell(loaded, batch, nothing, nothing, begin)
+        if (shadow := self._shadow) is not None:  # It may end meanwhile.
+            shadow.offer_batch(batch, said)
+        return said[0] if single else said
+
+    def _require(self, kind: str, otherwise: str) -> None:
+        if self.kind != kind:
+            raise UsageError(f"Model {self.name} {otherwise}.")
+
+    @property
+    def review(self) -> Review:
+        """The predictions that wait for a person, and what people decided.
+
+        Raises:
+            UsageError: The model is not a device's, or answers with numbers.
+        """
+        from umbel._review.review import Review
+
+        self._require(CLASSIFICATION, "answers with numbers: none of its answers is reviewed")
+        if self._queue is None:
+            raise UsageError(
+                f"Model {self.name} was opened from a file: only models of a device have reviews, Device.open()."
+            )
+        return Review(self._queue, self.labels, self.version)
+
+    def feedback(
+        self,
+        prediction: Prediction | str,
+        *,
+        label: int,
+        source: str,
+        annotator: str = "",
+        x: object = None,
+    ) -> Feedback:
+        """Take a label that arrived after its prediction. It stays on this device.
+
+        Telemetry hears how often labels agreed with predictions. With its example the label goes into the local
+        data set, if the user allows training: with ``x``, or of a prediction that waits for a review.
+
+        Args:
+            prediction: The prediction, or the id of one of the last.
+            label: Index of the class that holds.
+            source: Where the label is from, such as ``user``.
+            annotator: Who gave it.
+            x: The example, if the application still has it.
+
+        Raises:
+            UsageError: The prediction or the class is not known, no source is named, or ``x`` breaks the contract.
+            StorageError: The disk is full.
+        """
+        return self.review.feedback(prediction, label=label, source=source, annotator=annotator, x=x)
+
+    def predict_proba(self, x: object) -> NDArray[np.float32]:
+        """Return class probabilities: shape (classes,) for one example, (n, classes) for a batch.
+
+        Nothing is counted: this is for evaluation.
+
+        Raises:
+            UsageError: The input breaks the data contract, or the model answers with numbers.
+        """
+        self._require(CLASSIFICATION, "answers with numbers and has no probabilities: call estimate")
+        loaded = self._loaded
+        batch, single = loaded.check(x)
+        probabilities = loaded.engine.answers(batch)
+        return probabilities[0] if single else probabilities
+
+    def explain(
+        self,
+        x: object,
+        *,
+        target: object = None,
+        baseline: object = None,
+        method: Method | None = None,
+        patch: Sequence[int] | None = None,
+    ) -> Explanation:
+        """Return which values of an input made the model say what it says. Nothing is counted.
+
+        Args:
+            x: One example of the contract's shape, or a batch of them, in the contract's unit.
+            target: The class to explain, by number or name, one for all or one for each; by default the one that
+                the model gives. Of a model that answers with numbers, the place of one in its answer, in row-major
+                order; by default the first.
+            baseline: What stands for nothing, one example or shaped as ``x``; by default zero, or the legal value
+                nearest to it.
+            method: ``gradients``: integrated gradients through the package's explanation graph, of the float form
+                of the parameters; ``occlusion``: parts of the input are covered and the variant that runs is asked
+                again. By default gradients where the package has the graph, unless a patch is given.
+            patch: Of occlusion, size of a part along each axis of an example; by default the smallest of which
+                there are at most 256.
+
+        Raises:
+            UsageError: The input or the baseline breaks the data contract, there is no such class or number, the
+                package has no explanation graph and gradients were asked for, or the model has several inputs.
+            PackageError: onnxruntime cannot run the explanation graph.
+        """
+        from umbel._explain.explain import Explaining
+
+        explaining = self._explaining
+        if explaining is None:
+            explaining = self._explaining = Explaining()
+        return explaining.explain(
+            self._loaded, x, target=target, baseline=baseline, method=method, patch=patch
+        )
+
+    def counterfactual(
+        self,
+        x: object,
+        *,
+        target: int | str | None = None,
+        fixed: Sequence[int | str] = (),
+        limit: int = 5,
+    ) -> Counterfactual | None:
+        """Return a row near to one of a table of which a classifier says something else, or None: none was found.
+
+        Only legal values are tried, and of columns that the package's baseline tells, values that occur in the data.
+        Nothing is counted.
+
+        Args:
+            x: One row of the contract's shape, (columns,), in its unit.
+            target: The class to reach, by number or name; by default the likeliest other one.
+            fixed: Columns that may not change, by name or number: what nobody can change is no advice.
+            limit: Most columns that may change, >= 1.
+
+        Raises:
+            UsageError: The row breaks the data contract, the model says ``target`` already, there is no such class or
+                column, or the model does not classify rows of a table.
+        """
+        from umbel._explain.counterfactual import counterfactual
+
+        return counterfactual(self._loaded, x, target, fixed, limit)
+
+    def quantize(self, samples: object, y: object = None) -> Quantization:
+        """Make an int8 form of the model with samples of this device, and run it if it is faster and says the same.
+
+        Three quarters of the samples calibrate, the others and the golden inputs compare the forms. The samples are
+        not kept. A model of a device runs what was chosen at the next start too, and telemetry counts it. Predictions
+        go on meanwhile; measuring takes 50 ms for each form.
+
+        Args:
+            samples: Inputs like those the model meets here, shape (n, *example), n >= 32, in the contract's unit.
+                With fewer than 800, one label that differs is enough to keep the float form, unless ``y`` is given.
+            y: What is right of each, as for training: labels, shape (n,), or numbers; then accuracy decides.
+
+        Raises:
+            UsageError: The package has no int8 form, or the samples are too few or break the data contract.
+            PackageError: The package's parts do not fit together, or onnxruntime cannot run them.
+            StorageError: The disk is full: nothing changes.
+        """
+        from umbel._quantize.here import quantize_here
+
+        loaded = self._loaded
+        made = quantize_here(loaded, samples, y)
+        if self._adopt is not None:
+            self._adopt(self, loaded, made)
+        elif made.engine is not loaded.engine:
+            self._replace(Loaded(loaded.package, made.engine, loaded.window))
+        return made.report
+
+    def _run(
+        self, loaded: Loaded, x: object, at: float | None
+    ) -> tuple[NDArray[Any], bool, NDArray[np.bool_], NDArray[np.float32]]:
+        """Return the batch that was answered, whether it was one example, which a person should see, and answers."""
+        try:
+            batch, single, breach = loaded.contract.examine(x)
+            old = loaded.contract.examine_age(at, self._clock(), len(batch))
+        except Exception as exc:
+            _count_failure(loaded.window, exc)
+            raise
+        try:
+            answers = loaded.engine.answers(batch)
+        except Exception as exc:
+            _fail(loaded, exc)
+        flagged = np.zeros(len(batch), np.bool_)
+        for each in filter(None, (breach, old)):
+            flagged |= each.flagged
+            _count_broken(loaded.window, each.counts)
+        return batch, single, flagged, answers
+
+
+def _fail(loaded: Loaded, exc: Exception) -> NoReturn:
+    """Count that the engine failed, and say so: engines raise whatever their runtimes do."""
+    _count_failure(loaded.window, exc)
+    if isinstance(exc, UmbelError):
+        raise exc
+    manifest = loaded.package.manifest
+    raise UmbelError(
+        f"Model {manifest.model} {manifest.version} ({loaded.engine.variant}) could not compute an answer "
+        f"({type(exc).__name__}): give it fewer examples at once or more memory, or report the package."
+    ) from exc
+
+
+def _count_failure(window: Window | None, exc: Exception) -> None:
+    if window is not None:
+        window.error()
+        if isinstance(exc, ContractError):
+            _count_broken(window, exc.counts)
+
+
+def _count_broken(window: Window | None, counts: Mapping[str, int]) -> None:
+    if window is not None:
+        for name, by in counts.items():
+            window.count(f"contract.{name}", by)
+
+
+def _tell(
+    loaded: Loaded,
+    batch: NDArray[Any],
+    labels: Sequence[int | None],
+    confidences: Sequence[float | None],
+    begin: float,
+) -> None:
+    if loaded.window is not None:
+        latency_ns = 1e9 * (perf_counter() - begin) / len(labels)
+        loaded.window.observe_batch(latency_ns, labels, confidences, batch)

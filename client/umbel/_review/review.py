@@ -1,0 +1,368 @@
+"""What people say of predictions: reviews of those that a model was not sure enough of, overrides, and feedback.
+
+A prediction that wants a review is handed over in memory and put on disk later, off the way of the next one. Examples
+and decisions stay on the device; telemetry hears how many there were.
+"""
+
+from __future__ import annotations
+
+import io
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from umbel._data.lineage import check_words, pack, unpack
+from umbel._fork import Lock, renew_in_child
+from umbel._review.recent import recall
+from umbel._review.store import ReviewStore, Row
+from umbel_proto.errors import RefusedError, StorageError, UnavailableError, UsageError
+
+if TYPE_CHECKING:
+    from umbel._data.dataset import DataSet
+    from umbel._predict.answer import Prediction
+
+MAX_UNKEPT = 256
+"""Predictions that wait in memory for the disk, of one model; beyond it, the oldest go, counted."""
+
+Tell = Callable[[int, str, int], None]
+"""Tells telemetry of a model version: the version, a counter's name, and by how much it grows."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Case:
+    """A prediction that waits for a person.
+
+    Args:
+        id: The prediction's.
+        model_version: Version of the model that made it.
+        label: Index of the class that the model gave.
+        name: Its name.
+        confidence: Its probability, in [0, 1].
+        at_s: When it was made, Unix seconds of the device's clock.
+        x: What it was made from, as the model took it, shape of one example.
+    """
+
+    id: str
+    model_version: int
+    label: int
+    name: str
+    confidence: float
+    at_s: float
+    x: NDArray[Any] = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Ruling:
+    """What a person decided on a prediction.
+
+    Args:
+        id: The prediction's.
+        label: Index of the class that holds.
+        name: Its name.
+        said: Index of the class that the model gave; None where that is not known any more.
+        by: Who decided.
+        why: For what reason; empty where a review gave none.
+        override: Whether it took the place of a decision that was made already.
+        at_s: When, Unix seconds of the device's clock.
+    """
+
+    id: str
+    label: int
+    name: str
+    said: int | None
+    by: str
+    why: str
+    override: bool
+    at_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Feedback:
+    """What came of a label that arrived after its prediction.
+
+    Args:
+        agreed: Whether it is the label that the model gave.
+        kept: Whether the example went into the local data set, with this label.
+    """
+
+    agreed: bool
+    kept: bool
+
+
+class Queue:
+    """The predictions of one model that want a review, on their way to the disk; a device has one for each model.
+
+    Args:
+        model: The model's name.
+        store: What is on disk.
+        tell: Tells telemetry.
+        data: Returns the model's local data set.
+        clock: Returns Unix time, seconds.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        store: ReviewStore,
+        *,
+        tell: Tell,
+        data: Callable[[], DataSet],
+        clock: Callable[[], float],
+    ) -> None:
+        self.model = model
+        self.store = store
+        self.tell = tell
+        self.data = data
+        self.clock = clock
+        self._unkept: deque[tuple[Prediction, float, NDArray[Any]]] = deque()
+        self._lost = 0
+        self._lock = Lock()
+        self._losing = Lock()
+        renew_in_child(self._renew)
+
+    def _renew(self) -> None:
+        """In a forked process: what the parent predicted it keeps itself."""
+        self._unkept.clear()
+
+    def offer(self, prediction: Prediction, x: object) -> None:
+        """Take a prediction that wants a review. It waits in memory until ``keep``, and blocks nobody."""
+        waiting = self._unkept
+        waiting.append((prediction, self.clock(), np.array(x)))
+        if len(waiting) > MAX_UNKEPT:
+            # A lock that nobody holds for longer than this, unlike the disk's.
+            with self._losing:
+                if len(waiting) > MAX_UNKEPT:
+                    waiting.popleft()
+                    self._lost += 1
+
+    def keep(self) -> None:
+        """Put on disk what waits in memory. Where the disk takes none it goes on waiting.
+
+        Raises:
+            StorageError: The disk is full, or the file damaged.
+            UnavailableError: Another process held the file for too long.
+        """
+        with self._lock:
+            with self._losing:
+                taken = [self._unkept.popleft() for _ in range(len(self._unkept))]
+            if not taken:
+                return
+            try:
+                rows = [_row(prediction, at_s, x) for prediction, at_s, x in taken]
+                gone = self.store.add(self.model, rows, now_s=self.clock())
+            except (StorageError, UnavailableError):
+                self._unkept.extendleft(reversed(taken))
+                raise
+            for prediction, _, _ in taken:
+                self.tell(prediction.model_version, "review.asked", 1)
+            with self._losing:
+                gone, self._lost = gone + self._lost, 0
+            if gone:
+                self.tell(taken[-1][0].model_version, "review.dropped", gone)
+
+    def clear(self) -> int:
+        """Forget everything that waits; return how much it was."""
+        with self._lock:
+            unkept = len(self._unkept)
+            self._unkept.clear()
+        return unkept + self.store.clear(self.model)
+
+
+class Review:
+    """The reviews of one model on this device: ``model.review``.
+
+    Args:
+        queue: What waits.
+        labels: Name of each class.
+        version: The version that answers now.
+    """
+
+    def __init__(self, queue: Queue, labels: Sequence[str], version: int) -> None:
+        self._queue = queue
+        self._labels = labels
+        self._version = version
+
+    def __repr__(self) -> str:
+        return f"Review({self._queue.model!r})"
+
+    def pending(self) -> tuple[Case, ...]:
+        """Return the predictions that wait for a person, oldest first.
+
+        Raises:
+            StorageError: The file is damaged, or its key missing.
+        """
+        self._queue.keep()
+        return tuple(self._case(row) for row in self._queue.store.cases(self._queue.model))
+
+    def resolve(self, id: str, label: int, *, by: str, why: str = "") -> Ruling:  # noqa: A002
+        """Say what holds for a prediction that waits. It then waits no more.
+
+        Its example goes into the local data set with this label, if the user allows training.
+
+        Args:
+            id: The prediction's.
+            label: Index of the class that holds, whether the model gave it or not.
+            by: Who says so.
+            why: For what reason.
+
+        Raises:
+            UsageError: No such prediction waits, or the model has no such class.
+            StorageError: The disk is full; the prediction goes on waiting.
+        """
+        case = self._waiting(id)
+        if case is None:
+            raise UsageError(
+                f"No prediction {id!r} of {self._queue.model} waits for a review: override(...) changes what was "
+                "decided already."
+            )
+        made = self._decide(id, label, said=case.label, by=by, why=why, override=False)
+        self._queue.tell(case.model_version, "review.resolved", 1)
+        if made.label != case.label:
+            self._queue.tell(case.model_version, "review.changed", 1)
+        self._learn(case.x, made.label, source="review", annotator=by)
+        return made
+
+    def override(self, prediction: Prediction | str, label: int, *, by: str, why: str) -> Ruling:
+        """Put a person's label in the place of any prediction's, reviewed or automatic.
+
+        Args:
+            prediction: The prediction, or its id.
+            label: Index of the class that holds.
+            by: Who says so.
+            why: For what reason; it must say something.
+
+        Raises:
+            UsageError: Nobody or no reason is named, or the model has no such class.
+            StorageError: The disk is full; nothing changes.
+        """
+        if not why.strip():
+            raise UsageError("An override needs a reason: say why=...")
+        name, said, version, x = self._known(prediction)
+        made = self._decide(name, label, said=said, by=by, why=why, override=True)
+        self._queue.tell(version, "review.overridden", 1)
+        if x is not None:
+            self._learn(x, made.label, source="override", annotator=by)
+        return made
+
+    def rulings(self) -> tuple[Ruling, ...]:
+        """Return what was decided on this device, oldest first, up to the last 10,000.
+
+        Raises:
+            StorageError: The file is damaged, or its key missing.
+        """
+        return tuple(self._ruling(row) for row in self._queue.store.records(self._queue.model))
+
+    def clear(self) -> int:
+        """Delete everything that waits, and return how much it was. What was decided stays."""
+        return self._queue.clear()
+
+    def feedback(
+        self, prediction: Prediction | str, *, label: int, source: str, annotator: str, x: object
+    ) -> Feedback:
+        """Take a label that arrived after its prediction: see ``Model.feedback``."""
+        right = self._class(label)
+        check_words(source, annotator)
+        if not source:
+            raise UsageError("Say where a label is from: give a source, such as 'user'.")
+        _, said, version, own = self._known(prediction)
+        if said is None:
+            raise UsageError(
+                f"What was said in prediction {prediction!r} is not kept: give the Prediction itself."
+            )
+        given = own if x is None else x
+        kept = given is not None and self._learn(given, right, source=source, annotator=annotator)
+        self._queue.tell(version, "feedback", 1)
+        if said == right:
+            self._queue.tell(version, "feedback.agreed", 1)
+        return Feedback(said == right, kept)
+
+    def _known(self, prediction: Prediction | str) -> tuple[str, int | None, int, NDArray[Any] | None]:
+        """Return a prediction's id, label, version and input, as far as they are known."""
+        name = prediction if isinstance(prediction, str) else prediction.id
+        case = self._waiting(name)
+        if not isinstance(prediction, str):
+            return name, prediction.label, prediction.model_version, None if case is None else case.x
+        if case is not None:
+            return name, case.label, case.model_version, case.x
+        said = recall(name)
+        return (name, None, self._version, None) if said is None else (name, *said, None)
+
+    def _waiting(self, name: str) -> Case | None:
+        self._queue.keep()
+        return next((self._case(row) for row in self._queue.store.cases(self._queue.model, name)), None)
+
+    def _decide(
+        self, name: str, label: int, *, said: int | None, by: str, why: str, override: bool
+    ) -> Ruling:
+        right = self._class(label)
+        check_words(by, why)
+        if not by.strip():
+            raise UsageError("Say who decides: by=...")
+        at_s = self._queue.clock()
+        fields = {
+            "label": str(right), "name": self._labels[right], "said": "" if said is None else str(said),
+            "by": by, "why": why, "override": "1" if override else "",
+        }  # fmt: skip
+        self._queue.store.decide(self._queue.model, name, pack(fields, b""), at_s=at_s)
+        return _ruling(fields, name, at_s)
+
+    def _learn(self, x: object, label: int, *, source: str, annotator: str) -> bool:
+        """Put an example into the local data set; return whether the user allows that."""
+        try:
+            self._queue.data().add(x, label, source=source, annotator=annotator)
+        except RefusedError:
+            return False
+        return True
+
+    def _class(self, label: int) -> int:
+        if (
+            isinstance(label, bool)
+            or not isinstance(label, int | np.integer)
+            or not 0 <= label < len(self._labels)
+        ):
+            raise UsageError(
+                f"Model {self._queue.model} has no class {label!r}: give a number in 0..{len(self._labels) - 1}."
+            )
+        return int(label)
+
+    def _case(self, row: Row) -> Case:
+        name, at_s, plain = row
+        fields, raw = unpack(plain)
+        x = np.load(io.BytesIO(raw), allow_pickle=False)
+        return Case(
+            name,
+            int(fields["version"]),
+            int(fields["label"]),
+            fields["name"],
+            float(fields["confidence"]),
+            at_s,
+            x,
+        )
+
+    def _ruling(self, row: Row) -> Ruling:
+        name, at_s, plain = row
+        return _ruling(unpack(plain)[0], name, at_s)
+
+
+def _row(prediction: Prediction, at_s: float, x: NDArray[Any]) -> Row:
+    fields = {
+        "version": str(prediction.model_version),
+        "label": str(prediction.label),
+        "name": prediction.name,
+        "confidence": repr(prediction.confidence),
+    }
+    raw = io.BytesIO()
+    np.save(raw, x, allow_pickle=False)
+    return prediction.id, at_s, pack(fields, raw.getvalue())
+
+
+def _ruling(fields: Mapping[str, str], name: str, at_s: float) -> Ruling:
+    said = int(fields["said"]) if fields["said"] else None
+    override = bool(fields["override"])
+    return Ruling(
+        name, int(fields["label"]), fields["name"], said, fields["by"], fields["why"], override, at_s
+    )

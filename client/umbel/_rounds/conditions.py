@@ -1,0 +1,217 @@
+"""When a device trains: what its owner and its fleet demand, what holds now, and a sentence that says why not."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal
+
+from umbel._data.consent import Consent, State
+from umbel._home.directory import DeviceHome
+from umbel._home.files import read_file
+from umbel._rounds.probes import Probe, Reading, linux_probes, read_all
+from umbel_proto.conditions import Rules, Unknown
+from umbel_proto.errors import RefusedError, StorageError, UsageError
+
+IDLE_LOAD = 0.5
+"""A machine is idle while fewer programs than this want to compute, per core, over a minute."""
+
+By = Literal["policy", "device", "user"]
+"""Whose word it is: the fleet's policy, this device's own conditions, or what its user said of consent."""
+
+_AGAINST = {
+    ("policy",): "the fleet's policy",
+    ("device",): "this device's conditions",
+    ("policy", "device"): "the fleet's policy and this device's conditions",
+}
+
+
+class NotNowError(RefusedError):
+    """The device does not take part now. To the server it is away: nothing is said."""
+
+    def __init__(self) -> None:
+        super().__init__("Not now.")
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Whether a device trains now.
+
+    Args:
+        trains: Whether it does when a round asks.
+        reasons: Why not, each in a few words; empty if it does.
+        reading: What is known of the machine.
+        by: Who forbids it: ``policy``, the fleet's; ``device``, its own conditions; ``user``, who took consent back.
+    """
+
+    trains: bool
+    reasons: tuple[str, ...]
+    reading: Reading
+    by: tuple[By, ...] = ()
+
+    def __str__(self) -> str:
+        if self.trains:
+            return "This device trains whenever a round asks."
+        return f"This device does not train now: {', and '.join(self.reasons)}."
+
+
+class Conditions:
+    """What must hold for training, on disk, and whether it does.
+
+    The fleet's policy may demand something as well: of each demand the stricter one holds.
+
+    Args:
+        home: The device's files.
+        probes: What finds out about the machine; by default what Linux tells.
+    """
+
+    def __init__(self, home: DeviceHome, *, probes: Sequence[Probe] | None = None) -> None:
+        self._home = home
+        self._probes = list(linux_probes() if probes is None else probes)
+
+    def __str__(self) -> str:
+        return str(self.now())
+
+    def add_probe(self, probe: Probe) -> None:
+        """Believe this probe before those that are there, for as long as this process lives."""
+        self._probes.append(probe)
+
+    @property
+    def rules(self) -> Rules:
+        """What this device's owner demands.
+
+        Raises:
+            StorageError: The file is damaged.
+        """
+        return Rules(**self._held())
+
+    @property
+    def decided(self) -> frozenset[str]:
+        """Which demands the owner has made or taken back; of the others nobody has said anything.
+
+        Raises:
+            StorageError: The file is damaged.
+        """
+        return frozenset(self._held())
+
+    @property
+    def policy(self) -> Rules:
+        """What the fleet's policy demands of every device; nothing here takes it back.
+
+        Raises:
+            CertificateError: The policy on disk is not the fleet's: nobody knows.
+        """
+        return self._home.open_policy().training if self._home.enrolled else Rules()
+
+    def require(
+        self,
+        *,
+        idle: bool | None = None,
+        charging: bool | None = None,
+        unmetered: bool | None = None,
+        min_battery: float | None = None,
+        consent: bool | None = None,
+        unknown: Unknown | None = None,
+    ) -> Rules:
+        """Demand something from now on; what is not given stays as it is. Returns all that is demanded.
+
+        Raises:
+            UsageError: A value is out of range.
+            StorageError: The disk is full, or the file damaged.
+        """
+        given = {
+            "idle": idle,
+            "charging": charging,
+            "unmetered": unmetered,
+            "min_battery": None if min_battery is None else float(min_battery),
+            "consent": consent,
+            "unknown": unknown,
+        }
+        held = self._held() | {name: value for name, value in given.items() if value is not None}
+        rules = Rules(**held)
+        self._home.write(self._home.conditions, json.dumps(held, indent=2).encode() + b"\n", secret=False)
+        return rules
+
+    def now(self) -> Verdict:
+        """Return whether the device trains now, and why not.
+
+        Raises:
+            StorageError: The consent or the rules on disk are damaged: nobody knows.
+            CertificateError: The policy on disk is not the fleet's: nobody knows.
+        """
+        own, policy, reading = self.rules, self.policy, read_all(self._probes)
+        consent = Consent(self._home).decision().state
+        asked = own.stricter(policy)
+
+        def broken(rules: Rules) -> dict[str, str]:
+            return _broken(replace(rules, unknown=asked.unknown), reading, consent)
+
+        of: dict[By, dict[str, str]] = {"policy": broken(policy), "device": broken(own)}
+        reasons, by = [], set[By]()
+        for demand, why in broken(asked).items():
+            whose = tuple(name for name, each in of.items() if demand in each)
+            reasons.append(f"{why} (against {_AGAINST[whose]})")
+            by.update(whose)
+        if consent == "revoked":
+            reasons.insert(0, "the user took back consent to training")
+            by.add("user")
+        return Verdict(not reasons, tuple(reasons), reading, tuple(sorted(by)))
+
+    def check(self) -> None:
+        """Go on only if the device trains now.
+
+        Raises:
+            NotNowError: It does not.
+            StorageError: Nobody knows.
+        """
+        if not self.now().trains:
+            raise NotNowError
+
+    def _held(self) -> dict[str, Any]:
+        """Return what is on disk, by the names of the rules.
+
+        Raises:
+            StorageError: The file is damaged.
+        """
+        file = self._home.conditions
+        if not file.exists():
+            return {}
+        try:
+            held: dict[str, Any] = json.loads(read_file(file))
+            kinds = {each.name: type(each.default) for each in fields(Rules)}
+            if set(held) - set(kinds) or any(type(held[name]) is not kinds[name] for name in held):
+                raise ValueError("unknown or mistyped")
+            Rules(**held)
+        except (ValueError, TypeError, AttributeError, UsageError) as exc:
+            raise StorageError(
+                f"{file} is damaged: delete it, and set the conditions again with  umbel data conditions"
+            ) from exc
+        return held
+
+
+def _broken(rules: Rules, reading: Reading, consent: State) -> dict[str, str]:
+    """Return which demands do not hold, and why, in a few words each."""
+    unknown = rules.unknown == "refuse"
+    reasons = {}
+    if rules.consent and consent == "unasked":
+        reasons["consent"] = "the user was not asked for consent to training"
+    if rules.idle and reading.load is None and unknown:
+        reasons["idle"] = "nobody knows how busy it is"
+    elif rules.idle and reading.load is not None and reading.load >= IDLE_LOAD:
+        reasons["idle"] = f"it is busy (load {reading.load:.2f} a core; idle is below {IDLE_LOAD:g})"
+    if rules.charging and (reading.charging is False or (reading.charging is None and unknown)):
+        reasons["charging"] = (
+            "nobody knows whether it charges" if reading.charging is None else "it runs on its battery"
+        )
+    if rules.min_battery and reading.battery is None and unknown:
+        reasons["min_battery"] = "nobody knows how full its battery is"
+    elif rules.min_battery and reading.battery is not None and reading.battery < rules.min_battery:
+        reasons["min_battery"] = f"its battery is at {reading.battery:.0%}, below {rules.min_battery:.0%}"
+    if rules.unmetered and (reading.metered or (reading.metered is None and unknown)):
+        reasons["unmetered"] = (
+            "nobody knows whether its network is metered"
+            if reading.metered is None
+            else "its network is metered"
+        )
+    return reasons

@@ -1,0 +1,413 @@
+"""Windows: what is counted of predictions and of the application over a stretch of time.
+
+A window holds no input, no output and no time of a single prediction, and what it says is of the same size after
+a million predictions as after a hundred. A prediction only leaves a row of three numbers; every so often one
+of them counts what lies there, and looks at its input.
+"""
+
+from __future__ import annotations
+
+import bisect
+import math
+import secrets
+import struct
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from umbel._fork import Lock, renew_in_child
+from umbel._telemetry.gauges import Rapl, resident_bytes
+from umbel._telemetry.scope import MAX_LABELS, NOTHING, Scope
+from umbel_proto.errors import UsageError
+from umbel_proto.histogram import AMOUNT, CONFIDENCE, INPUT, LATENCY_US, Histogram
+from umbel_proto.ids import check_name
+from umbel_proto.privacy.response import LABELS
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from umbel_proto.wire import telemetry_pb2 as pb
+
+SAMPLED_INPUTS = 1024
+"""Values of one input that are counted: of a larger one, evenly spaced values."""
+CLOSELY = 16
+"""Inputs at the beginning of a window that are looked at one by one."""
+ONE_IN = 251
+"""After them, one input in so many: a prime, so that nothing an application repeats falls in step with it."""
+MAX_METRICS = 64
+"""Names of the application's own that one process may count and observe."""
+_ROW = np.dtype([("latency_ns", np.float64), ("confidence", np.float64), ("label", np.int64)])
+_row = struct.Struct("=ddq").pack
+_NONE = -1
+_FULL = 4096 * _ROW.itemsize
+"""Bytes of a log that is counted, 96 KB: to count takes numpy as long for 16 rows as for 251."""
+
+
+def _nothing() -> None:
+    pass
+
+
+class Tally:
+    """A histogram in the making: fast to add to, in place."""
+
+    def __init__(self, name: str, edges: tuple[float, ...]) -> None:
+        self._name = name
+        self._edges = edges
+        self._array = np.asarray(edges)
+        self._counts = np.zeros(len(edges) + 1, np.int64)
+        self._sum = 0.0
+
+    def add(self, value: float) -> None:
+        """Add a value. NaN is in no cell."""
+        if value == value:
+            self._counts[bisect.bisect_right(self._edges, value)] += 1
+            if abs(value) < math.inf:
+                self._sum += value
+
+    def add_all(self, values: NDArray[np.float64]) -> float:
+        """Add values, shape (n,), all finite, and return their sum."""
+        # Methods, and not what numpy wraps around them in Python: a prediction waits for this once in a while, when
+        # nothing of it is in the processor's cache.
+        cells = self._array.searchsorted(values, "right")
+        self._counts += np.bincount(cells, minlength=len(self._counts))
+        total = float(np.add.reduce(values))
+        self._sum += total
+        return total
+
+    def histogram(self) -> Histogram:
+        """Return what was added."""
+        return Histogram(self._name, self._edges, tuple(self._counts.tolist()), self._sum)
+
+
+class PredictionWindow:
+    """Counts the predictions of one model version, from any thread; none waits for another.
+
+    Args:
+        model: The model's name.
+        version: Its version.
+        variant: ``fp32`` or ``int8``.
+        engine: What computes it: ``onnx``.
+        now_s: When it begins, Unix seconds.
+        wake: Is called where a forked process counts something for the first time.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: str,
+        version: int,
+        variant: str,
+        engine: str,
+        now_s: float,
+        wake: Callable[[], None] = _nothing,
+    ) -> None:
+        self._wake = wake
+        self._scope = NOTHING
+        self._forked = False
+        self._of = {"model": model, "version": version, "variant": variant, "engine": engine}
+        self._turn = 0
+        self._new_log()
+        self._lock = Lock()
+        self._begin(now_s)
+        renew_in_child(self._renew)
+
+    def _new_log(self) -> None:
+        # Of predictions that are not counted yet. To append a row and to cut off the beginning are one step each,
+        # whatever other threads do; numbers in a row leave the processor's cache to the model.
+        self._log = bytearray()
+
+    def _begin(self, now_s: float) -> None:
+        self._start_s = now_s
+        self._counters: dict[str, int] = {}
+        self._latency = Tally("latency_us", LATENCY_US)
+        self._confidence = Tally("confidence", CONFIDENCE)
+        self._input = Tally("input", INPUT)
+        self._input_mean = Tally("input_mean", INPUT)
+        self._columns = self._next_columns()
+        self._looks = 0
+        self._due = _ROW.itemsize
+
+    def observe(
+        self,
+        latency_ns: float,
+        label: int | None,
+        confidence: float | None,
+        example: object = None,
+    ) -> None:
+        """Count one prediction.
+
+        Args:
+            latency_ns: How long it took, nanoseconds.
+            label: The class that was predicted; None where the model answers with numbers.
+            confidence: Its probability, in [0, 1]; None where there is none. It is then not counted.
+            example: What it was made from, any shape; looked at once in a while, not kept.
+        """
+        log = self._log
+        log.extend(
+            _row(
+                latency_ns, math.nan if confidence is None else confidence, _NONE if label is None else label
+            )
+        )
+        if len(log) >= self._due:
+            self._settle(example)
+
+    def observe_batch(
+        self,
+        latency_ns: float,
+        labels: Sequence[int | None],
+        confidences: Sequence[float | None],
+        batch: NDArray[np.generic],
+    ) -> None:
+        """Count the predictions of a batch.
+
+        Args:
+            latency_ns: Each one's share of the time it took, nanoseconds.
+            labels: The class of each.
+            confidences: The probability of each.
+            batch: What they were made from, shape (n, *example).
+        """
+        log = self._log
+        rows = np.empty(len(labels), _ROW)
+        rows["latency_ns"], rows["confidence"] = latency_ns, np.array(confidences, np.float64)
+        rows["label"] = [_NONE if label is None else label for label in labels]
+        log.extend(rows.tobytes())
+        if len(log) >= self._due:
+            self._settle(batch[0])
+
+    def mind(self, scope: Scope) -> None:
+        """Do what a package asks, from the window that is open now on."""
+        with self._lock:
+            if scope == self._scope:
+                return
+            self._scope = scope
+            self._turn = self._anywhere()
+            self._columns = self._next_columns()
+
+    def _anywhere(self) -> int:
+        """Return a turn by chance: a process that is over after one window has each column's turn as well."""
+        return secrets.randbelow(max(len(self._scope.columns.groups), 1))
+
+    def _next_columns(self) -> list[tuple[int, Tally]]:
+        groups = self._scope.columns.groups
+        group = groups[self._turn % len(groups)] if groups else ()
+        return [(each.place, Tally(each.name, each.edges)) for each in group]
+
+    def error(self) -> None:
+        """Count one prediction that failed: its input broke the contract, or the engine did."""
+        self.count("errors")
+
+    def count(self, name: str, by: int = 1) -> None:
+        """Count something that happens to few predictions. It may wait for a window that is being closed.
+
+        Args:
+            name: The counter: of a kind that the specification names, of few words.
+            by: How often it happened.
+        """
+        with self._lock:
+            self._count(name, by)
+
+    def take(self, now_s: float) -> pb.Window | None:
+        """Close the window and begin the next; None if nothing happened in it."""
+        with self._lock:
+            self._fold()
+            start_s, counters = self._start_s, self._counters
+            own = (each for _, each in self._columns)
+            tallies = (self._latency, self._confidence, self._input, self._input_mean, *own)
+            # Not by the clock: what happens every so many windows must not meet the same columns each time.
+            self._turn += self._looks > 0
+            self._begin(now_s)
+        if not counters:
+            return None
+        return _closed(self._of, start_s, now_s, counters, tallies, self._scope)
+
+    def _renew(self) -> None:
+        """In a forked process: what the parent predicted it reports itself."""
+        self._turn = self._anywhere()
+        self._new_log()
+        self._begin(self._start_s)
+        self._forked = True
+
+    def _settle(self, example: object) -> None:
+        # Who finds it locked goes on: the next prediction counts this one.
+        if not self._lock.acquire(blocking=False):
+            return
+        try:
+            if len(self._log) >= _FULL:
+                self._fold()
+            if example is not None:
+                self._look(example)
+            self._looks += 1
+            self._due = len(self._log) + _ROW.itemsize * (1 if self._looks < CLOSELY else ONE_IN)
+        finally:
+            self._lock.release()
+        if self._forked:
+            self._forked = False
+            self._wake()
+
+    def _fold(self) -> None:
+        part = self._log[:]
+        del self._log[: len(part)]
+        rows = np.frombuffer(part, _ROW)
+        if not rows.size:
+            return
+        latencies_us, confidences, labels = rows["latency_ns"] / 1000, rows["confidence"], rows["label"]
+        self._count("predictions", rows.size)
+        for label, often in zip(*np.unique(labels[labels != _NONE], return_counts=True), strict=True):
+            name = f"label.{label}"
+            crowded = name not in self._counters and len(self._counters) >= MAX_LABELS
+            if LABELS in self._scope.epsilon:
+                crowded = label >= MAX_LABELS  # Whatever came before: each label has one cell.
+            self._count("label.other" if crowded else name, int(often))
+        self._latency.add_all(latencies_us)
+        self._confidence.add_all(confidences[~np.isnan(confidences)])
+
+    def _look(self, example: object) -> None:
+        finite, odd = _sample(example)
+        self._count("input_sampled")
+        if odd:
+            self._count("input_not_finite", odd)
+        if self._columns:
+            values = self._scope.columns.values(example)
+            for place, tally in self._columns:
+                tally.add(float(values[place]))
+        elif finite.size:
+            self._input_mean.add(self._input.add_all(finite) / finite.size)
+
+    def _count(self, name: str, by: int = 1) -> None:
+        self._counters[name] = self._counters.get(name, 0) + by
+
+
+class ApplicationWindow:
+    """Counts what an application says of itself, whatever model it asked, from any thread.
+
+    Args:
+        now_s: When it begins, Unix seconds.
+        wake: Is called where a forked process counts something for the first time.
+    """
+
+    def __init__(self, *, now_s: float, wake: Callable[[], None] = _nothing) -> None:
+        self._wake = wake
+        self._forked = False
+        self._names: set[str] = set()
+        self._energy = Rapl()
+        self._lock = Lock()
+        self._begin(now_s)
+        renew_in_child(self._renew)
+
+    def _begin(self, now_s: float) -> None:
+        self._start_s = now_s
+        self._counters: dict[str, int] = {}
+        self._tallies: dict[str, Tally] = {}
+
+    def count(self, name: str, by: int = 1) -> None:
+        """Add to a counter of the application's own.
+
+        Raises:
+            UsageError: The name is not one, is one too many, or ``by`` is not a whole number >= 1.
+        """
+        if isinstance(by, bool) or not isinstance(by, int) or by < 1:
+            raise UsageError(f"Metric {name!r} is counted by {by!r}: give a whole number of 1 or more.")
+        with self._lock:
+            key = self._known(name)
+            self._counters[key] = self._counters.get(key, 0) + by
+        self._counted()
+
+    def observe(self, name: str, value: float) -> None:
+        """Add to a histogram of the application's own.
+
+        Raises:
+            UsageError: The name is not one, or is one too many, or the value is not a finite number.
+        """
+        if not math.isfinite(value):
+            raise UsageError(f"Metric {name!r} is {value!r}: give a finite number.")
+        with self._lock:
+            key = self._known(name)
+            self._tallies.setdefault(key, Tally(key, AMOUNT)).add(float(value))
+        self._counted()
+
+    def add(self, name: str, by: int) -> None:
+        """Add to a counter of the device's own, of those that the specification names."""
+        with self._lock:
+            self._counters[name] = self._counters.get(name, 0) + by
+        self._counted()
+
+    def take(self, now_s: float, *, beside: bool) -> pb.Window | None:
+        """Close the window and begin the next; None if there is nothing to say.
+
+        Args:
+            now_s: The time, Unix seconds.
+            beside: Whether other windows have something to say. Only beside them, or beside what the application
+                said itself, the process's memory and the processor's energy are worth a report.
+        """
+        with self._lock:
+            start_s, counters, tallies = self._start_s, self._counters, self._tallies
+            self._begin(now_s)
+            spent_uj = self._energy.spent_uj()
+        if not (beside or counters or tallies):
+            return None
+        if spent_uj is not None:
+            counters["energy_rapl_uj"] = spent_uj
+        if (held := resident_bytes()) is not None:
+            tallies["memory_mib"] = Tally("memory_mib", AMOUNT)
+            tallies["memory_mib"].add(held / 2**20)
+        return _closed({}, start_s, now_s, counters, tallies.values())
+
+    def _renew(self) -> None:
+        """In a forked process: what the parent counted it reports itself."""
+        self._begin(self._start_s)
+        self._forked = True
+
+    def _counted(self) -> None:
+        if self._forked:
+            self._forked = False
+            self._wake()
+
+    def _known(self, name: str) -> str:
+        key = f"app.{name}"
+        if name not in self._names:
+            check_name(name, "metric")
+            check_name(key, "metric")
+            if len(self._names) >= MAX_METRICS:
+                raise UsageError(
+                    f"Metric {name!r} is one more than the {MAX_METRICS} that an application may have: "
+                    "count fewer things, and none by a name that is made up as it runs."
+                )
+            self._names.add(name)
+        return key
+
+
+def _closed(
+    of: Mapping[str, Any],
+    start_s: float,
+    now_s: float,
+    counters: dict[str, int],
+    tallies: Iterable[Tally],
+    scope: Scope = NOTHING,
+) -> pb.Window:
+    # An application's first prediction does not wait for it.
+    from umbel_proto.wire import telemetry_pb2 as pb
+
+    histograms = [tally.histogram() for tally in tallies]
+    if scope.epsilon:
+        from umbel._telemetry.randomize import randomized
+
+        counters, histograms = randomized(counters, histograms, scope)
+    return pb.Window(
+        start_s=max(int(start_s), 0),
+        end_s=max(int(now_s), int(start_s), 0),
+        counters=counters,
+        histograms=[histogram.to_wire() for histogram in histograms if histogram.count],
+        **of,
+    )
+
+
+def _sample(example: object) -> tuple[NDArray[np.float64], int]:
+    """Return the finite ones of at most ``SAMPLED_INPUTS`` values, and how many were not finite."""
+    flat = np.asarray(example).reshape(-1)
+    step = -(-flat.size // SAMPLED_INPUTS) or 1
+    values = flat[::step].astype(np.float64)
+    finite = np.isfinite(values)
+    if 0 not in finite.tobytes():
+        return values, 0
+    return values[finite], int(values.size - finite.sum())

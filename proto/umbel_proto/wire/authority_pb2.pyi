@@ -1,0 +1,60 @@
+from umbel_proto.wire import enrollment_pb2 as _enrollment_pb2
+from umbel_proto.wire import identity_pb2 as _identity_pb2
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class AuthorityRequest(_message.Message):
+    __slots__ = ("enroll", "renew", "readmit", "service_csr")
+    ENROLL_FIELD_NUMBER: _ClassVar[int]
+    RENEW_FIELD_NUMBER: _ClassVar[int]
+    READMIT_FIELD_NUMBER: _ClassVar[int]
+    SERVICE_CSR_FIELD_NUMBER: _ClassVar[int]
+    enroll: _enrollment_pb2.EnrollRequest
+    renew: Renewal
+    readmit: _enrollment_pb2.ReadmitRequest
+    service_csr: bytes
+    def __init__(self, enroll: _Optional[_Union[_enrollment_pb2.EnrollRequest, _Mapping]] = ..., renew: _Optional[_Union[Renewal, _Mapping]] = ..., readmit: _Optional[_Union[_enrollment_pb2.ReadmitRequest, _Mapping]] = ..., service_csr: _Optional[bytes] = ...) -> None: ...
+
+class Renewal(_message.Message):
+    __slots__ = ("certificate", "csr")
+    CERTIFICATE_FIELD_NUMBER: _ClassVar[int]
+    CSR_FIELD_NUMBER: _ClassVar[int]
+    certificate: bytes
+    csr: bytes
+    def __init__(self, certificate: _Optional[bytes] = ..., csr: _Optional[bytes] = ...) -> None: ...
+
+class AuthorityReply(_message.Message):
+    __slots__ = ("issued", "service_certificate", "refusal")
+    ISSUED_FIELD_NUMBER: _ClassVar[int]
+    SERVICE_CERTIFICATE_FIELD_NUMBER: _ClassVar[int]
+    REFUSAL_FIELD_NUMBER: _ClassVar[int]
+    issued: Issued
+    service_certificate: bytes
+    refusal: Refusal
+    def __init__(self, issued: _Optional[_Union[Issued, _Mapping]] = ..., service_certificate: _Optional[bytes] = ..., refusal: _Optional[_Union[Refusal, _Mapping]] = ...) -> None: ...
+
+class Issued(_message.Message):
+    __slots__ = ("device_id", "certificate", "credential", "not_after_s")
+    DEVICE_ID_FIELD_NUMBER: _ClassVar[int]
+    CERTIFICATE_FIELD_NUMBER: _ClassVar[int]
+    CREDENTIAL_FIELD_NUMBER: _ClassVar[int]
+    NOT_AFTER_S_FIELD_NUMBER: _ClassVar[int]
+    device_id: str
+    certificate: bytes
+    credential: _identity_pb2.Signed
+    not_after_s: int
+    def __init__(self, device_id: _Optional[str] = ..., certificate: _Optional[bytes] = ..., credential: _Optional[_Union[_identity_pb2.Signed, _Mapping]] = ..., not_after_s: _Optional[int] = ...) -> None: ...
+
+class Refusal(_message.Message):
+    __slots__ = ("kind", "sentence", "application")
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    SENTENCE_FIELD_NUMBER: _ClassVar[int]
+    APPLICATION_FIELD_NUMBER: _ClassVar[int]
+    kind: str
+    sentence: str
+    application: str
+    def __init__(self, kind: _Optional[str] = ..., sentence: _Optional[str] = ..., application: _Optional[str] = ...) -> None: ...

@@ -1,0 +1,296 @@
+"""Sign in elsewhere: OpenID Connect, the authorization code flow with PKCE, roles by a claim.
+
+Two requests to the provider and a signed token: that is all there is to it, so there is no framework around it.
+
+Source: OpenID Connect Core 1.0, section 3.1; RFC 7636 (PKCE); RFC 9700 (current best practice).
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+import secrets
+import ssl
+import threading
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+from urllib.parse import urlencode
+
+import httpx
+from joserfc import jwt
+from joserfc.errors import JoseError
+from joserfc.jwk import KeySet, KeySetSerialization
+
+from umbel_proto.errors import RefusedError, StorageError, UnavailableError, UsageError
+from umbel_server.access.actor import Actor, Role
+from umbel_server.access.oidc_settings import OidcSettings
+from umbel_server.clock import Clock
+from umbel_server.store.accounts import Account, Accounts
+from umbel_server.store.api_tokens import SignInError
+
+ITSELF = Actor("service:oidc", frozenset())
+ALGORITHMS = ("RS256", "PS256", "ES256", "EdDSA")
+"""None with a shared secret, and not none."""
+PATIENCE_S = 10.0
+LEEWAY_S = 60
+LIFE_S = 600
+"""How long somebody may take at the provider."""
+MAX_ERRANDS = 1000
+MAX_BYTES = 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Errand:
+    """Somebody who was sent to the provider, and is expected back.
+
+    Args:
+        url: Where they are sent.
+        state: What they bring back; nobody else knows it.
+        nonce: What their token says; so it is for this sign-in and no other.
+        verifier: What proves to the provider that who fetches the token is who asked for it.
+    """
+
+    url: str
+    state: str = field(repr=False)
+    nonce: str = field(repr=False)
+    verifier: str = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Who somebody is elsewhere.
+
+    Args:
+        subject: Issuer, a space, subject: what they are known by for good.
+        name: What they would like to be called.
+        roles: What the settings make of what the provider says of them.
+    """
+
+    subject: str
+    name: str
+    roles: frozenset[Role]
+
+
+class Errands:
+    """Who was sent to the provider and is expected back; each once, and not after ten minutes."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._out: OrderedDict[str, tuple[float, Errand]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def send(self, errand: Errand) -> None:
+        """Remember somebody."""
+        with self._lock:
+            self._out[errand.state] = (self._clock() + LIFE_S, errand)
+            while len(self._out) > MAX_ERRANDS:
+                self._out.popitem(last=False)
+
+    def back(self, state: str) -> Errand | None:
+        """Return somebody who comes back; None if nobody is expected."""
+        with self._lock:
+            until_s, errand = self._out.pop(state, (0.0, None))
+        return errand if self._clock() < until_s else None
+
+
+class Provider:
+    """An OpenID provider, as the settings name it.
+
+    Args:
+        settings: Which, and what its words mean here.
+        clock: Tells whether a token is still in force.
+    """
+
+    WELL_KNOWN: ClassVar[str] = "/.well-known/openid-configuration"
+
+    def __init__(self, settings: OidcSettings, clock: Clock) -> None:
+        self._settings = settings
+        self._clock = clock
+
+    def begin(self) -> Errand:
+        """Send somebody to the provider.
+
+        Raises:
+            UnavailableError: It does not answer, or not as a provider does.
+        """
+        state, nonce, verifier = (secrets.token_urlsafe(32) for _ in range(3))
+        challenge = base64.urlsafe_b64encode(hashlib.sha256(verifier.encode()).digest()).rstrip(b"=")
+        with self._client() as client:
+            endpoint = _endpoint(self._described(client), "authorization_endpoint")
+        asked = {
+            "response_type": "code",
+            "client_id": self._settings.client_id,
+            "redirect_uri": self._settings.redirect,
+            "scope": self._settings.scope,
+            "state": state,
+            "nonce": nonce,
+            "code_challenge": challenge.decode(),
+            "code_challenge_method": "S256",
+        }
+        return Errand(
+            f"{endpoint}{'&' if '?' in endpoint else '?'}{urlencode(asked)}", state, nonce, verifier
+        )
+
+    def finish(self, errand: Errand, code: str) -> Identity:
+        """Exchange the code that somebody brought back for who they are.
+
+        Raises:
+            SignInError: The provider does not vouch for them, or its token is not for this sign-in.
+            UnavailableError: It does not answer, or not as a provider does.
+        """
+        with self._client() as client:
+            described = self._described(client)
+            asked = {
+                "grant_type": "authorization_code",
+                "code": code,
+                "redirect_uri": self._settings.redirect,
+                "client_id": self._settings.client_id,
+                "code_verifier": errand.verifier,
+            }
+            secret = self._secret()
+            auth = httpx.BasicAuth(self._settings.client_id, secret) if secret else None
+            answer = _sent(client, "POST", _endpoint(described, "token_endpoint"), data=asked, auth=auth)
+            token = answer.get("id_token")
+            keys = _sent(client, "GET", _endpoint(described, "jwks_uri"))
+        if not isinstance(token, str):
+            raise SignInError("The provider does not vouch for this sign-in: begin again.")
+        return self._identity(self._claims(token, keys, errand.nonce))
+
+    def _claims(self, token: str, keys: dict[str, Any], nonce: str) -> dict[str, Any]:
+        registry = jwt.JWTClaimsRegistry(
+            now=lambda: int(self._clock()),
+            leeway=LEEWAY_S,
+            iss={"essential": True, "value": self._settings.issuer},
+            aud={"essential": True, "value": self._settings.client_id},
+            sub={"essential": True},
+            exp={"essential": True},
+            iat={"essential": True},
+            nonce={"essential": True, "value": nonce},
+        )
+        try:
+            claims = jwt.decode(
+                token,
+                KeySet.import_key_set(KeySetSerialization(keys=keys["keys"])),
+                algorithms=list(ALGORITHMS),
+            ).claims
+            registry.validate(claims)
+        except (JoseError, ValueError, TypeError, KeyError) as exc:
+            raise SignInError("The provider's token is not one for this sign-in: begin again.") from exc
+        party = claims.get("azp")
+        if party is not None and party != self._settings.client_id:
+            raise SignInError("The provider's token is for another client: begin again.")
+        return dict(claims)
+
+    def _identity(self, claims: dict[str, Any]) -> Identity:
+        told = claims.get(self._settings.claim)
+        several = told if isinstance(told, list) else [told]
+        values = {each for each in several if isinstance(each, str)}
+        wanted = claims.get("preferred_username") or claims.get("email") or claims["sub"]
+        return Identity(
+            subject=f"{self._settings.issuer} {claims['sub']}",
+            name=_as_name(str(wanted)),
+            roles=frozenset(role for value, role in self._settings.meaning() if value in values),
+        )
+
+    def _described(self, client: httpx.Client) -> dict[str, Any]:
+        described = _sent(client, "GET", self._settings.issuer.rstrip("/") + self.WELL_KNOWN)
+        if described.get("issuer") != self._settings.issuer:
+            raise UnavailableError("The provider calls itself by another issuer than [oidc] of fleet.toml.")
+        return described
+
+    def _client(self) -> httpx.Client:
+        try:
+            trust = ssl.create_default_context(cafile=self._settings.ca_file or None)
+        except (OSError, ssl.SSLError) as exc:
+            raise StorageError(
+                f"The certificates {self._settings.ca_file} of [oidc] cannot be read."
+            ) from exc
+        return httpx.Client(verify=trust, timeout=PATIENCE_S, follow_redirects=False)
+
+    def _secret(self) -> str:
+        if not self._settings.client_secret_file:
+            return ""
+        try:
+            return Path(self._settings.client_secret_file).read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError) as exc:
+            raise StorageError(
+                f"The secret {self._settings.client_secret_file} of [oidc] cannot be read."
+            ) from exc
+
+
+def account_of_identity(accounts: Accounts, identity: Identity) -> Account:
+    """Return the account of somebody from elsewhere, made at the first time, with the roles they have there now.
+
+    Raises:
+        SignInError: They have no role here, or their account is disabled.
+    """
+    if not identity.roles:
+        raise SignInError("Your provider gives you no role in this fleet: ask whoever runs it.")
+    account = accounts.of_subject(identity.subject)
+    if account is None:
+        account = _made(accounts, identity)
+    if not account.active:
+        raise SignInError("This account is disabled: ask whoever runs the fleet.")
+    if account.roles != identity.roles:
+        account = accounts.set_roles(ITSELF, account.name, identity.roles, reason="as the provider says")
+    accounts.succeeded(account)
+    return account
+
+
+def _made(accounts: Accounts, identity: Identity) -> Account:
+    # A name that somebody has already stays theirs: who comes from elsewhere gets another.
+    other = hashlib.sha256(identity.subject.encode()).hexdigest()[:8]
+    for name in (identity.name, f"{identity.name[:50]}-{other}"):
+        if accounts.get(name) is None:
+            return accounts.add(
+                ITSELF, name, roles=identity.roles, subject=identity.subject, reason="signed in elsewhere"
+            )
+    raise RefusedError(f"There are already users {identity.name} and {identity.name[:50]}-{other}.")
+
+
+def _as_name(text: str) -> str:
+    name = re.sub(r"[^a-z0-9._-]+", "-", text.lower()).strip("._-")[:63]
+    return name or "user"
+
+
+def _endpoint(described: dict[str, Any], name: str) -> str:
+    url = described.get(name)
+    if not isinstance(url, str) or not url.startswith("https://"):
+        raise UnavailableError(f"The provider names no {name} over https.")
+    return url
+
+
+def _sent(client: httpx.Client, method: str, url: str, **more: Any) -> dict[str, Any]:
+    try:
+        with client.stream(method, url, **more) as answer:
+            body = b""
+            for part in answer.iter_bytes():
+                body += part
+                if len(body) > MAX_BYTES:
+                    raise UnavailableError("The provider's answer is too long.")
+            if answer.status_code in (400, 401, 403) and method == "POST":
+                raise SignInError("The provider does not vouch for this sign-in: begin again.")
+            if answer.status_code != 200:
+                raise UnavailableError(f"The provider answers with {answer.status_code}.")
+    except httpx.HTTPError as exc:
+        raise UnavailableError("The provider of sign-ins does not answer: try again later.") from exc
+    try:
+        told = httpx.Response(200, content=body).json()
+    except ValueError as exc:
+        raise UnavailableError("The provider's answer is no JSON.") from exc
+    if not isinstance(told, dict):
+        raise UnavailableError("The provider's answer is no JSON object.")
+    return told
+
+
+def require_on(settings: OidcSettings) -> None:
+    """Check that signing in elsewhere is set up.
+
+    Raises:
+        UsageError: It is not.
+    """
+    if not settings.issuer:
+        raise UsageError("Signing in elsewhere is not set up: fill the table [oidc] of fleet.toml.")

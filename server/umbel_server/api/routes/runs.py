@@ -1,0 +1,304 @@
+"""Federated runs: what they are, how far they are, and what they cost in privacy."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any, Literal
+
+from fastapi import APIRouter
+from pydantic import BaseModel, Field
+
+from umbel_proto.errors import RefusedError, UsageError
+from umbel_proto.ids import RunId
+from umbel_server.access.permissions import Permission
+from umbel_server.api.guard import GuardedRoute, may
+from umbel_server.api.paging import DEFAULT_LIMIT, Cursor, Limit, Page, after, after_number, page_of
+from umbel_server.api.problems import missing
+from umbel_server.api.service import ActorOf, ServiceOf, StoreOf
+from umbel_server.api.texts import Asked, Name, Named, Why
+from umbel_server.fleet.layout import FleetDir
+from umbel_server.learning.shown import attempt_json, run_json
+from umbel_server.monitor.spending import spending
+from umbel_server.store.runs import RoundRecord, RunRecord
+from umbel_server.store.store import Store
+
+router = APIRouter(prefix="/api/v1/runs", tags=["runs"], route_class=GuardedRoute)
+reports = APIRouter(prefix="/api/v1/run-reports", tags=["runs"], route_class=GuardedRoute)
+privacy = APIRouter(prefix="/api/v1/privacy", tags=["privacy"], route_class=GuardedRoute)
+
+
+DATA_FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,120}\.npz")
+
+
+class RunShown(BaseModel):
+    """A federated run."""
+
+    id: str
+    model: str
+    state: Literal["running", "finished", "stopped", "failed"]
+    reason: str = Field(description="Why it ended; empty while it runs.")
+    created_s: float = Field(description="Unix seconds.")
+    finished_s: float | None = Field(description="Unix seconds; null while it runs.")
+    plan: dict[str, Any] = Field(description="As it was approved.")
+
+
+class RoundShown(BaseModel):
+    """An attempt at a round that is over."""
+
+    round: int
+    attempt: int
+    state: Literal["opened", "aborted"]
+    started_s: float = Field(description="Unix seconds.")
+    finished_s: float = Field(description="Unix seconds.")
+    reason: str = Field(description="Why it was aborted; empty if its sum was used.")
+    figures: dict[str, Any] = Field(description="What it cost and gave; names carry units.")
+    summed: int = Field(description="Devices in the sum.")
+    charged: int = Field(description="Devices whose ledger was charged, and that the sum lacks.")
+    dropped: int = Field(description="Devices that were lost before.")
+
+
+class RunReport(BaseModel):
+    """A run, how far it is, and what it gave and cost so far."""
+
+    run: str
+    model: str
+    version: int = Field(description="The version that it began with.")
+    state: Literal["running", "finished", "stopped", "failed"]
+    reason: str
+    rounds: int
+    rounds_done: int
+    accuracy: float | None = Field(description="On held-out data; null: none yet.")
+    r2: float | None = Field(default=None, description="The same of a model that answers with numbers.")
+    epsilon_server: float | None = Field(
+        description="Spent by each device, against the server; null: infinite."
+    )
+    epsilon_release: float | None = Field(description="Against those who see only its models.")
+    delta: float
+    created_s: float
+    finished_s: float | None
+    plan: dict[str, Any]
+
+
+class Part(BaseModel):
+    """A device's part in an attempt at a round."""
+
+    device: str
+    outcome: str
+    reason: str
+
+
+class AttemptShown(BaseModel):
+    """An attempt at a round, and who was in it."""
+
+    round: int
+    attempt: int
+    state: str
+    reason: str
+    started_s: float
+    finished_s: float | None
+    figures: dict[str, Any]
+    participations: list[Part]
+
+
+class NewRun(Asked):
+    """A run to begin."""
+
+    plan: dict[str, Any] = Field(description="As a plan's TOML has it; data by its file's name in `data`.")
+    name: Name | None = Field(None, description="Null: the model's and a number.")
+    dry_run: bool = Field(False, description="Check the plan and start nothing.")
+
+
+class Started(BaseModel):
+    """A run that began, or that would begin."""
+
+    run: str
+    started: bool
+    epsilon_server: float | None = Field(description="At the end, against the server; null: infinite.")
+    epsilon_release: float | None
+    delta: float
+    bytes_per_parameter: float
+    error: float | None = Field(description="Of the sum, as the plan's noise makes it.")
+
+
+class Resumed(BaseModel):
+    """A run whose server process was started again."""
+
+    run: str
+    state: Literal["running"]
+
+
+class RunCharged(BaseModel):
+    """A device's part in a run."""
+
+    run: str
+    participations: int
+    epsilon: float | None = Field(description="What that costs alone; null: infinite, or not known.")
+    known: bool
+
+
+class Spent(BaseModel):
+    """What a device has spent of its privacy, as far as the fleet knows; its own ledger decides."""
+
+    device: str
+    epsilon: float | None = Field(description="Of all runs together; null: infinite.")
+    runs: list[RunCharged]
+
+
+@router.get("", dependencies=[may(Permission.RUNS_READ)])
+def list_runs(store: StoreOf, limit: Limit = DEFAULT_LIMIT, cursor: Cursor = None) -> Page[RunShown]:
+    """List the runs by name."""
+    last = after(cursor) or ""
+    found = sorted((run for run in store.runs.all() if run.id > last), key=lambda run: run.id)
+    return page_of(found[: limit + 1], limit, key=lambda run: run.id, show=_show)
+
+
+@router.post("", status_code=201, dependencies=[may(Permission.RUNS_WRITE)])
+def start_run(service: ServiceOf, actor: ActorOf, new: NewRun) -> Started:
+    """Check a plan against the fleet's policy and budget, and start its run."""
+    from umbel_server.learning.begin import start
+
+    raw = with_data(service.fleet, new.plan)
+    run, figures = start(
+        service.fleet, service.store, raw, name=new.name or "", dry_run=new.dry_run, actor=actor
+    )
+    return Started(run=run, started=not new.dry_run, **figures)
+
+
+@router.post("/{name}/resume", dependencies=[may(Permission.RUNS_WRITE)])
+def resume_run(service: ServiceOf, name: Named) -> Resumed:
+    """Start a run's server process again, after it was killed."""
+    from umbel_server.learning.begin import resume
+
+    resume(service.fleet, service.store, _found(service.store, name))
+    return Resumed(run=name, state="running")
+
+
+@reports.get("", dependencies=[may(Permission.RUNS_READ)])
+def list_run_reports(store: StoreOf, limit: Limit = DEFAULT_LIMIT, cursor: Cursor = None) -> Page[RunReport]:
+    """List the runs by name, with what they gave and cost so far."""
+    last = after(cursor) or ""
+    found = sorted((run for run in store.runs.all() if run.id > last), key=lambda run: run.id)
+    return page_of(
+        found[: limit + 1], limit, key=lambda run: run.id, show=lambda run: _run_report(store, run)
+    )
+
+
+@reports.get("/{name}", dependencies=[may(Permission.RUNS_READ)])
+def get_run_report(store: StoreOf, name: Named) -> RunReport:
+    """Show a run, how far it is, and what it gave and cost so far."""
+    return _run_report(store, _found(store, name))
+
+
+@reports.get("/{name}/attempts", dependencies=[may(Permission.PRIVACY_READ)])
+def list_attempts(
+    store: StoreOf, name: Named, limit: Limit = DEFAULT_LIMIT, cursor: Cursor = None
+) -> Page[AttemptShown]:
+    """List a run's attempts at rounds in their order, with every device that was in them."""
+    seen = after_number(cursor) or 0
+    found = store.runs.rounds(_found(store, name).id)[seen : seen + limit + 1]
+    places = {id(each): seen + place for place, each in enumerate(found, 1)}
+    return page_of(
+        found,
+        limit,
+        key=lambda each: str(places[id(each)]),
+        show=lambda each: AttemptShown.model_validate(attempt_json(each)),
+    )
+
+
+@router.get("/{name}", dependencies=[may(Permission.RUNS_READ)])
+def get_run(store: StoreOf, name: Named) -> RunShown:
+    """Show a run."""
+    return _show(_found(store, name))
+
+
+@router.get("/{name}/rounds", dependencies=[may(Permission.RUNS_READ)])
+def list_rounds(
+    store: StoreOf, name: Named, limit: Limit = DEFAULT_LIMIT, cursor: Cursor = None
+) -> Page[RoundShown]:
+    """List the rounds of a run that are over, each attempt, in their order."""
+    run = _found(store, name)
+    # Attempts only ever come behind those that are over: their place is a cursor that stays.
+    seen = after_number(cursor) or 0
+    found = store.runs.rounds(run.id)[seen : seen + limit + 1]
+    places = {id(each): seen + place for place, each in enumerate(found, 1)}
+    return page_of(found, limit, key=lambda each: str(places[id(each)]), show=_round)
+
+
+@router.post("/{name}/stop", dependencies=[may(Permission.RUNS_WRITE)])
+def stop_run(store: StoreOf, actor: ActorOf, name: Named, why: Why) -> RunShown:
+    """End a run after the round it is in."""
+    run = _found(store, name)
+    if run.state != "running":
+        raise RefusedError(f"Run {name} is {run.state}: only one that still runs can be stopped.")
+    store.runs.finish(run.id, "stopped", why.reason, actor=actor)
+    return _show(_found(store, name))
+
+
+@privacy.get("", dependencies=[may(Permission.PRIVACY_READ)])
+def list_spending(service: ServiceOf, limit: Limit = DEFAULT_LIMIT, cursor: Cursor = None) -> Page[Spent]:
+    """List what each device was charged, by name."""
+    last = after(cursor) or ""
+    lines = spending(service.store, service.fleet.runs, service.fleet.policy().budget_delta)
+    found = [line for line in lines if line.device > last][: limit + 1]
+    return page_of(
+        found, limit, key=lambda line: line.device, show=lambda line: Spent.model_validate(line.to_json())
+    )
+
+
+def with_data(fleet: FleetDir, plan: dict[str, Any]) -> dict[str, Any]:
+    """Return a plan's fields with the files that it names in the fleet's own directory of data.
+
+    Raises:
+        UsageError: It names something else than a file there: nobody far away reads other files of the service.
+    """
+    result = plan.get("result")
+    made = {**plan, "result": dict(result)} if isinstance(result, dict) else dict(plan)
+    tables = [(made, "heldout"), (made["result"], "calibration")] if "result" in made else [(made, "heldout")]
+    for table, field in tables:
+        if isinstance(table, dict) and (named := table.get(field)):
+            if not isinstance(named, str) or DATA_FILE.fullmatch(named) is None:
+                raise UsageError(
+                    f"The plan's {field} is to be the name of an .npz file in the directory  data  of the fleet."
+                )
+            table[field] = str(fleet.path / "data" / named)
+    return made
+
+
+def _run_report(store: Store, run: RunRecord) -> RunReport:
+    return RunReport(**run_json(run, store.runs.rounds(run.id)), plan=json.loads(run.plan))
+
+
+def _found(store: StoreOf, name: str) -> RunRecord:
+    run = store.runs.get(RunId(name))
+    if run is None:
+        raise missing(f"run {name}")
+    return run
+
+
+def _show(run: RunRecord) -> RunShown:
+    return RunShown(
+        id=run.id,
+        model=run.model,
+        state=run.state,
+        reason=run.reason,
+        created_s=run.created_s,
+        finished_s=run.finished_s,
+        plan=json.loads(run.plan),
+    )
+
+
+def _round(record: RoundRecord) -> RoundShown:
+    outcomes = [each.outcome for each in record.participations]
+    return RoundShown(
+        round=record.round,
+        attempt=record.attempt,
+        state=record.state,
+        started_s=record.started_s,
+        finished_s=record.finished_s,
+        reason=record.reason,
+        figures=dict(record.figures),
+        summed=outcomes.count("summed"),
+        charged=outcomes.count("charged"),
+        dropped=outcomes.count("dropped"),
+    )

@@ -1,0 +1,56 @@
+"""What the routes work on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, cast
+
+from fastapi import Depends, Request
+
+from umbel_server.access.actor import Actor
+from umbel_server.access.oidc import Errands
+from umbel_server.api.failures import Failures
+from umbel_server.fleet.layout import FleetDir
+from umbel_server.store.api_tokens import Bearer
+from umbel_server.store.store import Store
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """A fleet as the API serves it.
+
+    Args:
+        fleet: Its directory.
+        store: Its store.
+        failures: Sign-ins that failed lately.
+        errands: Who is at the OpenID provider.
+    """
+
+    fleet: FleetDir
+    store: Store
+    failures: Failures
+    errands: Errands
+
+
+def service_of(request: Request) -> Service:
+    """Return what the app of a request serves."""
+    return cast(Service, request.app.state.service)
+
+
+def bearer_of(request: Request) -> Bearer:
+    """Return who sent a request that was let in."""
+    return cast(Bearer, request.state.bearer)
+
+
+def _actor_of(request: Request) -> Actor:
+    return bearer_of(request).account.actor
+
+
+def _store_of(request: Request) -> Store:
+    return service_of(request).store
+
+
+ServiceOf = Annotated[Service, Depends(service_of)]
+StoreOf = Annotated[Store, Depends(_store_of)]
+BearerOf = Annotated[Bearer, Depends(bearer_of)]
+ActorOf = Annotated[Actor, Depends(_actor_of)]

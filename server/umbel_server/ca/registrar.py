@@ -1,0 +1,221 @@
+"""The fleet's authority at work: checks what it is shown against the store and its own clock, keeps record, and signs.
+
+Whoever asks it, a gateway, may lie. It gets papers only for what devices have proven themselves: a token, a
+certificate that still holds, or a signature of the identity key on record; only for the key that the device has
+certified so; and never for longer than a day.
+
+Source: docs/spec/enrollment.md, section 6.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import logging
+from dataclasses import dataclass, field
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID
+
+from umbel_proto.credentials import Credential, sign_credential
+from umbel_proto.enrollment import SECRET_BYTES, check_identity, check_return
+from umbel_proto.errors import CertificateError, RefusedError, TokenError, UsageError, VerificationError
+from umbel_proto.ids import DeviceId, check_name
+from umbel_proto.keys import SigningKey, VerifyKey
+from umbel_proto.wire import enrollment_pb2 as pb
+from umbel_proto.wire import identity_pb2
+from umbel_server.ca.authority import Papers
+from umbel_server.clock import Clock
+from umbel_server.fleet.ca import DEVICE_LIFE_S, CertificateAuthority, device_of, read_csr
+from umbel_server.fleet.create import service_hosts
+from umbel_server.fleet.facts import facts_json
+from umbel_server.fleet.layout import FleetDir
+from umbel_server.store.admission import another_key
+from umbel_server.store.devices import Application, Device
+from umbel_server.store.store import Store
+
+MAX_NODE_KEY_BYTES = 512
+MAX_CERTIFICATE_BYTES = 16 << 10
+DAY_S = 86400
+CHALLENGE_SKEW_S = 180
+"""A gateway's challenge holds for a minute; its clock and ours may differ by two."""
+_TIME_BYTES = 8
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Registrar:
+    """The authority, with its keys and the fleet's store.
+
+    Args:
+        fleet: Says which hosts the services have, and on what terms devices come in.
+        store: Knows tokens and devices.
+        clock: Dates the papers.
+    """
+
+    fleet: FleetDir
+    store: Store
+    clock: Clock
+    _ca: CertificateAuthority = field(repr=False)
+    _authority: SigningKey = field(repr=False)
+
+    @classmethod
+    def open(cls, fleet: FleetDir, store: Store, *, clock: Clock) -> Registrar:
+        """Reach the keys, wherever the settings say that they are.
+
+        Raises:
+            StorageError: A file is missing or damaged.
+        """
+        return cls(fleet, store, clock, fleet.authority(), fleet.authority_signer())
+
+    def enroll(self, request: pb.EnrollRequest) -> Papers:
+        """Let a device in by its token, or tell again one whose answer was lost."""
+        if len(request.token) != SECRET_BYTES:
+            raise TokenError(f"An enrollment token has {SECRET_BYTES} bytes, not {len(request.token)}.")
+        # Without a token that was given out, nobody makes us check signatures or wait to write.
+        self.store.tokens.known(request.token)
+        if request.name:
+            check_name(request.name, "device")
+        tls_key = read_csr(request.csr)
+        identity_key = VerifyKey(request.identity_key)
+        check_identity(identity_key, request.identity_proof, csr=request.csr, node_key=request.node_key)
+        application = Application(
+            token=request.token,
+            name=request.name,
+            identity_key=identity_key,
+            node_key=check_node_key(request.node_key),
+            tls_key_hash=key_hash(tls_key),
+            facts=facts_json(request.facts),
+        )
+        device = self.store.devices.enroll(
+            application, certificate_life_s=DEVICE_LIFE_S, terms=self.fleet.settings.admission.terms()
+        )
+        log.info("enrolled device=%s", device.id)
+        return self._issue(device, tls_key)
+
+    def renew(self, certificate: bytes, csr: bytes) -> Papers:
+        """Give a device new papers for the key of a certificate that still holds, PEM."""
+        leaf = self._check_certificate(certificate)
+        device = self.store.devices.admit(device_of(leaf, fleet=self.fleet.name, now_s=self.clock()))
+        key = read_csr(csr)
+        if key != leaf.public_key():
+            raise RefusedError(
+                f"Device {device.id} renews the key that it has: for another it enrolls again."
+            )
+        require_own_key(device, leaf)
+        return self._renewed(device, key)
+
+    def readmit(self, request: pb.ReadmitRequest) -> Papers:
+        """Give new papers to a device that came back by its identity key."""
+        device = self.store.devices.get(DeviceId(check_name(request.device_id, "device")))
+        try:
+            if device is None:
+                raise VerificationError("unknown")
+            check_return(
+                device.identity_key,
+                request.proof,
+                fleet=self.fleet.name,
+                device=device.id,
+                challenge=request.challenge,
+                csr=request.csr,
+            )
+        except VerificationError as exc:
+            raise RefusedError(
+                "This fleet knows no device of this name and identity key: enroll with a token."
+            ) from exc
+        device = self.store.devices.admit(device.id)
+        if abs(self.clock() - int.from_bytes(request.challenge[:_TIME_BYTES], "big")) > CHALLENGE_SKEW_S:
+            raise RefusedError("What the device signed is too old: let it ask for another challenge.")
+        days = self.fleet.settings.return_days
+        if self.clock() - device.certificate_not_after_s > days * DAY_S:
+            raise RefusedError(
+                f"Device {device.id} was away for more than {days} days: ask the fleet's operator for a token, "
+                "and run  umbel enroll TOKEN --again"
+            )
+        return self._renewed(device, read_csr(request.csr))
+
+    def certify_service(self, csr: bytes) -> bytes:
+        """Return a certificate for the services themselves, then the CA's, PEM."""
+        return self._ca.issue_server(read_csr(csr), service_hosts(self.fleet), now_s=self.clock())
+
+    def _renewed(self, device: Device, key: ec.EllipticCurvePublicKey) -> Papers:
+        papers = self._issue(device, key)
+        self.store.devices.renewed(device.id, not_after_s=papers.not_after_s, tls_key_hash=key_hash(key))
+        return papers
+
+    def _issue(self, device: Device, tls_key: ec.EllipticCurvePublicKey) -> Papers:
+        """Return new papers for a device, valid for 24 hours."""
+        now_s = self.clock()
+        not_after_s = int(now_s) + DEVICE_LIFE_S
+        credential = Credential(self.fleet.name, device.id, device.identity_key, not_after_s)
+        return Papers(
+            device.id,
+            self._ca.issue_device(tls_key, device.id, now_s=now_s),
+            identity_pb2.Signed.FromString(sign_credential(self._authority, credential)),
+            not_after_s,
+        )
+
+    def _check_certificate(self, pem: bytes) -> x509.Certificate:
+        """Return a device's certificate that this authority issued, and that holds now.
+
+        Raises:
+            CertificateError: It did not, or does not.
+        """
+        try:
+            if len(pem) > MAX_CERTIFICATE_BYTES:
+                raise ValueError("too long")
+            leaf = x509.load_pem_x509_certificate(pem)
+            leaf.verify_directly_issued_by(self._ca.certificate)
+            usage = leaf.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
+        except (ValueError, TypeError, InvalidSignature, x509.ExtensionNotFound) as exc:
+            raise CertificateError("The certificate is not one of this fleet's authority.") from exc
+        if ExtendedKeyUsageOID.CLIENT_AUTH not in usage:
+            raise CertificateError("The certificate is not a device's.")
+        if self.clock() < leaf.not_valid_before_utc.timestamp():
+            raise CertificateError(
+                "The certificate does not hold yet: set the clocks of the fleet's machines."
+            )
+        return leaf
+
+
+def require_own_key(device: Device, certificate: x509.Certificate) -> None:
+    """Check that a certificate is for the key that the device has now.
+
+    Raises:
+        RefusedError: It is for an earlier one: the name is another machine's by now, or it has enrolled again.
+    """
+    key = certificate.public_key()
+    if not isinstance(key, ec.EllipticCurvePublicKey) or not hmac.compare_digest(
+        key_hash(key), device.tls_key_hash
+    ):
+        raise another_key(device.id)
+
+
+def check_node_key(der: bytes) -> bytes:
+    """Return a Flower node key as the store keeps it: one form for one key.
+
+    Raises:
+        UsageError: It is malformed, or not P-384.
+    """
+    try:
+        if len(der) > MAX_NODE_KEY_BYTES:
+            raise ValueError("too long")
+        key = serialization.load_der_public_key(der)
+    except (ValueError, UnsupportedAlgorithm) as exc:
+        raise UsageError("The node key is malformed.") from exc
+    if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP384R1):
+        raise UsageError("The node key is not a P-384 key.")
+    return _spki(key)
+
+
+def key_hash(key: ec.EllipticCurvePublicKey) -> bytes:
+    """Return SHA-256 of a public key's SubjectPublicKeyInfo, DER: what the store keeps of a TLS key."""
+    return hashlib.sha256(_spki(key)).digest()
+
+
+def _spki(key: ec.EllipticCurvePublicKey) -> bytes:
+    return key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)

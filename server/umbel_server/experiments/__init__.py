@@ -1,0 +1,1 @@
+"""Experiments: which of two versions is better for what people do with it, and who decided by what."""

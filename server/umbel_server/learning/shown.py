@@ -1,0 +1,54 @@
+"""Runs and their rounds as programs read them, at the command line and over the API."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from umbel_server.learning.plan import RunPlan
+
+if TYPE_CHECKING:
+    from umbel_server.store.runs import RoundRecord, RunRecord
+
+
+def run_json(record: RunRecord, rounds: Sequence[RoundRecord]) -> dict[str, Any]:
+    """Return a run, how far it is, and what it gave and cost so far, as JSON values."""
+    plan = RunPlan.from_json(record.plan)
+    opened = [r for r in rounds if r.state == "opened"]
+    figures = opened[-1].figures if opened else {}
+    # An attempt under way, or that a killed server left, has no figures yet.
+    counted = [r.figures for r in rounds if "epsilon_server" in r.figures]
+    spent = counted[-1] if counted else {"epsilon_server": 0.0, "epsilon_release": 0.0}
+    return {
+        "run": record.id,
+        "model": record.model,
+        "version": plan.version,
+        "state": record.state,
+        "reason": record.reason,
+        "rounds": plan.rounds,
+        "rounds_done": len(opened),
+        "accuracy": figures.get("accuracy"),
+        **({"r2": figures["r2"]} if "r2" in figures else {}),  # of a model that answers with numbers
+        # A number that is not finite is kept as None: there was no noise.
+        "epsilon_server": spent["epsilon_server"],
+        "epsilon_release": spent["epsilon_release"],
+        "delta": plan.privacy.delta,
+        "created_s": record.created_s,
+        "finished_s": record.finished_s,
+    }
+
+
+def attempt_json(record: RoundRecord) -> dict[str, Any]:
+    """Return an attempt at a round and who was in it, as JSON values."""
+    return {
+        "round": record.round,
+        "attempt": record.attempt,
+        "state": record.state,
+        "reason": record.reason,
+        "started_s": record.started_s,
+        "finished_s": record.finished_s,
+        "figures": dict(record.figures),
+        "participations": [
+            {"device": p.device, "outcome": p.outcome, "reason": p.reason} for p in record.participations
+        ],
+    }

@@ -1,0 +1,148 @@
+"""How often a model is right: by labels that came later, and, without labels, by how sure it is.
+
+Without labels: where confidences are calibrated, a prediction with confidence c is right with chance c, and the mean of
+all confidences is the expected accuracy. That is the method of CBPE. It is right about data that changes, as long as
+a given confidence means what it meant. It is blind to the rest, and the answer says so.
+
+Source:
+    NannyML, "Estimation of Performance of the Monitored Model" (CBPE); Garg et al., "Leveraging Unlabeled Data to
+    Predict Out-of-Distribution Performance", ICLR 2022, arXiv:2201.04234, section 3 (average confidence, and why no
+    such estimate can be right about every change).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from umbel_proto.histogram import CONFIDENCE as EDGES
+from umbel_proto.histogram import Histogram
+from umbel_server.monitor.rates import Gap, Rate, Z, difference, rate
+from umbel_server.monitor.report import CONFIDENCE
+from umbel_server.monitor.sample import Sample
+from umbel_server.store.reports import Report, histograms
+
+FEEDBACK, AGREED = "feedback", "feedback.agreed"
+RESOLVED, CHANGED = "review.resolved", "review.changed"
+BLIND = (
+    "Estimated from confidences as if they were calibrated: a change in what is right for the same input (concept "
+    "shift), inputs on which the model is sure and wrong, and a model that was never calibrated are not seen."
+)
+CHOSEN = "Realized accuracy is of the predictions that somebody labeled, who may have chosen which."
+
+
+@dataclass(frozen=True, slots=True)
+class Estimated:
+    """Accuracy as confidences promise it.
+
+    Args:
+        value: In 0..1.
+        low: Where its interval of 95 % begins: by chance and noise only, as if confidences were calibrated.
+        high: Where it ends.
+        counted: Of how many predictions.
+        devices: Of how many devices.
+        epsilon: With what confidences are randomized; None: they are not.
+    """
+
+    value: float
+    low: float
+    high: float
+    counted: int
+    devices: int
+    epsilon: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Performance:
+    """What is known of how often a model is right.
+
+    Args:
+        realized: Labels that came later: how many agreed with the model; None: none came.
+        people: Of the predictions that people reviewed, how many they let stand; None: they reviewed none. These are
+            the ones that the model was least sure of.
+        estimated: As confidences promise; None: the model has none, or none were told.
+        promised: As they promised when the model was made; None: its package does not tell.
+        change: How much lower or higher that is than promised.
+        calibration: How much more often labels agree than confidences promise: of different predictions.
+        blind: What the figures do not see.
+    """
+
+    realized: Rate | None
+    people: Rate | None
+    estimated: Estimated | None
+    promised: float | None
+    change: Gap | None
+    calibration: Gap | None
+    blind: tuple[str, ...]
+
+
+def performance(reports: Sequence[Report], baseline: Histogram | None = None) -> Performance:
+    """Return what is known of how often a model is right.
+
+    Args:
+        reports: One of each device.
+        baseline: Confidences when the model was made.
+    """
+    realized = rate((each.counters.get(AGREED, 0), each.counters.get(FEEDBACK, 0)) for each in reports)
+    changed = rate((each.counters.get(CHANGED, 0), each.counters.get(RESOLVED, 0)) for each in reports)
+    people = changed and Rate(
+        1 - changed.value,
+        1 - changed.high,
+        1 - changed.low,
+        changed.counted,
+        changed.worth,
+        changed.devices,
+    )
+    now = estimated([each for each in histograms(reports, CONFIDENCE) if each.edges == EDGES])
+    before = None if baseline is None or baseline.edges != EDGES else estimated([baseline])
+    blind = ((BLIND,) if now else ()) + ((CHOSEN,) if realized else ())
+    return Performance(
+        realized=realized,
+        people=people,
+        estimated=now,
+        promised=None if before is None else before.value,
+        change=None if now is None or before is None else difference(_told(now), _told(before)),
+        calibration=None if now is None or realized is None else difference(_told(realized), _told(now)),
+        blind=blind,
+    )
+
+
+def estimated(told: Sequence[Histogram]) -> Estimated | None:
+    """Return the accuracy that confidences promise; None if there are none.
+
+    Args:
+        told: Confidences of each device, over telemetry's cells.
+    """
+    if not told or not any(each.count for each in told):
+        return None
+    sample = Sample.of_devices(told)
+    gain, noise = sample.response()
+    shares = (sample.told - noise) / gain
+    middles = confidences()
+    value = float(shares @ middles)
+    if sample.covariance is not None:
+        variance = float(middles @ sample.covariance @ middles) / gain**2
+    else:
+        spread = sample.told @ middles**2 - (sample.told @ middles) ** 2
+        variance = float(spread) / sample.values / gain**2
+    half = Z * math.sqrt(max(variance, 0.0))
+    value = min(max(value, 0.0), 1.0)
+    return Estimated(
+        value, max(value - half, 0.0), min(value + half, 1.0), sample.count, sample.devices, sample.epsilon
+    )
+
+
+def confidences() -> NDArray[np.float64]:
+    """Return what a confidence of each cell is taken to be: the middle of the cell's log-odds."""
+    logits = np.log(np.array(EDGES) / (1 - np.array(EDGES)))
+    step = logits[1] - logits[0]
+    middles = np.concatenate(([logits[0] - step / 2], (logits[:-1] + logits[1:]) / 2, [logits[-1] + step]))
+    return np.asarray(1 / (1 + np.exp(-middles)), np.float64)
+
+
+def _told(of: Rate | Estimated) -> tuple[float, float, float]:
+    return of.value, of.low, of.high

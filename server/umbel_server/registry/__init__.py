@@ -1,0 +1,1 @@
+"""Governed models: their versions, stages, approvals and cards."""

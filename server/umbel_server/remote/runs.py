@@ -1,0 +1,79 @@
+"""Runs at a fleet's service, as commands start, follow and end them."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from umbel_proto.errors import UsageError
+from umbel_server.remote.client import Client, path
+from umbel_server.remote.place import needed
+
+ATTEMPTS = 20
+"""A page of them: each names its devices."""
+
+
+class RunsFar:
+    """The runs at a service.
+
+    Args:
+        client: Talks to it.
+    """
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+
+    def start(self, plan: Path, *, name: str, dry_run: bool) -> dict[str, Any]:
+        """Check a plan, and start its run unless it is only tried; return the run's name and what it will cost."""
+        asked = {"plan": _fields(plan), "name": name or None, "dry_run": dry_run}
+        made: dict[str, Any] = self._client.post("/runs", asked)
+        return made
+
+    def resume(self, run: str) -> None:
+        """Start a run's server process again."""
+        self._client.post(path("runs", run, "resume"))
+
+    def stop(self, run: str, reason: str) -> None:
+        """End a run after the round it is in."""
+        self._client.post(path("runs", run, "stop"), {"reason": needed(reason)})
+
+    def all(self) -> list[dict[str, Any]]:
+        """Return every run, the oldest first."""
+        found = sorted(self._client.pages("/run-reports"), key=lambda each: each["created_s"])
+        for each in found:
+            del each["plan"]
+        return list(map(_run, found))
+
+    def show(self, run: str) -> dict[str, Any]:
+        """Return a run and how far it is."""
+        return _run(self._client.get(path("run-reports", run)))
+
+    def attempts(self, run: str) -> list[dict[str, Any]]:
+        """Return a run's attempts at rounds with who was in them, in their order."""
+        return list(self._client.pages(path("run-reports", run, "attempts"), limit=ATTEMPTS))
+
+    def draw(self, run: str, plot: Path) -> None:
+        """Refuse to draw: that is done where the records are."""
+        raise UsageError("--plot draws where the fleet's directory is: leave out --plot, or say --fleet.")
+
+
+def _run(shown: dict[str, Any]) -> dict[str, Any]:
+    # Only a model that answers with numbers has one.
+    return {name: value for name, value in shown.items() if name != "r2" or value is not None}
+
+
+def _fields(plan: Path) -> dict[str, Any]:
+    try:
+        fields = tomllib.loads(plan.read_text("utf-8"))
+        json.dumps(fields, allow_nan=False)
+    except OSError as exc:
+        raise UsageError(f"The plan {plan} cannot be read: {exc.strerror}.") from exc
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
+        raise UsageError(f"The plan {plan} is not TOML: {exc}.") from exc
+    except (TypeError, ValueError) as exc:
+        raise UsageError(
+            f"The plan {plan} holds a date or a number that no plan has: see the reference."
+        ) from exc
+    return fields

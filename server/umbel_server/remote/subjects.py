@@ -1,0 +1,75 @@
+"""The subjects that commands work on, each in the fleet's directory or at its service."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from umbel_server.remote.place import at
+
+if TYPE_CHECKING:
+    from umbel_server.access.at_hand import AccessAtHand, AuditAtHand
+    from umbel_server.fleet.at_hand import FleetAtHand
+    from umbel_server.learning.at_hand import RunsAtHand
+    from umbel_server.registry.at_hand import RegistryAtHand
+    from umbel_server.remote.access import AccessFar, AuditFar
+    from umbel_server.remote.fleet import FleetFar
+    from umbel_server.remote.registry import RegistryFar
+    from umbel_server.remote.rollouts import RolloutsFar
+    from umbel_server.remote.runs import RunsFar
+    from umbel_server.rollouts.at_hand import RolloutsAtHand
+
+
+def fleet_at(
+    directory: Path | None, server: str | None, *, token_file: Path | None = None
+) -> AbstractContextManager[FleetAtHand | FleetFar]:
+    """Reach devices, policy, spending and releases for the length of a block."""
+    from umbel_server.fleet.at_hand import FleetAtHand
+    from umbel_server.remote.fleet import FleetFar
+
+    return at(directory, server, FleetAtHand, FleetFar, token_file=token_file)
+
+
+def registry_at(
+    directory: Path | None, server: str | None, *, token_file: Path | None = None
+) -> AbstractContextManager[RegistryAtHand | RegistryFar]:
+    """Reach the registry for the length of a block."""
+    from umbel_server.registry.at_hand import RegistryAtHand
+    from umbel_server.remote.registry import RegistryFar
+
+    return at(directory, server, RegistryAtHand, RegistryFar, token_file=token_file)
+
+
+def rollouts_at(
+    directory: Path | None, server: str | None
+) -> AbstractContextManager[RolloutsAtHand | RolloutsFar]:
+    """Reach rollouts for the length of a block."""
+    from umbel_server.remote.rollouts import RolloutsFar
+    from umbel_server.rollouts.at_hand import RolloutsAtHand
+
+    return at(directory, server, RolloutsAtHand, RolloutsFar)
+
+
+def access_at(directory: Path | None, server: str | None) -> AbstractContextManager[AccessAtHand | AccessFar]:
+    """Reach accounts and tokens for the length of a block."""
+    from umbel_server.access.at_hand import AccessAtHand
+    from umbel_server.remote.access import AccessFar
+
+    return at(directory, server, AccessAtHand, AccessFar)
+
+
+def audit_at(directory: Path | None, server: str | None) -> AbstractContextManager[AuditAtHand | AuditFar]:
+    """Reach the audit log for the length of a block."""
+    from umbel_server.access.at_hand import AuditAtHand
+    from umbel_server.remote.access import AuditFar
+
+    return at(directory, server, AuditAtHand, AuditFar)
+
+
+def runs_at(directory: Path | None, server: str | None) -> AbstractContextManager[RunsAtHand | RunsFar]:
+    """Reach runs for the length of a block."""
+    from umbel_server.learning.at_hand import RunsAtHand
+    from umbel_server.remote.runs import RunsFar
+
+    return at(directory, server, RunsAtHand, RunsFar)

@@ -1,0 +1,152 @@
+"""Devices as a list that people filter, sort and page through; what it counts is counted in the database."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any, cast
+
+from sqlalchemy import ColumnElement, and_, case, exists, func, select, tuple_
+
+from umbel_proto.ids import ModelName
+from umbel_server.clock import Clock
+from umbel_server.store.admission import ACTIVE
+from umbel_server.store.database import Database
+from umbel_server.store.devices import Device, _device
+from umbel_server.store.tables import devices
+from umbel_server.store.tables_rollouts import device_models, device_tags
+from umbel_server.store.wanted import ANY, ONLINE_S, STALE_S, Sort, Status, Wanted
+
+_COLUMNS = {
+    "seen": devices.c.last_seen_s,
+    "enrolled": devices.c.enrolled_s,
+    "certificate": devices.c.certificate_not_after_s,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Facets:
+    """How many of the devices that somebody wants to see are what.
+
+    Args:
+        devices: How many they are.
+        statuses: How many of them have which status, by its word.
+        versions: On how many which version of which model answers: model, version, devices.
+        tags: How many have which tag, by name.
+    """
+
+    devices: int
+    statuses: tuple[tuple[Status, int], ...]
+    versions: tuple[tuple[ModelName, int, int], ...]
+    tags: tuple[tuple[str, int], ...]
+
+
+class DeviceList:
+    """The list of a store's devices."""
+
+    def __init__(self, database: Database, clock: Clock) -> None:
+        self._database = database
+        self._clock = clock
+
+    def page(
+        self,
+        wanted: Wanted = ANY,
+        *,
+        limit: int,
+        after: str = "",
+        sort: Sort = "name",
+        after_value: float | None = None,
+        descending: bool = False,
+    ) -> tuple[Device, ...]:
+        """Return devices, those after the last one of the page before.
+
+        Args:
+            wanted: Which ones.
+            limit: At most so many.
+            after: The name of the last one before; empty: from the beginning.
+            sort: By what; devices that are alike in it come by name.
+            after_value: What ``sort`` says of the last one before: the time, Unix seconds.
+            descending: Whether the largest come first.
+        """
+        names = devices.c.id
+        query = select(devices).where(*self._matching(wanted))
+        if sort == "name":
+            if after:
+                query = query.where(names < after if descending else names > after)
+            query = query.order_by(names.desc() if descending else names)
+        else:
+            column = _COLUMNS[sort]
+            if after_value is not None:
+                place: Any = tuple_(column, names)
+                last = (after_value, after)
+                query = query.where(place < last if descending else place > last)
+            query = query.order_by(*((column.desc(), names.desc()) if descending else (column, names)))
+        with self._database.read() as connection:
+            return tuple(map(_device, connection.execute(query.limit(limit))))
+
+    def facets(self, wanted: Wanted = ANY) -> Facets:
+        """Return what the devices are that somebody wants to see, counted."""
+        matching = self._matching(wanted)
+        status = status_of(self._clock()).label("status")
+        statuses = select(status, func.count()).where(*matching).group_by(status).order_by(status)
+        model = (device_models.c.model, device_models.c.version)
+        versions = select(*model, func.count()).group_by(*model).order_by(*model)
+        tag = device_tags.c.tag
+        tags = select(tag, func.count()).group_by(tag).order_by(tag)
+        if matching:
+            versions = versions.join(devices, devices.c.id == device_models.c.device_id).where(*matching)
+            tags = tags.join(devices, devices.c.id == device_tags.c.device_id).where(*matching)
+        with self._database.read() as connection:
+            found = tuple((cast("Status", row[0]), row[1]) for row in connection.execute(statuses))
+            return Facets(
+                sum(count for _, count in found),
+                found,
+                tuple((ModelName(row[0]), row[1], row[2]) for row in connection.execute(versions)),
+                tuple((row[0], row[1]) for row in connection.execute(tags)),
+            )
+
+    def _matching(self, wanted: Wanted) -> Collection[ColumnElement[bool]]:
+        found: list[ColumnElement[bool]] = []
+        if wanted.status is not None:
+            found.append(_is(wanted.status, self._clock()))
+        if wanted.tag is not None:
+            # Names of their own: facets count the same tables.
+            tags = device_tags.alias("wanted_tags")
+            found.append(exists().where(tags.c.device_id == devices.c.id, tags.c.tag == wanted.tag))
+        if wanted.model is not None:
+            slots = device_models.alias("wanted_models")
+            slot = and_(slots.c.device_id == devices.c.id, slots.c.model == wanted.model)
+            if wanted.version is not None:
+                slot = and_(slot, slots.c.version == wanted.version)
+            found.append(exists().where(slot))
+        return found
+
+
+def status_of(now_s: float, *, online_s: float = ONLINE_S, stale_s: float = STALE_S) -> ColumnElement[str]:
+    """Return what tells a device's status in a query: what ``monitor.report.status_of`` tells of one."""
+    seen = devices.c.last_seen_s
+    return case(
+        (devices.c.status != ACTIVE, "revoked"),
+        (devices.c.quarantined_s.is_not(None), "quarantined"),
+        (seen > now_s - online_s, "online"),
+        (seen <= devices.c.enrolled_s, "never seen"),
+        (seen > now_s - stale_s, "stale"),
+        else_="offline",
+    )
+
+
+def _is(status: Status, now_s: float) -> ColumnElement[bool]:
+    """Return whether a device has a status: ``status_of``, in words by which PostgreSQL knows how many have."""
+    seen, active = devices.c.last_seen_s, devices.c.status == ACTIVE
+    if status == "revoked":
+        return ~active
+    if status == "quarantined":
+        return and_(active, devices.c.quarantined_s.is_not(None))
+    free = and_(active, devices.c.quarantined_s.is_(None))
+    if status == "online":
+        return and_(free, seen > now_s - ONLINE_S)
+    silent = and_(free, seen <= now_s - ONLINE_S)
+    never = seen <= devices.c.enrolled_s
+    if status == "never seen":
+        return and_(silent, never)
+    return and_(silent, ~never, seen > now_s - STALE_S if status == "stale" else seen <= now_s - STALE_S)

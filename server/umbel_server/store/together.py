@@ -1,0 +1,93 @@
+"""Many callers, one commit: what arrives while the disk is busy goes into the next transaction together."""
+
+from __future__ import annotations
+
+import copy
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+from umbel_proto.errors import UnavailableError
+from umbel_server.store.failures import DiskFullError
+
+_Item = TypeVar("_Item")
+
+
+@dataclass(slots=True)
+class _Waiting(Generic[_Item]):
+    item: _Item
+    done: bool = False
+    error: Exception | None = None
+    # Locked until it is done, or its turn to commit; a lock wakes a thread at a fifth of what an Event costs.
+    sleep: threading.Lock = field(default_factory=threading.Lock)
+
+    def __post_init__(self) -> None:
+        self.sleep.acquire()
+
+
+class Together(Generic[_Item]):
+    """Commits what its callers bring, each call returning when its own is on disk.
+
+    The first caller commits for all who wait by then: nobody waits for company, and there is no thread.
+
+    Args:
+        commit: Commits items in one transaction, all or none; again is no harm.
+        most: How many items one transaction takes.
+    """
+
+    def __init__(self, commit: Callable[[Sequence[_Item]], None], *, most: int) -> None:
+        self._commit = commit
+        self._most = most
+        self._lock = threading.Lock()
+        self._waiting: deque[_Waiting[_Item]] = deque()
+        self._busy = False
+
+    def add(self, item: _Item) -> None:
+        """Commit an item; on return it is on disk.
+
+        Raises:
+            Exception: What ``commit`` raised for it. One that is wrong spoils no other's.
+        """
+        mine = _Waiting(item)
+        with self._lock:
+            self._waiting.append(mine)
+            first, self._busy = not self._busy, True
+        if not first:
+            mine.sleep.acquire()
+        if not mine.done:
+            self._commit_some()
+        if mine.error is not None:
+            raise mine.error
+
+    def _commit_some(self) -> None:
+        """Commit those who wait longest, this thread's own the first of them, and leave the rest to the next."""
+        with self._lock:
+            some = [self._waiting.popleft() for _ in range(min(self._most, len(self._waiting)))]
+        try:
+            self._settle(some)
+        finally:
+            with self._lock:
+                # Interrupted: this thread's own is given up, and the next in line commits the others.
+                self._waiting.extendleft(reversed([each for each in some[1:] if not each.done]))
+                self._busy = bool(self._waiting)
+                if self._busy:
+                    self._waiting[0].sleep.release()
+            for each in some[1:]:
+                if each.done:
+                    each.sleep.release()
+
+    def _settle(self, some: Sequence[_Waiting[_Item]]) -> None:
+        try:
+            self._commit([each.item for each in some])
+        except Exception as exc:
+            # What ails the store ails every item; all else may be one item's fault, and the others are innocent.
+            if len(some) > 1 and not isinstance(exc, UnavailableError | DiskFullError):
+                for each in some:
+                    self._settle([each])
+                return
+            for each in some:
+                each.error = exc if len(some) == 1 else copy.copy(exc)
+        for each in some:
+            each.done = True

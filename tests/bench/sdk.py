@@ -1,0 +1,258 @@
+"""What the SDK costs an application: a prediction with all that belongs to it, beside the runtime alone.
+
+- ``Model.predict`` with telemetry against ``InferenceSession.run(names, feed)``, and against LiteRT's ``Interpreter``
+  (``set_tensor``, ``invoke``, ``get_tensor``), one example of one thread, by the time the runtime alone takes. The
+  input is a C-contiguous array of the graph's type, and keeps the contract. Both are opened several times, all open at
+  once: where a session's weights came to lie in memory makes one as much as a fifth slower than its equal.
+- Eight threads that predict at once, the time that a prediction takes of all of them together, against eight threads
+  that ask the runtime alone; and how each scales, that time over the same of one thread, against how the other does.
+- Resident memory after a million predictions, and the size of the batch that is sealed of them.
+- The 99th percentile of a prediction while another process of this device trains on one thread, as ``umbel run``
+  does, and while that process is stopped: in many short turns, as the machine itself is faster and slower by turns.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+from harness import Report, in_turn, medians, often
+from inference import bare, each_us
+from networks import NETWORKS, examples, packed
+from numpy.typing import NDArray
+
+from umbel._home.directory import DeviceHome, Identity
+from umbel._predict.model import Model
+from umbel._telemetry.gauges import resident_bytes
+from umbel._telemetry.scope import Scope
+from umbel._telemetry.spool import Spool
+from umbel._telemetry.telemetry import Telemetry
+from umbel._telemetry.window import PredictionWindow
+from umbel.engines import load_engine
+from umbel.train.onnx import OnnxTrainer
+from umbel.train.plan import TrainPlan
+from umbel_models.pack import build
+from umbel_models.task import find
+from umbel_proto.ids import DeviceId, FleetId
+from umbel_proto.keys import SigningKey
+from umbel_proto.package import Package, read_package, read_unsigned
+from umbel_proto.seal import generate_keypair
+
+OPENINGS, RUNS = 11, 11
+TASKS = ("breast-cancer", "digits", "activity")
+LARGE = "letters-1.2m"
+THREADS = 8
+MANY = 1_000_000
+SAMPLES = 4_000
+TURNS = 101
+ROUNDS = 15
+MAY_COST = ((3.0, 1.6), (25.0, 1.10), (150.0, 1.02))
+"""What a prediction may cost, of what the runtime alone takes, where that takes so many microseconds."""
+
+
+def model(package: Package, variant: str, window: PredictionWindow | None = None) -> Model:
+    """Return a model that counts its predictions, in a window of its own or in one that others share."""
+    return Model(package, load_engine(package, variant), window or opened(package, variant))
+
+
+def opened(package: Package, variant: str) -> PredictionWindow:
+    form, name = package.manifest.variants[variant], package.manifest.model
+    return PredictionWindow(model=name, version=1, variant=variant, engine=form.engine, now_s=time.time())
+
+
+def allowed(baseline_us: float) -> float:
+    """Return what a prediction may cost, of the runtime's time.
+
+    What is added hardly depends on the model: between the times for which there is a bound, and below the shortest,
+    the microseconds that may be added are interpolated.
+    """
+    times, factors = zip(*MAY_COST, strict=True)
+    if baseline_us >= times[-1]:
+        return factors[-1]
+    added_us = [time_us * (factor - 1) for time_us, factor in MAY_COST]
+    return 1 + float(np.interp(baseline_us, times, added_us)) / baseline_us
+
+
+def one_thread(report: Report, package: Package, x: NDArray[np.float32]) -> None:
+    for variant, form in sorted(package.manifest.variants.items()):
+        one, window = x[0].copy(), opened(package, variant)
+        both = [
+            (model(package, variant, window), bare(package, variant, x[:1])) for _ in range(often(OPENINGS))
+        ]
+        each = 1e-6 * each_us(both[0][1], 20)()
+        calls = max(5, min(1000, int(0.004 / each)))
+        pairs = []
+        for asked, alone in both:
+            ours = each_us(lambda m=asked, o=one: m.predict(o), calls)
+            pairs += in_turn(ours, each_us(alone, calls), runs=RUNS)
+        report.pairs(
+            f"{package.manifest.model} {variant} ({form.engine}): predict, runtime alone beside it",
+            pairs,
+            unit="us",
+            at_most=round(allowed(medians(pairs)[1]), 2),
+        )
+
+
+def threads(report: Report, package: Package, x: NDArray[np.float32], variant: str) -> None:
+    """Time eight threads; each asks a session or an interpreter as the SDK would: LiteRT's is its own."""
+    calls = often(3000)
+    onnx = package.manifest.variants[variant].engine == "onnx"
+    asked, one = model(package, variant), x[0].copy()
+    shared = bare(package, variant, x[:1])
+    alone = [shared if onnx else bare(package, variant, x[:1]) for _ in range(THREADS)]
+    with ThreadPoolExecutor(THREADS) as pool:
+
+        def together(work: list[Callable[[], object]]) -> float:
+            begin = time.perf_counter()
+            list(pool.map(lambda call: [call() for _ in range(calls)], work))
+            return 1e6 * (time.perf_counter() - begin) / (calls * THREADS)
+
+        ours = [lambda: asked.predict(one)] * THREADS
+        turns: list[Callable[[], float]] = [
+            lambda: together(ours),
+            lambda: together(alone),
+            lambda: together(ours[:1]) * THREADS,
+            lambda: together(alone[:1]) * THREADS,
+        ]
+        for turn in turns:
+            turn()
+        eight, scaled = [], []
+        # One thread right beside eight: how much more does a prediction take among eight, ours and the runtime's?
+        for number in range(often(ROUNDS)):
+            took = {place: turns[place]() for place in sorted(range(4), reverse=number % 2 == 1)}
+            eight.append((took[0], took[1]))
+            scaled.append((took[0] / took[2], took[1] / took[3]))
+    name = f"{package.manifest.model} {variant}: {THREADS} threads"
+    report.pairs(f"{name}, per prediction, runtime alone beside it", eight, unit="us")
+    report.pairs(
+        f"{name}, of one thread's time per prediction, runtime alone beside it",
+        scaled,
+        unit="times",
+        at_most=1.15,
+    )
+
+
+def million(report: Report, package: Package, x: NDArray[np.float32]) -> None:
+    key = generate_keypair()[0]
+    with tempfile.TemporaryDirectory() as folder:
+        home = DeviceHome(Path(folder))
+        home.make()
+        home.write_identity(Identity(FleetId("bench"), DeviceId("d1"), "127.0.0.1:1", ""))
+        home.write_telemetry_key(key.public)
+        with Spool(home.spool) as spool:
+            telemetry = Telemetry(home, spool, clock=time.time)
+            manifest = package.manifest
+            scope = Scope.of(package)
+            window = telemetry.window(
+                model=manifest.model, version=1, variant="fp32", engine="onnx", scope=scope
+            )
+            asked = Model(package, load_engine(package, "fp32"), window)
+            rows = [row.copy() for row in x]
+            for row in rows * 20:
+                asked.predict(row)
+            before = resident_bytes() or 0
+            for number in range(often(MANY)):
+                asked.predict(rows[number % len(rows)])
+            grown = (resident_bytes() or 0) - before
+            report.value(
+                f"{manifest.model}: memory that {MANY:,} predictions add",
+                grown / 2**20,
+                unit="MiB",
+                at_most=1.0,
+            )
+            telemetry.flush()
+            [sealed] = spool.oldest(max_batches=9, max_bytes=10**9)
+            report.value(
+                f"{manifest.model}: sealed batch of a window of {MANY:,} predictions",
+                sealed.size,
+                unit="bytes",
+                at_most=2048,
+            )
+
+
+def training(report: Report, file: Path, package: Package, x: NDArray[np.float32]) -> None:
+    """Compare the 99th percentile while a child process trains and while it is stopped."""
+    command = [sys.executable, __file__, "--train", str(file)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
+        try:
+            assert child.stdout is not None
+            child.stdout.readline()
+            asked, one = model(package, "fp32"), x[0].copy()
+
+            def slowest_us(go: signal.Signals) -> float:
+                child.send_signal(go)
+                time.sleep(0.005)
+                times = []
+                for _ in range(often(SAMPLES)):
+                    begin = time.perf_counter_ns()
+                    asked.predict(one)
+                    times.append(time.perf_counter_ns() - begin)
+                return statistics.quantiles([*times, *times], n=100)[98] / 1000
+
+            pairs = in_turn(
+                lambda: slowest_us(signal.SIGCONT), lambda: slowest_us(signal.SIGSTOP), runs=TURNS
+            )
+        finally:
+            child.kill()
+    report.pairs(
+        f"{package.manifest.model}: 99th percentile of predict while the device trains, at rest beside it",
+        pairs,
+        unit="us",
+        at_most=1.10,
+    )
+
+
+def train(file: Path) -> None:
+    """Train for ever, in a process of its own that gives way to all others, as ``umbel run`` does."""
+    os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+    package = read_unsigned(file.read_bytes())
+    data = find(package.manifest.model).data().train
+    trainer, plan = OnnxTrainer(package), TrainPlan(10, 32, 0.01, momentum=0.0, seed=1)
+    trainer.train(package.parameters(), data.x, data.y, plan)
+    print("training", flush=True)
+    while True:
+        trainer.train(package.parameters(), data.x, data.y, plan)
+
+
+def main() -> None:
+    report, key = Report("sdk"), SigningKey.generate()
+    lite = find_spec("ai_edge_litert") is not None
+    for name in TASKS:
+        with report.part(name):
+            task = find(name)
+            built = build(task, key=key, version=1, lineage={}, lite=lite)
+            package = read_package(built, release_key=key.public)
+            x = np.ascontiguousarray(task.data().held_out.x, np.float32)
+            one_thread(report, package, x)
+            for variant in ("fp32", "tflite"):
+                if variant in package.manifest.variants:
+                    threads(report, package, x, variant)
+            if name != "activity":
+                million(report, package, x)
+            if name == "digits":
+                with tempfile.NamedTemporaryFile(suffix=".umbel") as file:
+                    Path(file.name).write_bytes(built)
+                    training(report, Path(file.name), package, x)
+    with report.part(LARGE):
+        network = NETWORKS[LARGE]()
+        package = read_package(packed(LARGE, network, key), release_key=key.public)
+        x = examples(network, 64)[0]
+        one_thread(report, package, x)
+        threads(report, package, x, "fp32")
+    report.finish()
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--train"]:
+        train(Path(sys.argv[2]))
+    main()

@@ -1,0 +1,156 @@
+"""How long a question waits while its model goes over to other releases: eight threads ask through 50 installations.
+
+A wait is what a question took, less what its thread spent waiting for a processor that other threads used: on a
+machine with fewer processors than threads there would be nothing else to see. The baseline are the same questions
+while a process of its own installs the same releases: the same work for the machine, and no switch. What stays of a
+wait there is the machine's: a thread that holds the interpreter may lose its processor too, and then all others wait
+for the interpreter.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from harness import Report, often
+from numpy.typing import NDArray
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from model_packages import RELEASE, digits, release, resigned
+from umbel._predict.model import Model
+from umbel._releases.follow import Follower
+from umbel._releases.shelf import Shelf
+from umbel._telemetry.window import PredictionWindow
+
+THREADS = 8
+PAUSE_S = 0.005
+"""Between two questions of a thread. Eight that never rest would wait for each other alone."""
+SWITCHES = 50
+REST_S = 0.05
+INSTALL = "install"
+"""The argument of the process that only installs."""
+
+
+class Windows:
+    """Telemetry that is never sent."""
+
+    def window(
+        self, *, model: str, version: int, variant: str, engine: str, scope: object = None
+    ) -> PredictionWindow:
+        return PredictionWindow(model=model, version=version, variant=variant, engine=engine, now_s=0.0)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Waits:
+    """When questions were asked, seconds, and how long each waited, milliseconds; both of shape (questions,)."""
+
+    begins_s: NDArray[np.float64]
+    took_ms: NDArray[np.float64]
+
+    def longest_ms(self, spans: list[Span], quantile: float) -> float:
+        """Return the longest wait in each span of seconds, in a quantile of the spans."""
+        inside = [self.took_ms[(self.begins_s >= begin) & (self.begins_s < end)] for begin, end in spans]
+        return float(np.quantile([each.max() for each in inside if each.size], quantile))
+
+
+def queued_s() -> float:
+    """Return how long this thread has waited for a processor, seconds."""
+    text = Path(f"/proc/self/task/{threading.get_native_id()}/schedstat").read_text()
+    return int(text.split()[1]) / 1e9
+
+
+def waits(ask: Callable[[], object], work: Callable[[], list[Span]]) -> tuple[Waits, list[Span]]:
+    """Return what questions of eight threads took while ``work`` ran, and what it returned."""
+    stop = threading.Event()
+    taken: list[list[tuple[float, float]]] = [[] for _ in range(THREADS)]
+
+    def client(mine: list[tuple[float, float]]) -> None:
+        while not stop.wait(PAUSE_S):
+            queued, begin = queued_s(), time.perf_counter()
+            ask()
+            took = time.perf_counter() - begin
+            mine.append((begin, 1e3 * max(took - (queued_s() - queued), 0.0)))
+
+    threads = [threading.Thread(target=client, args=(mine,)) for mine in taken]
+    for thread in threads:
+        thread.start()
+    try:
+        spans = work()
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+    begins, took_ms = np.array([each for mine in taken for each in mine]).T
+    return Waits(begins, took_ms), spans
+
+
+Span = tuple[float, float]
+"""When something began and ended, seconds of a clock that all processes share."""
+
+
+@contextlib.contextmanager
+def shelf_of(count: int) -> Iterator[tuple[Model, Callable[[], list[Span]]]]:
+    """Make a shelf with a model; yield the model, and what installs ``count`` other releases and tells when."""
+    packages = [resigned(release(2), lambda body, n=n: body.update(version=n)) for n in range(2, count + 3)]
+    with tempfile.TemporaryDirectory() as folder:
+        shelf = Shelf(Path(folder) / "shelf", RELEASE.public)
+        follower = Follower(shelf, Windows(), clock=time.time)
+        shelf.install(packages[0])
+        model = follower.model("digits", "fp32")
+
+        def install() -> list[Span]:
+            spans = []
+            for data in packages[1:]:
+                begin = time.perf_counter()
+                shelf.install(data, clock=itertools.count().__next__)
+                follower.follow()
+                spans.append((begin, time.perf_counter()))
+                time.sleep(REST_S)
+            assert model.version == count + 2
+            return spans
+
+        yield model, install
+
+
+def elsewhere() -> list[Span]:
+    """Install the releases in a process of its own; return when."""
+    done = subprocess.run([sys.executable, __file__, INSTALL], stdout=subprocess.PIPE, text=True, check=True)
+    return [(begin, end) for begin, end in json.loads(done.stdout)]
+
+
+def main() -> None:
+    """Measure, and write the figures."""
+    x, count = digits().held_out.x[0], often(SWITCHES)
+    if sys.argv[1:] == [INSTALL]:
+        with shelf_of(count) as (_, install):
+            print(json.dumps(install()))
+        return
+    report = Report("sdk_switch")
+    with shelf_of(count) as (model, install):
+        busy, spans = waits(lambda: model.predict(x), install)
+        other, rested = waits(lambda: model.predict(x), elsewhere)
+    for name, each in (("here", busy), ("elsewhere", other)):
+        tail = ", ".join(
+            f"{100 * q:g} %: {np.quantile(each.took_ms, q):.3f}" for q in (0.5, 0.99, 0.999, 1.0)
+        )
+        print(f"releases are installed {name}: {len(each.took_ms)} questions, ms at {tail}")
+    what = f"of a question, {THREADS} threads, {count} releases installed, in another process beside it"
+    for name, q in (("in the median of the installations", 0.5), ("in 9 of 10", 0.9), ("in all", 1.0)):
+        ours, baseline = busy.longest_ms(spans, q), other.longest_ms(rested, q)
+        report.value(f"longest wait {what}: {name}", ours, unit="ms", at_most=1, baseline=baseline)
+    report.finish()
+
+
+if __name__ == "__main__":
+    main()

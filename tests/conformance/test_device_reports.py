@@ -1,0 +1,163 @@
+"""The device against the real gateway, and cables that are cut: each report arrives once."""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from cable import Cable
+from device_world import World, eventually, make_world, open_device, predict_once, through
+from model_packages import release
+from service_fleet import ManualClock, running
+from umbel._fleet.channel import Gateway
+from umbel._fleet.uplink import upload
+from umbel._telemetry.spool import Sealed, Spool
+from umbel_proto.errors import UnavailableError
+from umbel_proto.wire import delivery_pb2, telemetry_pb2
+from umbel_server.fleet.publish import publish
+
+
+def test_reports_arrive_once_and_add_up(world: World) -> None:
+    home = world.device("d1")
+    with open_device(home) as device:
+        for _ in range(5):
+            predict_once(device)
+        device.sync()
+        predict_once(device)
+        device.sync()
+        device.sync()
+        assert device.status().spooled_batches == 0
+    assert (world.stored(), world.predictions()) == (2, 6)
+
+
+def test_a_report_whose_acknowledgment_was_lost_is_sent_again_and_stored_once(world: World) -> None:
+    home = world.device("d1")
+    with Cable(world.fleet.settings.gateway) as cable, Spool(home.spool) as spool:
+        through(home, cable.address)
+        with open_device(home) as device:
+            predict_once(device)
+        with Gateway(home, now_s=time.time()) as gateway:
+            gateway.delivery.Check(delivery_pb2.CheckRequest())
+            cable.mute()
+            stored = threading.Thread(target=lambda: (eventually(lambda: world.stored() == 1), cable.cut()))
+            stored.start()
+            with pytest.raises(UnavailableError):
+                upload(gateway, spool, now_s=time.time)
+            stored.join()
+        assert spool.depth().batches == 1
+        with Gateway(home, now_s=time.time()) as gateway:
+            upload(gateway, spool, now_s=time.time)
+        assert spool.depth().batches == 0
+    assert (world.stored(), world.predictions()) == (1, 1)
+
+
+def test_two_processes_that_send_the_same_report_store_it_once(world: World) -> None:
+    home = world.device("d1")
+    with open_device(home) as device:
+        predict_once(device)
+    with Spool(home.spool) as one, Gateway(home, now_s=time.time()) as gateway:
+        [waiting] = one.oldest(max_batches=9, max_bytes=10**6)
+        batch = telemetry_pb2.SealedBatch(header=waiting.header, ciphertext=waiting.ciphertext)
+        gateway.telemetry.Upload(telemetry_pb2.UploadRequest(batches=[batch]))
+        upload(gateway, one, now_s=time.time)
+        assert one.depth().batches == 0
+    assert world.stored() == 1
+
+
+def test_a_gateway_that_was_down_loses_nothing(tmp_path: Path) -> None:
+    clock = ManualClock()
+    fleet = make_world(tmp_path, clock)
+    with running(fleet, clock=clock) as (_, store):
+        home = World(fleet, store, clock, tmp_path).device("d1")
+    with open_device(home) as device:
+        for _ in range(3):
+            predict_once(device)
+            with pytest.raises(UnavailableError, match="does not answer"):
+                device.sync()
+        assert device.status().spooled_batches == 3
+        with running(fleet, clock=clock) as (_, store):
+            device.sync()
+            assert device.status().spooled_batches == 0
+            assert World(fleet, store, clock, tmp_path).predictions() == 3
+
+
+def test_the_background_thread_comes_back_to_a_gateway_that_was_down(tmp_path: Path) -> None:
+    clock = ManualClock()
+    fleet = make_world(tmp_path, clock)
+    with running(fleet, clock=clock) as (_, store):
+        home = World(fleet, store, clock, tmp_path).device("d1")
+        publish(fleet, store, release(2))
+    with open_device(home) as offline:
+        predict_once(offline)
+    with open_device(home, online=True, poll_s=0.1) as device:
+        eventually(lambda: bool(device._uplink and device._uplink._trouble))
+        with running(fleet, clock=clock) as (_, store):
+            eventually(lambda: device.status().models != ())
+            eventually(lambda: device.status().spooled_batches == 0)
+            assert World(fleet, store, clock, tmp_path).predictions() == 1
+
+
+def test_closing_a_device_sends_its_last_window(world: World) -> None:
+    home = world.device("d1")
+    with open_device(home, online=True) as device:
+        predict_once(device)
+    assert world.predictions() == 1
+
+
+def test_closing_a_device_does_not_wait_for_a_gateway_that_never_answers(world: World) -> None:
+    home = world.device("d1")
+    with Cable(world.fleet.settings.gateway) as cable:
+        cable.go_silent()
+        through(home, cable.address)
+        device = open_device(home, online=True, poll_s=0.1)
+        predict_once(device)
+        begin = time.monotonic()
+        device.close(timeout_s=0.3)
+        assert time.monotonic() - begin < 5
+        assert not any(thread.name == "umbel-uplink" for thread in threading.enumerate())
+    with open_device(home) as device:
+        assert device.status().spooled_batches == 1
+
+
+def test_a_report_the_gateway_calls_malformed_blocks_no_other(world: World) -> None:
+    home = world.device("d1")
+    with Spool(home.spool) as spool, open_device(home) as device:
+        predict_once(device)
+        device._telemetry.flush()
+        spool.append(Sealed(bytes(16), b"this is no header \xff", b"ciphertext"))
+        predict_once(device)
+        device.sync()
+        assert (spool.depth().batches, spool.depth().dropped) == (0, 1)
+    assert world.predictions() == 2
+
+
+def test_a_spool_fuller_than_one_upload_is_emptied_in_several(world: World) -> None:
+    home = world.device("d1")
+    with open_device(home) as device:
+        for _ in range(150):
+            predict_once(device)
+            device._telemetry.flush()
+        device.sync()
+        assert device.status().spooled_batches == 0
+    assert (world.stored(), world.predictions()) == (150, 150)
+
+
+def test_a_slow_network_is_not_taken_for_a_dead_one(world: World) -> None:
+    home = world.device("d1")
+    with Cable(world.fleet.settings.gateway, delay_s=0.15) as cable:
+        through(home, cable.address)
+        with open_device(home) as device:
+            predict_once(device)
+            device.sync()
+            assert device.status().spooled_batches == 0
+
+
+def test_a_contact_is_remembered(world: World) -> None:
+    home = world.device("d1")
+    with open_device(home) as device:
+        assert device.status().last_contact_s is None
+        device.sync()
+        assert device.status().last_contact_s == pytest.approx(time.time(), abs=30)

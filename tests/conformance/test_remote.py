@@ -1,0 +1,380 @@
+"""Operators' commands in the fleet's directory and at its service: the same words, the same JSON."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from api_world import ApiWorld, api_world
+from model_packages import RELEASE
+from registry_world import ANNA, governed, package
+from rollout_world import World as Devices
+from umbel_proto.errors import CertificateError, RefusedError, UmbelError, UsageError
+from umbel_proto.ids import DeviceId, ModelName, RunId
+from umbel_server.access.actor import Role, local_actor
+from umbel_server.access.audit_command import app as audit
+from umbel_server.access.command import access, user
+from umbel_server.access.permissions import HELD
+from umbel_server.cli import fleet
+from umbel_server.fleet.publish import publish
+from umbel_server.learning.commands import app as rounds
+from umbel_server.learning.plan import RunPlan
+from umbel_server.registry.command import app as registry
+from umbel_server.registry.versions import add, describe
+from umbel_server.remote.client import Client, Place, trusting
+from umbel_server.rollouts.command import app as rollout
+from umbel_server.store.registry import Line
+from umbel_server.store.runs import Participation, RoundRecord
+
+RUNNER = CliRunner()
+APPS: dict[str, typer.Typer] = {
+    "fleet": fleet, "registry": registry, "rollout": rollout, "rounds": rounds, "user": user, "access": access,
+    "audit": audit,
+}  # fmt: skip
+PLAN = 'model = "digits"\nversion = 1\nrounds = 2\ndevices = 8\n'
+PLAN += "[privacy]\nclip = 1.0\nnoise_multiplier = 4.0\ndelta = 1e-6\n"
+HALVES = '[[step]]\nname = "half"\npercent = 50\n[[step]]\nname = "all"\npercent = 100\n'
+RECORDED = {
+    "model": "digits",
+    "version": 1,
+    "package_sha256": "0" * 64,
+    "rounds": 2,
+    "devices": 8,
+    "privacy": {"clip": 1.0, "noise_multiplier": 1.0},
+}
+
+
+class Fleet(ApiWorld):
+    """A fleet with people, devices, versions, rollouts and runs, and its API."""
+
+    tokens: dict[str, str]
+    path: Path
+
+    def run(self, words: str, where: str, who: str = "root") -> str:
+        """Run a command in the directory (``here``) or at the service (``far``), and return what it printed."""
+        name, *rest = words.format(path=self.path).split("|" if "|" in words else None)
+        places = {"here": ("--fleet", str(self.fleet.path)), "far": ("--server", str(self.client.base_url))}
+        environment = {
+            # At hand only approvals need an account.
+            "UMBEL_API_TOKEN": self.tokens[who] if where == "far" or who != "root" else None,
+            "UMBEL_SERVER_CA": str(self.fleet.ca_pem),
+            "UMBEL_FLEET": None,
+            "UMBEL_SERVER": None,
+        }
+        result = RUNNER.invoke(APPS[name], [*rest, *places[where]], env=environment)
+        if result.exception is not None and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        assert result.exit_code == 0, result.output
+        return result.stdout
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
+    path = tmp_path_factory.mktemp("remote")
+    with api_world(path, approvals=2) as made:
+        made.fleet.release_key.write_bytes(RELEASE.to_pem())
+        made.fleet.release_pub.write_bytes(RELEASE.public.raw)
+        full = Fleet(made.fleet, made.store, made.clock, made.client)
+        full.path, full.tokens = path, {}
+        people = {
+            "root": Role.ADMIN,
+            "anna": Role.RELEASE_MANAGER,
+            "ben": Role.REVIEWER,
+            "carl": Role.REVIEWER,
+        }
+        for name, role in people.items():
+            full.tokens[name] = made.token(made.user(name, role), HELD[role])
+        made.user("program", Role.CI)
+        describe(made.store, Line(ModelName("digits"), "anna", "reads digits", "minimal"), ANNA)
+        publish(governed(made.fleet, 0), made.store, package(1), actor=ANNA)
+        Devices(made.store, made.clock, devices=12, releases=(2, 3)).check()
+        for version in (4, 5):
+            add(made.fleet, made.store, package(version), ANNA)
+        (path / "plan.toml").write_text(PLAN)
+        (path / "halves.toml").write_text(HALVES)
+        (path / "password").write_text("correct horse battery\n")
+        (path / "package").write_bytes(package(6))
+        for run in ("done", "here", "far"):
+            record(made, run)
+        yield full
+
+
+def record(world: ApiWorld, run: str) -> None:
+    plan = RunPlan.from_mapping(RECORDED)
+    world.store.runs.create(RunId(run), ModelName("digits"), plan.to_json())
+    figures = {"accuracy": 0.75, "clip": 2.0, "epsilon_server": 3.25, "epsilon_release": None}
+    for attempt, state in ((1, "aborted"), (2, "opened")):
+        reason = "too few answered" if state == "aborted" else ""
+        parts = (
+            Participation(DeviceId("device-001"), "summed"),
+            Participation(DeviceId("device-002"), "dropped", "below the policy's floor"),
+        )
+        world.store.runs.begin_round(RunId(run), 1, attempt)
+        world.store.runs.end_round(
+            RoundRecord(RunId(run), 1, attempt, state, 10.0, 11.5, reason, figures, parts)  # type: ignore[arg-type]
+        )
+    if run == "done":
+        world.store.runs.finish(RunId(run), "finished", "")
+
+
+READS = [
+    "fleet devices --json",
+    "fleet device device-001 --json",
+    "fleet pending --json",
+    "fleet policy --json",
+    "fleet privacy --json",
+    "registry list --json",
+    "registry list --model digits --json",
+    "registry describe digits --json",
+    "registry show digits@1 --json",
+    "registry show digits@4 --json",
+    "registry show digits --json",
+    "registry compare digits@4 digits@5 --json",
+    "registry card digits@1",
+    "registry card digits@1 --json",
+    "registry datasheet digits@1",
+    "rollout list --json",
+    "rollout plan digits 3 --from 2 --plan {path}/halves.toml --json",
+    "rounds list --json",
+    "rounds show done --json",
+    "rounds start {path}/plan.toml --dry-run --json",
+    "user list --json",
+    "audit list --json",
+    "audit list --action run --actor service:runs --limit 3 --json",
+    "audit export",
+    "audit export --csv",
+    "audit verify --json",
+]
+
+
+@pytest.mark.parametrize("words", READS)
+def test_what_is_read_reads_the_same(world: Fleet, words: str) -> None:
+    read = json.loads if words.endswith("--json") else str
+    here, far = world.run(words, "here"), world.run(words, "far")
+    assert read(far) == read(here)
+    assert here.strip()
+
+
+TEXTS = [each.removesuffix(" --json") for each in READS if each.endswith("--json") and "--csv" not in each]
+
+
+@pytest.mark.parametrize("words", TEXTS)
+def test_what_people_read_reads_the_same(world: Fleet, words: str) -> None:
+    def still(text: str) -> str:
+        return re.sub(r"\d+ (s|min)\b", "a while", text)
+
+    assert still(world.run(words, "far")) == still(world.run(words, "here"))
+
+
+# Each is done to one thing in the directory, and to its like at the service.
+PAIRS = [
+    ("root", "fleet quarantine {device} --reason odd --json"),
+    ("root", "fleet release-quarantine {device} --reason well --json"),
+    ("root", "fleet revoke {gone} --reason lost --json"),
+    ("root", "fleet token --name {name} --uses 1 --json"),
+    ("root", "fleet policy --min-battery {share} --reason winter --json"),
+    ("root", "rollout tag {device} kitchen north --reason moved"),
+    ("root", "rollout hold digits --reason slowly"),
+    ("root", "rollout pin {device} digits 2 --reason fragile"),
+    ("root", "rollout unpin {device} digits --reason sturdy"),
+    ("root", "rollout unhold digits --reason fast"),
+    (
+        "root",
+        " && ".join(
+            (
+                "rollout start digits 3 --from 2 --plan {path}/halves.toml --name {name} --reason autumn --json",
+                "rollout pause {name} --reason lunch --json",
+                "rollout resume {name} --reason fed --json",
+                "rollout status {name} --json",
+                "rollout stop {name} --roll-back --reason smoke --json",
+            )
+        ),
+    ),
+    ("root", "rounds stop {run} --reason enough --json"),
+    ("anna", "registry describe digits --purpose {name} --reason words --json"),
+    ("anna", "registry request digits@{version} --comment better --json"),
+    ("ben", "registry approve digits@{version} --comment seen --json"),
+    ("ben", "registry comment digits@{version} fine --json"),
+    ("carl", "registry reject digits@{version} --comment no --json"),
+    ("root", "user add {name} --role viewer --password-file {path}/password --reason new --json"),
+    ("root", "user role {name} operator reviewer --reason grows --json"),
+    ("root", "user password {name} --password-file {path}/password --reason lost --json"),
+    ("root", "user disable {name} --reason left --json"),
+    ("root", "user enable {name} --reason back --json"),
+    ("root", "access token create program --scope read --days 3 --purpose {name} --json"),
+]
+LIKE = {
+    "here": {"device": "device-003", "gone": "device-005", "name": "one", "run": "here", "version": "4", "share": "0.25"},
+    "far": {"device": "device-004", "gone": "device-006", "name": "two", "run": "far", "version": "5", "share": "0.5"},
+}  # fmt: skip
+VOLATILE = {
+    "token", "expires_s", "created_s", "stage_s", "since_s", "at_s", "decided_s", "requested_s", "id", "sha256", "size",
+    "parent", "lineage", "evidence_sha256", "revision", "min_battery", "version", "actor", "added_s", "contract_sha256", "variants",
+}  # fmt: skip
+
+
+def plain(value: Any, like: dict[str, str]) -> Any:
+    """Return JSON without what cannot be the same of two things: names, moments, secrets."""
+    if isinstance(value, dict):
+        return {key: plain(each, like) for key, each in value.items() if key not in VOLATILE}
+    if isinstance(value, list):
+        return [plain(each, like) for each in value]
+    named = {name: key for key, name in like.items()}
+    return named.get(value, value) if isinstance(value, str) else value
+
+
+@pytest.mark.parametrize(("who", "words"), PAIRS, ids=[" ".join(words.split()[:3]) for _, words in PAIRS])
+def test_what_is_changed_is_changed_the_same_and_told_the_same(world: Fleet, who: str, words: str) -> None:
+    told = {}
+    for where in ("here", "far"):
+        before = world.store.audit.newest()
+        assert before is not None
+        said: list[Any] = []
+        for command in words.format(path=world.path, **LIKE[where]).split(" && "):
+            printed = world.run(command, where, who)
+            if "--json" in command:
+                said.append(plain(json.loads(printed), LIKE[where]))
+            else:
+                said.append(printed.replace(LIKE[where]["device"], "device"))
+        told[where] = said, [each.action for each in world.store.audit.all(after=before.sequence)]
+        # The policy is one: it goes back to what it was, unseen.
+        if where == "here" and words.startswith("rollout unhold"):
+            world.run("rollout hold digits --reason again", "here")
+    assert told["far"] == told["here"]
+
+
+REFUSED = [
+    ("fleet device nobody --json", UsageError),
+    ("fleet revoke nobody --reason lost", UsageError),
+    ("fleet quarantine nobody --reason odd", UsageError),
+    ("fleet publish {path}/plan.toml", UmbelError),
+    ("fleet token --uses 0", UsageError),
+    ("registry show digits@99", UsageError),
+    ("registry describe nothing", UsageError),
+    ("registry approve digits@1 --comment seen", RefusedError),
+    ("registry stage digits@4 released --reason why", RefusedError),
+    ("rollout status nothing", UsageError),
+    ("rollout start digits 3 --from 2 --reason slow --percent 1", UsageError),
+    ("rounds show nothing", UsageError),
+    ("rounds stop done --reason enough", RefusedError),
+    ("rounds resume done", RefusedError),
+    ("user add root --role admin --no-password", UsageError),
+    ("user role nobody viewer --reason why", UsageError),
+    ("access token revoke tok-0123456789 --reason why", UsageError),
+]
+
+
+@pytest.mark.parametrize(("words", "kind"), REFUSED, ids=[words for words, _ in REFUSED])
+def test_what_is_refused_ends_the_same_way(world: Fleet, words: str, kind: type[UmbelError]) -> None:
+    ends = {}
+    for where in ("here", "far"):
+        with pytest.raises(kind) as refused:
+            world.run(words.format(path=world.path), where)
+        ends[where] = refused.value.exit_code
+        assert "\n" not in str(refused.value)
+    assert ends["far"] == ends["here"]
+
+
+def test_an_approval_from_afar_is_the_accounts_and_nobody_approves_without_one(world: Fleet) -> None:
+    world.run("registry request digits@5 --comment again", "far", "anna")
+    with pytest.raises(RefusedError):
+        world.run("registry approve digits@5 --comment mine", "far", "anna")
+    world.run("registry approve digits@5 --comment seen", "far", "ben")
+    shown = json.loads(world.run("registry show digits@5 --json", "here"))
+    assert [each["account"] for each in shown["requests"][-1]["decisions"]] == ["ben"]
+
+
+def test_what_an_account_may_not_a_command_of_it_does_not(world: Fleet) -> None:
+    before = world.store.audit.newest()
+    for words in ("fleet revoke device-001 --reason x", "user list", "rounds stop done --reason x"):
+        with pytest.raises(RefusedError, match="User anna may not do this"):
+            world.run(words, "far", "anna")
+    assert world.store.audit.newest() == before
+
+
+def test_a_name_is_a_name_and_never_a_way_to_another_route(world: Fleet) -> None:
+    before = world.store.audit.newest()
+    for name in ("device-001/quarantine?", "../users", "a/b", "?limit=1", "%2e%2e", "#", ".."):
+        with pytest.raises(UsageError):
+            world.run(f"fleet|revoke|{name}|--reason|lost", "far")
+    with pytest.raises(UsageError):
+        world.run("rollout hold digits/end --reason lost", "far")
+    assert world.store.audit.newest() == before
+
+
+def test_nothing_is_asked_of_a_service_whose_certificate_does_not_fit(
+    world: Fleet, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    with api_world(tmp_path_factory.mktemp("other")) as other:
+        place = Place(str(world.client.base_url), world.tokens["root"], other.fleet.ca_pem.read_text())
+        with Client(place) as client, pytest.raises(CertificateError, match="not vouched for"):
+            client.get("/me")
+
+
+class Lossy(httpx.BaseTransport):
+    """Does what is asked and loses the first answers on the way back."""
+
+    def __init__(self, through: httpx.BaseTransport, losses: int) -> None:
+        self.through, self.losses, self.asked = through, losses, 0
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        self.asked += 1
+        response = self.through.handle_request(request)
+        if self.asked <= self.losses:
+            response.read()
+            response.close()
+            raise httpx.RemoteProtocolError("the answer was lost", request=request)
+        return response
+
+    def close(self) -> None:
+        self.through.close()
+
+
+def test_a_change_whose_answer_is_lost_is_done_once(world: Fleet) -> None:
+    ca = world.fleet.ca_pem.read_text()
+    lossy = Lossy(httpx.HTTPTransport(verify=trusting(ca)), losses=2)
+    with Client(Place(str(world.client.base_url), world.tokens["root"], ca), through=lossy) as client:
+        before = world.store.audit.newest()
+        assert before is not None
+        client.post("/enrollment/tokens", {"uses": 3})
+        done = [each.action for each in world.store.audit.all(after=before.sequence)]
+    assert (lossy.asked, done) == (3, ["enrollment.invite"])
+
+
+def test_long_lists_are_followed_to_their_end(world: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("umbel_server.remote.client.PAGE", 3)
+    place = Place(str(world.client.base_url), world.tokens["root"], world.fleet.ca_pem.read_text())
+    with Client(place) as client:
+        names = [each["id"] for each in client.pages("/device-reports", limit=5)]
+        assert names == [f"device-{number:03d}" for number in range(12)]
+        entries = [each["sequence"] for each in client.pages("/audit", oldest_first="true", limit=7)]
+        assert entries == list(range(1, len(entries) + 1))
+        assert len(entries) > 7
+
+
+def test_held_out_data_of_a_run_from_afar_is_the_fleets_and_no_other_file(world: Fleet) -> None:
+    secret = world.path / "secret.npz"
+    secret.write_bytes(b"no zip")
+    for named in (str(secret), "../secret.npz", "sub/x.npz", ".hidden.npz", "plan.toml"):
+        (world.path / "bad.toml").write_text(f'heldout = "{named}"\n{PLAN}')
+        with pytest.raises(UsageError, match="directory  data  of the fleet"):
+            world.run("rounds start {path}/bad.toml --dry-run", "far")
+
+
+def test_a_person_makes_their_own_tokens_and_an_admin_those_of_programs(world: Fleet) -> None:
+    world.store.accounts.add(local_actor(), "paula", roles=frozenset({Role.VIEWER}), password="$argon2id$x")
+    with pytest.raises(RefusedError, match="makes tokens of their own"):
+        world.run("access token create paula --scope devices:read", "far")
+    world.run("access token create ben --scope devices:read", "far", "ben")
+    mine = json.loads(world.run("access token list --name ben --json", "far", "ben"))
+    assert {each["user"] for each in mine} == {"ben"}
+    with pytest.raises(RefusedError, match="may not do this"):
+        world.run("access token list --json", "far", "ben")

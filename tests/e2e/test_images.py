@@ -1,0 +1,113 @@
+"""Law: the recipe of the service's image makes, in a clean Debian, a service that starts and stops as a container does.
+
+No container engine takes part: `deploy/image.py` replays the recipe. What runs is not root, cannot write to its root
+directory, and can gain no privilege.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from deploy.image import SUITES, Image, build, clean_root, parse
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
+
+ROOT = Path(__file__).parents[2]
+RECIPES = sorted((ROOT / "deploy").glob("*.Dockerfile"))
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.name)
+def test_a_recipe_names_its_base_exactly_and_ends_as_somebody_who_is_not_root(recipe: Path) -> None:
+    stages = parse(recipe)
+    assert {stage.base for stage in stages} == {"debian:12.11-slim"}
+    lines = [(line.word, line.rest) for line in stages[-1].lines]
+    users = [rest for word, rest in lines if word == "USER"]
+    assert re.fullmatch(r"[1-9]\d*:[1-9]\d*", users[-1])
+    after = lines[lines.index(("USER", users[-1])) :]
+    assert not any(word in {"RUN", "COPY"} for word, _ in after)
+    # What pip installs is pinned.
+    assert all(
+        "-c constraints.txt" in line.rest
+        for stage in stages
+        for line in stage.lines
+        if "pip install" in line.rest
+    )
+
+
+def test_what_the_recipes_copy_is_what_the_builder_is_sent() -> None:
+    sent = {row[1:] for row in (ROOT / ".dockerignore").read_text().splitlines() if row.startswith("!")}
+    for recipe in RECIPES:
+        for line in parse(recipe)[0].lines:
+            if line.word == "COPY":
+                for source in line.rest.split()[:-1]:
+                    assert any(each == source or each.startswith(f"{source}/") for each in sent), source
+    assert all((ROOT / each).exists() for each in sent)
+
+
+@pytest.fixture(scope="module")
+def image(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Image]:
+    if os.geteuid() != 0 or shutil.which("debootstrap") is None:
+        assert "CI" not in os.environ, "CI is root and has debootstrap"
+        pytest.skip("replaying an image takes root and debootstrap")
+    recipe = ROOT / "deploy" / "service.Dockerfile"
+    scratch = tmp_path_factory.mktemp("image")
+    release = parse(recipe)[0].base.removeprefix("debian:").partition(".")[0]
+    clean = clean_root(scratch / "clean", suite=SUITES[release])
+    yield build(recipe, ROOT, clean, scratch)
+    subprocess.run(["rm", "-rf", str(scratch)], check=True)  # Some 2 GB; quicker than shutil's way.
+
+
+def test_the_service_starts_in_its_image_and_stops_when_asked(image: Image, tmp_path: Path) -> None:
+    volume = tmp_path / "fleet"
+    volume.mkdir(mode=0o700)
+    os.chown(volume, *map(int, image.user.split(":")))
+    volumes = {image.volumes[0]: volume}
+    for _ in range(2):  # The second time it is there.
+        made = subprocess.run(
+            image.start(["fleet", "create", "--name", "garden", "--if-missing"], volumes, environment={}),
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert made.returncode == 0, made.stderr
+    with (tmp_path / "log").open("w") as log:
+        service = subprocess.Popen(
+            image.start([], volumes, environment={}), stdout=subprocess.PIPE, stderr=log, text=True
+        )
+    try:
+        assert service.stdout is not None
+        said = []
+        for line in service.stdout:
+            said.append(line.strip())
+            if said[-1] == "ready umbel":
+                break
+        assert said[-1:] == ["ready umbel"], (tmp_path / "log").read_text()[-2000:]
+        status = Path(f"/proc/{service.pid}/status").read_text()
+        assert re.search(r"^Uid:\t10001\t10001\t10001\t10001$", status, re.M)
+        assert re.search(r"^NoNewPrivs:\t1$", status, re.M)
+        assert re.search(r"^CapEff:\t0+$", status, re.M)
+        with pytest.raises(OSError, match="Read-only"):
+            Path("/proc", str(service.pid), "root", "opt/umbel/here").touch()
+        devices = subprocess.run(
+            image.start(["fleet", "devices", "--json"], volumes, environment={}),
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert (devices.returncode, devices.stdout.strip()) == (0, "[]"), devices.stderr
+    finally:
+        service.send_signal(signal.SIGTERM)
+        ended = service.wait(40)
+        if service.stdout is not None:
+            service.stdout.close()
+    assert ended == 0

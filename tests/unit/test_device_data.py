@@ -1,0 +1,86 @@
+"""What an application sees of a device's data, consent, conditions and privacy: `import umbel`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import umbel
+from model_packages import RELEASE, digits, first, shelf
+from umbel._home.directory import DeviceHome, Identity
+from umbel._rounds.ledger import Ledger
+from umbel_proto.credentials import FleetPolicy, sign_policy
+from umbel_proto.ids import DeviceId, FleetId
+from umbel_proto.keys import SigningKey
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> DeviceHome:
+    home, authority = DeviceHome(tmp_path), SigningKey.generate()
+    home.make()
+    shelf(tmp_path).install(first())
+    policy = FleetPolicy(FleetId("garden"), 0.1, 0.2, True, 3, 0.0, 8.0, 1e-6)
+    home.write(home.authority_key, authority.public.raw, secret=False)
+    home.write(home.policy, sign_policy(authority, policy), secret=False)
+    home.write(home.release_key, RELEASE.public.raw, secret=False)
+    Ledger.create(home.ledger).close()
+    home.write_identity(Identity(FleetId("garden"), DeviceId("rose"), "127.0.0.1:1", ""))
+    return home
+
+
+def test_an_application_keeps_examples_and_its_user_takes_them_back(home: DeviceHome) -> None:
+    part = digits().train
+    with umbel.Device.open(home.path, online=False) as device:
+        data = device.data("digits")
+        assert device.data("digits") is data
+        assert len(data.add(part.x[0], int(part.y[0]), source="user")) == 1
+        data.add(part.x[1:20], part.y[1:20], source="import", annotator="ada")
+        data.retain(umbel.Retention(max_rows=15))
+        train, test = data.split()
+        assert len(train) + len(test) == 15
+        report = data.report()
+        assert isinstance(report, umbel.DataReport)
+        assert report.sources == {"import": 15}
+        assert "15 of model digits" in str(device.privacy)
+        assert device.consent.revoke("training") == 15
+        with pytest.raises(umbel.RefusedError):
+            data.add(part.x[0], int(part.y[0]), source="user")
+        assert "taken back" in str(device.privacy)
+
+
+def test_an_application_says_when_to_train_and_brings_a_probe(home: DeviceHome) -> None:
+    with umbel.Device.open(home.path, online=False) as device:
+        assert device.conditions.require(unmetered=True) == umbel.Rules(unmetered=True)
+        device.conditions.add_probe(lambda: umbel.Reading(metered=True))
+        assert str(device.conditions) == (
+            "This device does not train now: its network is metered (against this device's conditions)."
+        )
+        device.conditions.add_probe(lambda: umbel.Reading(metered=False))
+        verdict = device.conditions.now()
+        assert isinstance(verdict, umbel.Verdict)
+        assert verdict.trains
+
+
+def test_two_devices_on_one_home_see_the_same_examples(home: DeviceHome) -> None:
+    x = np.asarray(digits().train.x[0])
+    with (
+        umbel.Device.open(home.path, online=False) as one,
+        umbel.Device.open(home.path, online=False) as other,
+    ):
+        (name,) = one.data("digits").add(x, 3, source="user")
+        assert [example.id for example in other.data("digits").examples()] == [name]
+        other.consent.revoke()
+        other.consent.grant()
+        other.data("digits").add(x, 4, source="user")
+        one.data("digits").add(x, 5, source="user")
+        assert [example.y for example in one.data("digits").examples()] == [4, 5]
+
+
+def test_a_model_that_is_not_there_has_no_data(home: DeviceHome) -> None:
+    with (
+        umbel.Device.open(home.path, online=False) as device,
+        pytest.raises(umbel.UsageError, match="connect the device"),
+    ):
+        device.data("other")

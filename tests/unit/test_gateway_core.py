@@ -1,0 +1,52 @@
+"""A gateway's process keeps to one core of those that it was given."""
+
+from __future__ import annotations
+
+import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from umbel_server.gateway.core import keep_to_one_core
+
+pytestmark = pytest.mark.skipif(
+    not hasattr(os, "sched_setaffinity") or len(os.sched_getaffinity(0)) < 2,
+    reason="The system gives this process no choice among cores.",
+)
+
+
+def chosen(number: int) -> tuple[int | None, set[int], set[int]]:
+    """What a thread is told, where it and what it starts may run then; the thread ends with its choice."""
+
+    def choose() -> tuple[int | None, set[int], set[int]]:
+        core = keep_to_one_core(number)
+        inherited: list[set[int]] = []
+        child = threading.Thread(target=lambda: inherited.append(os.sched_getaffinity(0)))
+        child.start()
+        child.join()
+        return core, os.sched_getaffinity(0), inherited[0]
+
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(choose).result()
+
+
+def test_a_process_and_the_threads_it_starts_run_on_one_core() -> None:
+    core, own, inherited = chosen(0)
+    assert core in os.sched_getaffinity(0)
+    assert own == inherited == {core}
+
+
+def test_consecutive_processes_have_different_cores_and_all_cores_have_their_turn() -> None:
+    cores = os.sched_getaffinity(0)
+    assert {chosen(7 + number)[0] for number in range(len(cores))} == cores
+
+
+def test_who_was_given_one_core_keeps_it() -> None:
+    def choose() -> tuple[int | None, set[int]]:
+        (core, *_) = os.sched_getaffinity(0)
+        os.sched_setaffinity(0, {core})
+        return keep_to_one_core(1), os.sched_getaffinity(0) - {core}
+
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(choose).result() == (None, set())

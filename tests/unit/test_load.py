@@ -1,0 +1,489 @@
+"""A model from a local file, without a fleet.
+
+Laws: a package answers as it does on an enrolled device, and one that is damaged or computes something else is never
+loaded, key or no key; a bare graph gives what its runtime gives, and nothing that it does not say is made up.
+"""
+
+from __future__ import annotations
+
+import datetime
+import functools
+import json
+import warnings
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from click.testing import CliRunner
+from numpy.typing import NDArray
+from onnx import TensorProto, helper
+
+import umbel
+from model_packages import RELEASE, digits, first, opened, release, resigned
+from umbel._predict.model import Estimate, Model, Prediction
+from umbel.cli import app
+from umbel.engines import load_engine
+from umbel_models import tflite
+from umbel_models.quantize import embed
+from umbel_proto.archive import read_archive, write_archive
+from umbel_proto.errors import PackageError, UmbelError, UsageError
+from umbel_proto.keys import SigningKey
+from umbel_proto.package import GOLDEN
+
+F, INT, U8 = TensorProto.FLOAT, TensorProto.INT64, TensorProto.UINT8
+NAMES = [str(number) for number in range(10)]
+
+
+def graph(nodes: list[Any], inputs: dict[str, Any], outputs: dict[str, Any], **values: Any) -> bytes:
+    """A graph of a few operators; inputs and outputs as name=(type, shape)."""
+    ends = [
+        [helper.make_tensor_value_info(name, *of) for name, of in side.items()] for side in (inputs, outputs)
+    ]
+    held = [onnx.numpy_helper.from_array(np.asarray(value), name) for name, value in values.items()]
+    made = helper.make_graph(nodes, "g", *ends, initializer=held)
+    return helper.make_model(
+        made, ir_version=9, opset_imports=[helper.make_opsetid("", 18)]
+    ).SerializeToString()
+
+
+def linear(batch: int | str = "batch") -> bytes:
+    """Twice three numbers, and one more: y = 2 x + 1."""
+    return graph(
+        [
+            helper.make_node("Mul", ["x", "two"], ["doubled"]),
+            helper.make_node("Add", ["doubled", "one"], ["y"]),
+        ],
+        {"x": (F, [batch, 3])},
+        {"y": (F, [batch, 3])},
+        two=np.float32(2),
+        one=np.float32(1),
+    )
+
+
+@functools.cache
+def whole() -> bytes:
+    """The trained digits graph with its weights inside: x -> probabilities, logits."""
+    package = opened(release(2))
+    return embed(package.file("infer.onnx"), package.split(package.parameters())).SerializeToString()
+
+
+@functools.cache
+def lite() -> bytes:
+    return tflite.convert(whole(), batch=None)
+
+
+@pytest.fixture
+def save(tmp_path: Path) -> Callable[[str, bytes], Path]:
+    def saved(name: str, data: bytes) -> Path:
+        (tmp_path / name).write_bytes(data)
+        return tmp_path / name
+
+    return saved
+
+
+Save = Callable[[str, bytes], Path]
+
+
+def x(rows: int = 20) -> NDArray[np.float32]:
+    return digits().held_out.x[:rows]
+
+
+def expected(rows: int = 20) -> NDArray[np.float32]:
+    return load_engine(opened(release(2))).answers(x(rows))
+
+
+# --- packages
+
+
+@pytest.mark.parametrize("as_file", [True, False])
+def test_a_package_with_its_key_is_verified_and_answers_as_on_a_device(save: Save, as_file: bool) -> None:
+    key = save("release.pub", RELEASE.public.raw) if as_file else RELEASE.public.raw
+    model = umbel.load(save("digits.umbel", release(2)), release_key=key)
+    assert isinstance(model, Model)
+    assert model.verified
+    assert (model.name, model.version, model.variant) == ("digits", 2, "fp32")
+    np.testing.assert_array_equal(model.predict_proba(x()), expected())
+    np.testing.assert_array_equal(model.run(x())["probabilities"], expected())
+    assert [spec.name for spec in (*model.inputs, *model.outputs)] == ["x", "probabilities", "logits"]
+    assert repr(model) == "Model('digits', version=2, variant='fp32', engine='onnx', verified=True)"
+
+
+def test_without_a_key_the_model_works_and_says_that_nobody_checked_who_made_it(save: Save) -> None:
+    file = save("digits.umbel", release(2))
+    with pytest.warns(umbel.UnverifiedPackageWarning, match="nobody checked who made it") as said:
+        model = umbel.load(file)
+    assert len(said) == 1
+    assert said[0].filename == __file__
+    assert not model.verified
+    assert "verified=False" in repr(model)
+    np.testing.assert_array_equal(model.predict_proba(x()), expected())
+
+
+def test_a_package_of_another_key_is_refused(save: Save) -> None:
+    other = SigningKey.generate().public.raw
+    with pytest.raises(PackageError, match="not signed by this fleet's release key"):
+        umbel.load(save("digits.umbel", release(2)), release_key=other)
+
+
+@pytest.mark.filterwarnings("ignore::umbel.UnverifiedPackageWarning")
+def test_a_damaged_package_is_refused_without_a_key_too(save: Save) -> None:
+    data = release(2)
+    rng = np.random.default_rng(1)
+    where = data.index(b"manifest.sig")
+    signature = range(where, where + 12 + 64)  # nobody looks at it without a key
+    for at in sorted(set(rng.integers(0, len(data), 60).tolist()) - set(signature)):
+        changed = bytearray(data)
+        changed[at] ^= 1 << int(rng.integers(8))
+        with pytest.raises(PackageError):
+            umbel.load(save("digits.umbel", bytes(changed)))
+    with pytest.raises(PackageError):
+        umbel.load(save("digits.umbel", data[: len(data) // 2]))
+
+
+@pytest.mark.filterwarnings("ignore::umbel.UnverifiedPackageWarning")
+def test_a_file_exchanged_in_a_whole_archive_is_refused_without_a_key_too(save: Save) -> None:
+    files = {name: bytes(view) for name, view in read_archive(release(2)).items()}
+    files["params.safetensors"] = opened(first()).file("params.safetensors")
+    with pytest.raises(PackageError, match=r"params\.safetensors is not what its manifest says"):
+        umbel.load(save("digits.umbel", write_archive(files)))
+
+
+@pytest.mark.filterwarnings("ignore::umbel.UnverifiedPackageWarning")
+def test_a_package_that_computes_something_else_here_is_refused_without_a_key_too(save: Save) -> None:
+    other = resigned(release(2), lambda body: None, **{GOLDEN: opened(first()).file(GOLDEN)})
+    with pytest.raises(PackageError, match="misses its golden"):
+        umbel.load(save("digits.umbel", other))
+
+
+@pytest.mark.parametrize(
+    "given", [{"labels": NAMES}, {"output": "logits"}, {"logits": True}, {"decision_threshold": 0.5}]
+)
+def test_what_a_package_says_itself_is_not_taken_from_others(save: Save, given: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match="names its labels"):
+        umbel.load(save("digits.umbel", release(2)), **given)
+
+
+# --- bare graphs
+
+
+@pytest.mark.parametrize(("name", "data"), [("net.onnx", whole), ("net.tflite", lite)])
+def test_a_bare_classifier_answers_as_the_package_it_is_from(
+    save: Save, name: str, data: Callable[[], bytes]
+) -> None:
+    model = umbel.load(save(name, data()), labels=NAMES, decision_threshold=0.8)
+    assert model.kind == "classification"
+    assert model.engine == name.partition(".")[2]
+    assert not model.verified
+    np.testing.assert_allclose(model.predict_proba(x()), expected(), atol=1e-5)
+    np.testing.assert_allclose(model.run(x()[0])["probabilities"], expected(1), atol=1e-5)
+    said = model.predict(x())
+    assert isinstance(said, list)
+    assert [each.label for each in said] == expected().argmax(1).tolist()
+    for each, row in zip(said, expected(), strict=True):
+        assert each.name == NAMES[each.label]
+        assert each.confidence == pytest.approx(row.max(), abs=1e-5)
+        assert each.decision == ("automatic" if each.confidence >= 0.8 else "review")
+        assert each.model_version == 0
+    assert len({each.id for each in said}) == len(said)
+    alone = model.predict(x()[0].tolist())
+    assert isinstance(alone, Prediction)
+    assert alone.label == said[0].label
+
+
+@pytest.mark.parametrize(("name", "data"), [("net.onnx", whole), ("net.tflite", lite)])
+def test_eight_threads_get_what_one_gets(save: Save, name: str, data: Callable[[], bytes]) -> None:
+    model = umbel.load(save(name, data()), labels=NAMES)
+    right = model.predict_proba(x(64))
+
+    def ask(number: int) -> bool:
+        rows = range(number % 7, 64, 1 + number % 5)
+        return bool(np.allclose(model.predict_proba(x(64)[list(rows)]), right[list(rows)], atol=1e-5))
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(ask, range(64)))
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "given"),
+    [
+        ("net.onnx", whole, {"labels": NAMES}),
+        ("net.tflite", lite, {"labels": NAMES}),
+        ("digits.umbel", lambda: release(2), {"release_key": RELEASE.public.raw}),
+    ],
+)
+def test_the_engine_uses_the_machine_as_it_is_told(
+    save: Save, name: str, data: Callable[[], bytes], given: dict[str, Any]
+) -> None:
+    file = save(name, data())
+    two = umbel.load(file, engine=umbel.EngineOptions(threads=2, arena=False), **given)
+    np.testing.assert_allclose(two.predict_proba(x()), expected(), atol=1e-5)
+    if not name.endswith(".tflite"):
+        with pytest.raises(UsageError, match="has no NoSuchProvider here"):
+            umbel.load(file, engine=umbel.EngineOptions(providers=("NoSuchProvider",)), **given)
+
+
+def test_logits_are_told_apart_from_probabilities(save: Save) -> None:
+    file = save("net.onnx", whole())
+    as_logits = umbel.load(file, labels=NAMES, output="logits", logits=True)
+    np.testing.assert_allclose(as_logits.predict_proba(x()), expected(), atol=1e-5)
+    with pytest.raises(UsageError, match="holds no probabilities: if it holds logits, load with logits=True"):
+        umbel.load(file, labels=NAMES, output="logits").predict(x())
+
+
+def test_a_graph_of_numbers_gives_them(save: Save) -> None:
+    model = umbel.load(save("line.onnx", linear()))
+    assert (model.kind, model.labels, model.name) == ("regression", (), "line")
+    one, many = model.estimate([1, 2, 3]), model.estimate(np.ones((2, 3)))
+    assert isinstance(one, Estimate)
+    assert one.values.tolist() == [3, 5, 7]
+    assert isinstance(many, list)
+    assert [each.values.tolist() for each in many] == [[3, 3, 3]] * 2
+    assert model.run([1.0, 2.0, 3.0])["y"].tolist() == [[3, 5, 7]]
+    assert repr(model) == "Graph('line', engine='onnx', inputs=[x: float32 (batch, 3)], verified=False)"
+    with pytest.raises(UsageError, match="loaded without labels"):
+        model.predict([1, 2, 3])
+
+
+@pytest.mark.parametrize("size", [1, 4])
+@pytest.mark.parametrize("rows", [1, 4, 6])
+def test_a_graph_of_a_fixed_batch_takes_any_number(save: Save, size: int, rows: int) -> None:
+    model = umbel.load(save("line.onnx", linear(size)))
+    given = np.arange(rows * 3, dtype=np.float32).reshape(rows, 3)
+    np.testing.assert_array_equal(model.run(given)["y"], 2 * given + 1)
+
+
+def test_several_inputs_come_by_name_each_in_its_own_type(save: Save) -> None:
+    nodes = [
+        helper.make_node("Cast", ["count"], ["number"], to=F),
+        helper.make_node("Mul", ["signal", "number"], ["scaled"]),
+        helper.make_node("Identity", ["count"], ["same"]),
+    ]
+    data = graph(
+        nodes,
+        {"signal": (F, ["n", 2]), "count": (INT, ["n", 1])},
+        {"scaled": (F, ["n", 2]), "same": (INT, ["n", 1])},
+    )
+    model = umbel.load(save("two.onnx", data))
+    out = model.run({"signal": np.ones((2, 2)), "count": np.array([[3], [4]], np.uint8)})
+    assert out["scaled"].tolist() == [[3, 3], [4, 4]]
+    assert out["same"].dtype == np.int64
+    assert [(spec.name, spec.dtype, spec.shape) for spec in model.inputs] == [
+        ("signal", "float32", ("n", 2)),
+        ("count", "int64", ("n", 1)),
+    ]
+    for wrong, sentence in (
+        (np.ones((1, 2)), "takes several inputs: give a dictionary with signal, count"),
+        ({"signal": np.ones((1, 2))}, "takes signal, count: give each of them"),
+        ({"signal": np.ones((1, 2)), "count": np.ones((1, 1))}, "holds float64: give int64"),
+        (
+            {"signal": np.ones((2, 2)), "count": np.ones((3, 1), int)},
+            "cannot compute with inputs of these shapes",
+        ),
+    ):
+        with pytest.raises(UsageError, match=sentence):
+            model.run(wrong)
+    with pytest.raises(UsageError, match=r"several outputs \(scaled, same\): load it with output="):
+        model.estimate({"signal": np.ones((1, 2)), "count": np.ones((1, 1), int)})
+
+
+def test_numbers_beyond_an_inputs_type_are_refused_and_not_wrapped(save: Save) -> None:
+    data = graph([helper.make_node("Identity", ["x"], ["y"])], {"x": (U8, ["n", 1])}, {"y": (U8, ["n", 1])})
+    model = umbel.load(save("bytes.onnx", data))
+    assert model.run([[255]])["y"].tolist() == [[255]]
+    with pytest.raises(UsageError, match="beyond uint8"):
+        model.run([[256]])
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        (np.ones(4), r"shape \(4,\): give one example of shape \(3,\), or a batch"),
+        (np.ones((0, 3)), "give one example"),
+        (np.ones((2, 3, 1)), "give one example"),
+        ([[1, 2, 3], [1, 2]], "rows have different lengths"),
+        (["a", "b", "c"], "give float32"),
+        (None, "give float32"),
+        ({"z": [1, 2, 3]}, "takes x: give each of them, and nothing else"),
+    ],
+)
+def test_inputs_that_do_not_fit_are_refused(save: Save, given: Any, sentence: str) -> None:
+    with pytest.raises(UsageError, match=sentence):
+        umbel.load(save("line.onnx", linear())).run(given)
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ({"labels": ["only"]}, "two or more"),
+        ({"labels": ["a", "b"]}, "No output of the graph can score 2 labels .*y: float32 .batch, 3"),
+        ({"output": "z"}, "no output 'z': choose one of y"),
+        ({"decision_threshold": 1.5}, r"give one in 0\.\.1"),
+        ({"release_key": b"k" * 32}, "no signature and no variants"),
+        ({"variant": "int8"}, "no signature and no variants"),
+    ],
+)
+def test_what_a_bare_graph_cannot_be_is_refused(save: Save, given: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(UsageError, match=sentence):
+        umbel.load(save("line.onnx", linear()), **given)
+
+
+@pytest.mark.parametrize("name", ["net.onnx", "net.tflite"])
+@pytest.mark.parametrize("data", [b"", b"not a model", b"\0" * 1000])
+def test_a_file_that_is_no_model_is_one_sentence(save: Save, name: str, data: bytes) -> None:
+    with pytest.raises(UsageError, match="cannot open"):
+        umbel.load(save(name, data))
+
+
+@pytest.mark.parametrize(("name", "data"), [("net.onnx", whole), ("net.tflite", lite)])
+def test_a_truncated_file_is_refused_or_one_sentence_when_asked(
+    save: Save, name: str, data: Callable[[], bytes]
+) -> None:
+    for share in (0.1, 0.5, 0.9, 0.99):
+        with pytest.raises(UmbelError):
+            umbel.load(save(name, data()[: int(share * len(data()))]))
+
+
+def test_weights_in_a_file_beside_the_graph_are_found(tmp_path: Path) -> None:
+    model = onnx.load_from_string(whole())
+    onnx.save(
+        model, tmp_path / "net.onnx", save_as_external_data=True, location="net.bin", size_threshold=1024
+    )
+    loaded = umbel.load(tmp_path / "net.onnx", labels=NAMES)
+    np.testing.assert_allclose(loaded.predict_proba(x()), expected(), atol=1e-5)
+    (tmp_path / "net.bin").unlink()
+    with pytest.raises(UsageError, match="its weights are not beside it"):
+        umbel.load(tmp_path / "net.onnx")
+
+
+def test_a_file_that_is_not_there_or_of_another_kind_is_refused(save: Save, tmp_path: Path) -> None:
+    for name in ("gone.umbel", "gone.onnx", "gone.tflite"):
+        with pytest.raises(UsageError, match="There is no file"):
+            umbel.load(tmp_path / name)
+    with pytest.raises(UsageError, match=r"give a file that ends in \.umbel, \.onnx or \.tflite"):
+        umbel.load(save("net.pt", b""))
+
+
+# --- the command
+
+
+def command(*words: object, given: str | None = None) -> Any:
+    return CliRunner().invoke(app, ["predict", *map(str, words)], input=given)
+
+
+def test_the_command_asks_a_bare_graph_about_a_file(save: Save, tmp_path: Path) -> None:
+    np.savez(tmp_path / "some.npz", x=x(), y=digits().held_out.y[:20])
+    words = ["--file", save("net.onnx", whole()), "--labels", ", ".join(NAMES)]
+    result = command(*words, "--data", tmp_path / "some.npz", "--json")
+    assert result.exit_code == 0, result.output
+    said = json.loads(result.stdout)
+    assert said["labels"] == expected().argmax(1).tolist()
+    assert (said["model"], said["version"], said["n"]) == ("net", 0, 20)
+    assert said["accuracy"] == (expected().argmax(1) == digits().held_out.y[:20]).mean()
+
+
+def test_the_command_answers_lines_of_json_with_lines_of_json(save: Save) -> None:
+    lines = "".join(json.dumps(row.tolist()) + "\n\n" for row in x(3))
+    words = ["--file", save("net.onnx", whole()), "--labels", ",".join(NAMES)]
+    result = command(*words, "--data", "-", "--json", given=lines)
+    assert result.exit_code == 0, result.output
+    said = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [each["label"] for each in said] == expected(3).argmax(1).tolist()
+    assert set(said[0]) == {"label", "name", "confidence", "decision"}
+    numbers = command(
+        "--file", save("line.onnx", linear()), "--data", "-", given='{"x": [1, 2, 3]}\n[[1,1,1]]'
+    )
+    assert [json.loads(line) for line in numbers.stdout.splitlines()] == [
+        {"values": [3.0, 5.0, 7.0]},
+        [{"values": [3.0, 3.0, 3.0]}],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("line", "sentence"), [("{", "Line 2 is no JSON"), ("[1]", "Line 2: Input 'x' has shape")]
+)
+def test_a_line_that_does_not_fit_is_named(save: Save, line: str, sentence: str) -> None:
+    result = command("--file", save("line.onnx", linear()), "--data", "-", given=f"[1,2,3]\n{line}\n")
+    assert isinstance(result.exception, UsageError)
+    assert sentence in str(result.exception)
+    assert json.loads(result.stdout) == {"values": [3.0, 5.0, 7.0]}
+
+
+def aging() -> bytes:
+    def bounded(body: dict[str, Any]) -> None:
+        body["contract"][0] |= {"action": "reject", "max_age_s": 3600.0, "stale": "reject", "columns": []}
+
+    return resigned(release(2), bounded)
+
+
+def test_the_command_says_when_an_example_was_measured(save: Save, tmp_path: Path) -> None:
+    words = [
+        "--file",
+        save("digits.umbel", aging()),
+        "--release-key",
+        save("r.pub", RELEASE.public.raw),
+    ]
+    row, hour_ago = x(1)[0].tolist(), datetime.datetime.now(datetime.UTC) - datetime.timedelta(hours=1)
+    fresh, old = hour_ago + datetime.timedelta(minutes=10), hour_ago - datetime.timedelta(minutes=10)
+    np.savez(tmp_path / "some.npz", x=x(2))
+    file = ["--data", tmp_path / "some.npz", "--json"]
+    assert "say when it was measured" in str(command(*words, *file).exception)
+    for when in (fresh.isoformat(), str(fresh.timestamp())):
+        assert json.loads(command(*words, *file, "--at", when).stdout)["n"] == 2
+    assert "s old: give one of the last" in str(command(*words, *file, "--at", old.isoformat()).exception)
+    # A line's own time goes before that of all.
+    lines = [{"x": row, "at": fresh.timestamp()}, {"x": row, "at": fresh.isoformat()}]
+    given = "\n".join(map(json.dumps, lines))
+    said = command(*words, "--data", "-", "--at", old.isoformat(), given=given)
+    assert len(said.stdout.splitlines()) == 2
+    for line, sentence in (
+        ({"x": row}, "Line 1: Input 'x' may be"),
+        ({"x": row, "at": "noon"}, "Line 1: 'noon' is no time"),
+        ({"x": row, "when": 1}, "Line 1: Give an object with 'x', and 'at'"),
+    ):
+        assert sentence in str(command(*words, "--data", "-", given=json.dumps(line)).exception)
+
+
+@pytest.mark.parametrize("when", ["noon", "", "nan", "inf", "2026-05-01T12:00:00", "2026-13-01T00:00:00Z"])
+def test_a_time_that_is_none_or_of_no_known_place_is_refused(when: str) -> None:
+    result = command("--file", "a.onnx", "--data", "-", "--at", when)
+    assert isinstance(result.exception, UsageError)
+    assert "is no time" in str(result.exception)
+
+
+def test_a_bare_graph_has_no_contract_that_a_time_matters_to(save: Save) -> None:
+    words = ["--file", save("line.onnx", linear()), "--data", "-"]
+    assert "leave out --at" in str(command(*words, "--at", "1800000000", given="[1,2,3]").exception)
+
+
+def test_the_command_warns_of_a_package_whose_maker_nobody_checked(save: Save) -> None:
+    file, key = save("digits.umbel", release(2)), save("release.pub", RELEASE.public.raw)
+    line = json.dumps(x(1)[0].tolist())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        unsigned = command("--file", file, "--data", "-", given=line)
+        signed = command("--file", file, "--release-key", key, "--data", "-", given=line)
+    assert unsigned.stderr.startswith("Warning: ")
+    assert signed.stderr == ""
+    assert unsigned.exit_code == signed.exit_code == 0
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["digits", "--file", "a.onnx", "--data", "-"],
+        ["--file", "a.onnx"],
+        ["digits"],
+        [],
+        ["--data", "-"],
+        ["digits", "x.npz", "--labels", "a,b"],
+        ["--file", "a.onnx", "--data", "-", "--offline"],
+    ],
+)
+def test_a_command_that_asks_for_both_or_neither_is_refused(words: list[str]) -> None:
+    result = command(*words)
+    assert isinstance(result.exception, UsageError)
+    assert "umbel predict" in str(result.exception)

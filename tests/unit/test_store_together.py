@@ -1,0 +1,112 @@
+"""Many callers, one commit: nobody is told before the commit, and nobody pays for another's mistake."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import pytest
+
+from umbel_proto.errors import UnavailableError, UsageError
+from umbel_server.store.together import Together
+
+
+class Disk:
+    """Commits, and keeps what; the first commit waits until told, so that others gather behind it."""
+
+    def __init__(self, fail: Callable[[Sequence[int]], None] = lambda items: None) -> None:
+        self.commits: list[tuple[int, ...]] = []
+        self.begun, self.go = threading.Event(), threading.Event()
+        self._fail = fail
+
+    def __call__(self, items: Sequence[int]) -> None:
+        if not self.begun.is_set():
+            self.begun.set()
+            assert self.go.wait(10)
+        self._fail(items)
+        self.commits.append(tuple(items))
+
+    @property
+    def kept(self) -> list[int]:
+        return sorted(item for commit in self.commits for item in commit)
+
+
+def gather(disk: Disk, *, items: int, most: int = 100) -> list[Future[None]]:
+    """Add one item, and the others while it is being committed."""
+    together = Together(disk, most=most)
+    with ThreadPoolExecutor(items) as pool:
+        first = pool.submit(together.add, 0)
+        assert disk.begun.wait(10)
+        rest = [pool.submit(together.add, item) for item in range(1, items)]
+        while len(together._waiting) < items - 1:
+            threading.Event().wait(0.001)
+        assert not any(each.done() for each in (first, *rest))
+        disk.go.set()
+        return [first, *rest]
+
+
+def test_what_arrives_during_a_commit_is_in_the_next_one_together() -> None:
+    disk = Disk()
+    for done in gather(disk, items=20):
+        done.result()
+    assert [len(commit) for commit in disk.commits] == [1, 19]
+    assert disk.kept == list(range(20))
+
+
+def test_a_commit_takes_no_more_than_it_may() -> None:
+    disk = Disk()
+    for done in gather(disk, items=20, most=8):
+        done.result()
+    assert [len(commit) for commit in disk.commits] == [1, 8, 8, 3]
+    assert disk.kept == list(range(20))
+
+
+def test_one_that_is_wrong_is_told_so_and_spoils_no_others() -> None:
+    def refuse(items: Sequence[int]) -> None:
+        if 7 in items:
+            raise UsageError("Seven is wrong.")
+
+    disk = Disk(refuse)
+    outcomes = [done.exception() for done in gather(disk, items=20)]
+    assert [str(each) for each in outcomes if each] == ["Seven is wrong."]
+    assert str(outcomes[7]) == "Seven is wrong."
+    assert disk.kept == [item for item in range(20) if item != 7]
+
+
+def test_what_ails_the_store_is_told_to_all_who_waited() -> None:
+    def fail(items: Sequence[int]) -> None:
+        if len(items) > 1:
+            raise UnavailableError("The store does not answer.")
+
+    disk = Disk(fail)
+    outcomes = [done.exception() for done in gather(disk, items=5)]
+    assert outcomes[0] is None
+    assert [str(each) for each in outcomes[1:]] == ["The store does not answer."] * 4
+    assert len({id(each) for each in outcomes}) == 5  # Each thread raises one of its own.
+    assert disk.commits == [(0,)]
+
+
+def test_an_interrupted_commit_is_made_up_for_by_the_next_in_line() -> None:
+    interrupted = threading.Event()
+
+    def interrupt(items: Sequence[int]) -> None:
+        if len(items) > 1 and not interrupted.is_set():
+            interrupted.set()
+            raise KeyboardInterrupt
+
+    disk = Disk(interrupt)
+    outcomes = [type(done.exception()) for done in gather(disk, items=6)]
+    assert outcomes.count(KeyboardInterrupt) == 1
+    given_up = outcomes.index(KeyboardInterrupt)
+    assert disk.kept == [item for item in range(6) if item != given_up]
+
+
+def test_an_error_leaves_it_ready_for_the_next() -> None:
+    disk = Disk(lambda items: pytest.fail("no") if items == [1] else None)
+    disk.go.set()
+    together = Together(disk, most=9)
+    with pytest.raises(pytest.fail.Exception):
+        together.add(1)
+    together.add(2)
+    assert disk.kept == [2]
