@@ -126,9 +126,15 @@ class LiveFleet:
 
     def wait_for_words(self, number: int, words: str, *, timeout_s: float) -> None:
         """Wait until a device has written words to its log."""
-        log = self.federation.root / "log" / f"dev-{number}.log"
+        self.wait_for_words_of_any([number], words, timeout_s=timeout_s)
+
+    def wait_for_words_of_any(self, numbers: list[int], words: str, *, timeout_s: float) -> None:
+        """Wait until one of the devices has written words to its log."""
+        logs = [self.federation.root / "log" / f"dev-{number}.log" for number in numbers]
         self.supervisor.wait(
-            f"{words!r} of device {number}", lambda: words in log.read_text(), timeout_s=timeout_s
+            f"{words!r} of a device of {numbers}",
+            lambda: any(words in log.read_text() for log in logs),
+            timeout_s=timeout_s,
         )
 
     def charges(self, number: int) -> list[Charge]:
