@@ -8,6 +8,7 @@ from types import TracebackType
 from sqlalchemy import URL
 
 from umbel_server.clock import Clock, system_clock
+from umbel_server.store import tables_alerts as tables_alerts
 from umbel_server.store.accounts import Accounts
 from umbel_server.store.api_tokens import ApiTokens
 from umbel_server.store.applications import Applications
@@ -21,7 +22,9 @@ from umbel_server.store.device_list import DeviceList
 from umbel_server.store.devices import Devices
 from umbel_server.store.experiments import Experiments
 from umbel_server.store.inventory import Inventory
+from umbel_server.store.participants import Participants
 from umbel_server.store.placements import Placements
+from umbel_server.store.progress import Progress
 from umbel_server.store.quarantine import Quarantine
 from umbel_server.store.releases import Releases
 from umbel_server.store.replies import Replies
@@ -64,7 +67,9 @@ class Store:
         self.rollouts = Rollouts(database, self.audit, clock)
         self.experiments = Experiments(database, self.audit, self.rollouts, clock)
         self.placements = Placements(database, self.audit, clock)
+        self.progress = Progress(database)
         self.runs = Runs(database, clock)
+        self.participants = Participants(database)
         self.schedules = Schedules(database, self.audit, clock)
 
     def __enter__(self) -> Store:
