@@ -96,6 +96,8 @@ class TestTheAuditLog:
         assert found(action="dev%") == []
         assert found(object="device:rose") == [2, 1]
         assert found(since_s=clock() - 25) == [3, 2]
+        assert found(until_s=clock() - 10) == [2, 1]
+        assert found(since_s=clock() - 20, until_s=clock() - 10) == [2]
         assert [entry.sequence for entry in store.audit.latest(Sought(), limit=1, before=3)] == [2]
 
     @pytest.mark.parametrize("reason", ["x" * 2001, "a\0b", "\ud800"])

@@ -109,9 +109,27 @@ def request(
 
 
 def decide(
-    fleet: FleetDir, store: Store, model: str, version: int, actor: Actor, verdict: Verdict, *, comment: str
+    fleet: FleetDir,
+    store: Store,
+    model: str,
+    version: int,
+    actor: Actor,
+    verdict: Verdict,
+    *,
+    comment: str,
+    number: int | None = None,
 ) -> tuple[Version, int]:
     """Approve or reject a version.
+
+    Args:
+        fleet: The fleet.
+        store: Its store.
+        model: The model.
+        version: The version.
+        actor: Who decides.
+        verdict: What they think.
+        comment: Why.
+        number: The request whose evidence they saw; None: whichever holds.
 
     Returns:
         The version as it stands now, and how many approvals it still needs.
@@ -131,6 +149,11 @@ def decide(
             raise RefusedError(
                 f"Nobody asks for approval of {found.name}, which is {found.stage}: run  umbel registry request "
                 f"{found.name}."
+            )
+        if number is not None and asked.number != number:
+            raise RefusedError(
+                f"{found.name} was asked about again since you looked: read the evidence of request {asked.number}, and "
+                "decide on that."
             )
         require_may_decide(asked, present, actor, verdict)
         reason = lapse(asked, present, rules, now_s=now_s)

@@ -98,12 +98,30 @@ def release(store: Store, version: Version, actor: Actor) -> Callable[[Connectio
     return also
 
 
-def move(store: Store, model: str, version: int, event: Event, actor: Actor, *, reason: str) -> Version:
+def move(
+    store: Store,
+    model: str,
+    version: int,
+    event: Event,
+    actor: Actor,
+    *,
+    reason: str,
+    seen: Stage | None = None,
+) -> Version:
     """Deprecate a released version, or reinstate it.
+
+    Args:
+        store: The fleet's store.
+        model: The model.
+        version: The version.
+        event: Which of both.
+        actor: Who does it.
+        reason: Why.
+        seen: Where the actor saw it stand; None: wherever it stands.
 
     Raises:
         UsageError: There is no such version, or no reason.
-        RefusedError: Its stage has no such step.
+        RefusedError: Its stage has no such step, or is another than the actor saw.
     """
     require_permission(actor, Permission.RELEASES_WRITE, f"{event} a version")
     text = require_comment(reason)
@@ -111,6 +129,7 @@ def move(store: Store, model: str, version: int, event: Event, actor: Actor, *, 
         raise UsageError(f"{event} is not done by hand.")
     with store.database.write() as connection:
         found = required(version_of(connection, model, version, for_change=True), model, version)
+        _require_as_seen(found, seen)
         return _moved(store, connection, found, event, actor, text)
 
 
@@ -123,6 +142,7 @@ def retire(
     *,
     reason: str,
     key: SigningKey | None = None,
+    seen: Stage | None = None,
 ) -> Version:
     """Let no device fetch a version any more, for good; what runs it keeps running. Again is no error.
 
@@ -134,10 +154,11 @@ def retire(
         actor: Who retires it.
         reason: Why.
         key: The release key of its line, for a version that was released; by default the one in the fleet's directory.
+        seen: Where the actor saw it stand; None: wherever it stands.
 
     Raises:
         UsageError: There is no such version, or no reason, or the release key is not here.
-        RefusedError: This actor may not.
+        RefusedError: This actor may not, or its stage is another than they saw.
     """
     require_permission(actor, Permission.RELEASES_WRITE, "retire a version")
     text = require_comment(reason)
@@ -153,6 +174,7 @@ def retire(
     with store.database.write() as connection:
         found = required(version_of(connection, model, version, for_change=True), model, version)
         if found.stage is not Stage.RETIRED:
+            _require_as_seen(found, seen)
             asked = open_request(connection, found)
             if asked is not None and found.stage not in _OUT:
                 close_request(connection, asked, "superseded", "the version was retired")
@@ -162,6 +184,13 @@ def retire(
     if listed and key is not None:
         unlist(fleet, model, version, key=key, clock=store.clock)
     return found
+
+
+def _require_as_seen(found: Version, seen: Stage | None) -> None:
+    if seen is not None and found.stage is not seen:
+        raise RefusedError(
+            f"{found.name} was {seen} when you looked, and is {found.stage} now: look at it, and decide again."
+        )
 
 
 def _unasked(store: Store, connection: Connection, package: Package, actor: Actor, rules: Rules) -> Version:

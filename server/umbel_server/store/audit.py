@@ -62,12 +62,14 @@ class Sought:
         action: A whole action, or its first word: ``device`` is each ``device.…``.
         object: Of what.
         since_s: From when on, Unix seconds.
+        until_s: Before when.
     """
 
     actor: str | None = None
     action: str | None = None
     object: str | None = None
     since_s: float | None = None
+    until_s: float | None = None
 
 
 class Audit:
@@ -236,6 +238,8 @@ def _matching(sought: Sought) -> Select[tuple[object, ...]]:
         query = query.where(audit.c.object == sought.object)
     if sought.since_s is not None:
         query = query.where(audit.c.time_ms >= round(sought.since_s * 1000))
+    if sought.until_s is not None:
+        query = query.where(audit.c.time_ms < round(sought.until_s * 1000))
     return query
 
 

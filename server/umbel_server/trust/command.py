@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from securesystemslib.signer import Signer, SSlibKey
 
     from umbel_server.store.store import Store
-    from umbel_server.trust.metadata import State
     from umbel_server.trust.repository import Repository
 
 trust = typer.Typer(
@@ -64,13 +63,11 @@ def init(directory: FleetOption, as_json: JsonOption = False) -> None:
 def show(directory: FleetOption, as_json: JsonOption = False) -> None:
     """Show who signs for what, until when it holds, and what waits for signatures."""
     from umbel_server.cli import duration, print_table
-    from umbel_server.trust.metadata import TOP, lacking
     from umbel_server.trust.repository import Repository
+    from umbel_server.trust.shown import shown
 
-    repository = Repository.of(FleetDir.open(directory))
-    state, now_s = repository.read(), system_clock()
-    waiting = lacking(state, repository.staged())
-    roles = [_told(state, name) for name in (*TOP, *sorted(state.lines))]
+    now_s = system_clock()
+    roles, waiting = shown(Repository.of(FleetDir.open(directory)))
     if as_json:
         _print({"roles": roles, "waiting": waiting})
         return
@@ -178,19 +175,6 @@ def _tell(waiting: dict[str, int]) -> None:
             else "waits for the others"
         )
         typer.echo(f"A new {role} is not in force yet: it {more}")
-
-
-def _told(state: State, name: str) -> dict[str, Any]:
-    role, _ = state.role(name)
-    signed = state.get(name).signed
-    return {
-        "role": name,
-        "version": signed.version,
-        "expires_s": signed.expires.timestamp(),
-        "releases": len(signed.targets) if name in state.lines else None,
-        "threshold": role.threshold,
-        "keys": list(role.keyids),
-    }
 
 
 def _signer(path: Path) -> Signer:
