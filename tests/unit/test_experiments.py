@@ -26,6 +26,7 @@ from umbel_server.rollouts.begin import propose
 from umbel_server.rollouts.decider import Decider
 from umbel_server.rollouts.plan import Step
 from umbel_server.rollouts.state import Pause, Resume, RollBack
+from umbel_server.store.rollouts import OutdatedError
 from umbel_server.store.rollups import Rollup
 from umbel_server.store.store import open_store
 
@@ -142,6 +143,19 @@ def test_extending_changes_only_when_to_decide(world: Shop) -> None:
             decide(world.store, NAME, "extend", actor=ANN, comment="more", days=days)
     with pytest.raises(UsageError, match="Say why"):
         decide(world.store, NAME, "stop", actor=ANN, comment="  ")
+
+
+def test_whoever_had_not_seen_the_last_decision_is_told_so_and_decides_nothing(world: Shop) -> None:
+    first = world.begin()
+    after = decide(world.store, NAME, "extend", actor=ANN, comment="a holiday", days=15, known=0)
+    assert after.ends_s > first.ends_s
+    for decision, days in (("extend", 3.0), ("stop", None)):
+        with pytest.raises(
+            OutdatedError, match="Somebody else decided something about experiment digits-3-ab"
+        ):
+            decide(world.store, NAME, decision, actor=ANN, comment="I too", days=days, known=0)
+    assert world.store.experiments.get(NAME) == after
+    assert decide(world.store, NAME, "stop", actor=ANN, comment="enough", known=1).final is not None
 
 
 def test_a_guardrail_that_fails_takes_the_treatment_back(world: Shop) -> None:

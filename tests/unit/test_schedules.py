@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from model_packages import RELEASE, first
 from service_fleet import ManualClock, PlainDevice, make_fleet
-from umbel_proto.errors import UnavailableError, UsageError
+from umbel_proto.errors import RefusedError, UnavailableError, UsageError
 from umbel_proto.ids import ModelName, RunId
 from umbel_server.access.actor import local_actor
 from umbel_server.control import Control
@@ -240,6 +240,23 @@ def test_a_paused_schedule_begins_nothing(
     store.schedules.set_state("weekly", "active", ME)
     keeper.turn()
     assert superlink.started == ["weekly-1"]
+
+
+def test_a_hastened_schedule_begins_now_and_keeps_its_distance(
+    store: Store, keeper: Keeper, superlink: PlayedSuperLink, clock: ManualClock
+) -> None:
+    store.schedules.add(a_schedule(next_s=NOON + 5 * DAY_S), ME)
+    store.schedules.hasten("weekly", ME, reason="the data is in")
+    keeper.turn()
+    assert superlink.started == ["weekly-1"]
+    assert only(store).next_s == clock.now_s + 7 * DAY_S
+    told = store.audit.newest()
+    assert told is not None and (told.action, told.reason) == ("schedule.hasten", "the data is in")
+    store.schedules.set_state("weekly", "paused", ME)
+    with pytest.raises(RefusedError, match="Schedule weekly is paused"):
+        store.schedules.hasten("weekly", ME)
+    with pytest.raises(UsageError, match="no schedule"):
+        store.schedules.hasten("daily", ME)
 
 
 def reported(store: Store, hour_s: float, **counters: int) -> None:

@@ -64,7 +64,14 @@ def see(store: Store, name: str) -> Seen:
 
 
 def decide(
-    store: Store, name: str, decision: str, *, actor: Actor, comment: str, days: float | None = None
+    store: Store,
+    name: str,
+    decision: str,
+    *,
+    actor: Actor,
+    comment: str,
+    days: float | None = None,
+    known: int | None = None,
 ) -> Experiment:
     """Decide about an experiment.
 
@@ -78,6 +85,7 @@ def decide(
         actor: Who decides.
         comment: Why.
         days: Of an extension, from now on for how long, > 0.
+        known: How many decisions whoever decides had seen; None: whatever there are by now.
 
     Raises:
         UsageError: There is no such experiment, no comment, or the days do not fit.
@@ -96,7 +104,7 @@ def decide(
         # Its guardrails may have been first: then there is nothing to take back, and the decision goes on record.
         event = None if isinstance(seen.rollout.state, RolledBack) else RollBack(comment)
         return store.experiments.decide(
-            name, STOP, actor=actor, comment=comment, figures=seen.figures(), event=event
+            name, STOP, actor=actor, comment=comment, figures=seen.figures(), event=event, known=known
         )
     if not seen.rollout.live:
         raise RefusedError(
@@ -105,14 +113,20 @@ def decide(
     if decision == SHIP:
         _require_shippable(seen)
         return store.experiments.decide(
-            name, SHIP, actor=actor, comment=comment, figures=seen.figures(), event=Advance(comment)
+            name,
+            SHIP,
+            actor=actor,
+            comment=comment,
+            figures=seen.figures(),
+            event=Advance(comment),
+            known=known,
         )
     assert days is not None
     ends_s = store.clock() + days * DAY_S
     if not days > 0 or ends_s - seen.experiment.created_s > LONGEST_DAYS * DAY_S:
         raise UsageError(f"Extend it by more than 0 days, and to {LONGEST_DAYS:g} days in all at most.")
     return store.experiments.decide(
-        name, EXTEND, actor=actor, comment=comment, figures=seen.figures(), ends_s=ends_s
+        name, EXTEND, actor=actor, comment=comment, figures=seen.figures(), ends_s=ends_s, known=known
     )
 
 

@@ -19,7 +19,7 @@ from umbel_server.experiments.plan import ExperimentPlan
 from umbel_server.rollouts.state import Event
 from umbel_server.store.audit import MAX_REASON, Audit
 from umbel_server.store.database import Database
-from umbel_server.store.rollouts import Rollouts
+from umbel_server.store.rollouts import OutdatedError, Rollouts
 from umbel_server.store.tables import rollups
 from umbel_server.store.tables_experiments import experiment_decisions, experiments
 from umbel_server.store.tables_rollouts import rollout_controls
@@ -169,6 +169,7 @@ class Experiments:
         figures: Mapping[str, Any],
         event: Event | None = None,
         ends_s: float | None = None,
+        known: int | None = None,
     ) -> Experiment:
         """Put a decision on record, and let happen what follows from it: both, or neither.
 
@@ -180,9 +181,11 @@ class Experiments:
             figures: What was seen.
             event: What happens to its rollout; None: nothing.
             ends_s: When somebody is to decide next; None: as before.
+            known: How many decisions whoever decides had seen; None: whatever there are by now.
 
         Raises:
             RefusedError: It was decided before, or its rollout is not where this can happen.
+            OutdatedError: Somebody else decided something since.
             UsageError: There is no such experiment, or the comment is too long.
         """
         if len(comment) > MAX_REASON:
@@ -195,6 +198,10 @@ class Experiments:
             if before.final is not None:
                 raise RefusedError(
                     f"{before.final.actor} decided about experiment {name} already: to {before.final.decision}."
+                )
+            if known is not None and known != len(before.decisions):
+                raise OutdatedError(
+                    f"Somebody else decided something about experiment {name} meanwhile: look again."
                 )
             number = len(before.decisions) + 1
             connection.execute(
