@@ -247,11 +247,12 @@ def test_a_hastened_schedule_begins_now_and_keeps_its_distance(
 ) -> None:
     store.schedules.add(a_schedule(next_s=NOON + 5 * DAY_S), ME)
     store.schedules.hasten("weekly", ME, reason="the data is in")
+    told = store.audit.newest()
+    assert told is not None
+    assert (told.action, told.reason) == ("schedule.hasten", "the data is in")
     keeper.turn()
     assert superlink.started == ["weekly-1"]
     assert only(store).next_s == clock.now_s + 7 * DAY_S
-    told = store.audit.newest()
-    assert told is not None and (told.action, told.reason) == ("schedule.hasten", "the data is in")
     store.schedules.set_state("weekly", "paused", ME)
     with pytest.raises(RefusedError, match="Schedule weekly is paused"):
         store.schedules.hasten("weekly", ME)
