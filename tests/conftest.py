@@ -13,11 +13,22 @@ if TYPE_CHECKING:
     from sqlalchemy import URL
 
     from postgresql_server import PostgresqlServer
+    from security_module import SecurityModule
 
 settings.register_profile(
     "umbel", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("umbel")
+
+
+@pytest.fixture(scope="session")
+def security_module(tmp_path_factory: pytest.TempPathFactory) -> SecurityModule:
+    """A PKCS#11 token; where there is none to make, tests that need it fail and say so."""
+    from security_module import MISSING, MODULE, SecurityModule
+
+    if not MODULE.exists():
+        pytest.fail(MISSING, pytrace=False)
+    return SecurityModule(tmp_path_factory.mktemp("security-module"))
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,8 @@ from umbel_proto.errors import UsageError
 from umbel_server.fleet.table import Table, setting
 from umbel_server.store.terms import Terms
 
-FILE, COMMAND = "file", "command"
+FILE, COMMAND, PKCS11 = "file", "command", "pkcs11"
+KEYS = ("ca", "authority")
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,8 +20,13 @@ class Ca(Table):
 
     Args:
         apart: Whether it is a process of its own; else each service reads its keys.
-        signer: Who has the keys: ``file`` or ``command``.
+        signer: Who has the keys: ``file``, ``command`` or ``pkcs11``.
         command: The program that signs, and its arguments.
+        module: The library of a security module.
+        token: The label of its token.
+        module_keys: Which keys the token has; the others lie in files.
+        pin_file: A file with the token's PIN, from the fleet's directory.
+        pin_command: A program that tells it, and its arguments.
         socket: Where it listens: a path, from the fleet's directory.
         users: Names of system users besides its own that may ask, with spaces between them.
     """
@@ -29,11 +35,24 @@ class Ca(Table):
     NOTE: ClassVar[str] = "the fleet's authority, which signs who is a device"
 
     apart: bool = setting("true: only  umbel serve ca  has its keys, and the services ask it", False)
-    signer: str = setting("file: its keys lie in ca/; command: a program has them", FILE, of=(FILE, COMMAND))
+    signer: str = setting(
+        "file: its keys lie in ca/; command: a program has them; pkcs11: a security module",
+        FILE,
+        of=(FILE, COMMAND, PKCS11),
+    )
     command: str = setting(
         "that program: its last argument is ca or authority, it reads what to sign and writes the signature",
         "",
     )
+    module: str = setting("the security module's PKCS#11 library, as /usr/lib/softhsm/libsofthsm2.so", "")
+    token: str = setting("the label of its token", "")
+    module_keys: str = setting(
+        "private keys of the token, by their labels; one that is not named lies in ca/",
+        "ca authority",
+        of=("ca authority", *KEYS),
+    )
+    pin_file: str = setting("a file with the token's PIN; the environment's UMBEL_CA_PIN goes before it", "")
+    pin_command: str = setting("or a program that writes the PIN", "")
     socket: str = setting("where it listens: a path, from this directory", "ca/ca.sock")
     users: str = setting("system users besides its own that may ask it, with spaces between them", "")
 
@@ -42,15 +61,27 @@ class Ca(Table):
         Table.__post_init__(self)
         if self.signer == COMMAND and not self.words():
             raise UsageError('[ca] has signer = "command" but no command: name the program that signs.')
+        if self.signer == PKCS11 and not (self.module and self.token):
+            raise UsageError('[ca] has signer = "pkcs11" but no module or no token: name both.')
+        if self.pin_words() and self.pin_file:
+            raise UsageError("[ca] has a pin_file and a pin_command: keep one of them.")
         if not self.socket:
             raise UsageError("[ca] has no socket: name the path where the authority listens.")
 
     def words(self) -> tuple[str, ...]:
         """Return the command's words, as a shell would split them."""
-        try:
-            return tuple(shlex.split(self.command))
-        except ValueError as exc:
-            raise UsageError(f"The command of [ca] cannot be split into words: {exc}.") from exc
+        return _split("command", self.command)
+
+    def pin_words(self) -> tuple[str, ...]:
+        """Return the words of ``pin_command``, as a shell would split them."""
+        return _split("pin_command", self.pin_command)
+
+
+def _split(name: str, text: str) -> tuple[str, ...]:
+    try:
+        return tuple(shlex.split(text))
+    except ValueError as exc:
+        raise UsageError(f"The {name} of [ca] cannot be split into words: {exc}.") from exc
 
 
 @dataclass(frozen=True, slots=True)

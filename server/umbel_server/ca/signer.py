@@ -1,6 +1,7 @@
-"""Who signs for the fleet: a key in a file, or a program that asks a security module or a key service.
+"""Who signs for the fleet: a key in a file, or a program that asks a key service.
 
-A third is one more class that passes tests/conformance/test_signers.py.
+A security module is a third, in `umbel_server.ca.pkcs11`; another is one more class that passes
+tests/conformance/test_signers.py.
 """
 
 from __future__ import annotations

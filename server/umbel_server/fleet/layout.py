@@ -35,7 +35,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from umbel_proto.credentials import FleetPolicy, open_policy
-from umbel_proto.errors import StorageError, UsageError
+from umbel_proto.errors import MissingExtraError, StorageError, UsageError
 from umbel_proto.ids import FleetId
 from umbel_proto.keys import SigningKey, VerifyKey
 from umbel_proto.seal import SealPrivateKey, SealPublicKey
@@ -263,11 +263,21 @@ class FleetDir:
             raise StorageError(f"The CA certificate {self.ca_pem} is damaged: restore it.") from exc
 
     def _signer(self, key: str, file: Path, public: PublicKey, what: str) -> Signer:
-        from umbel_server.ca.settings import COMMAND
+        from umbel_server.ca.settings import COMMAND, PKCS11
         from umbel_server.ca.signer import CommandSigner, FileSigner
 
-        if self.settings.ca.signer == COMMAND:
-            return CommandSigner((*self.settings.ca.words(), key), public)
+        chosen = self.settings.ca
+        if chosen.signer == COMMAND:
+            return CommandSigner((*chosen.words(), key), public)
+        if chosen.signer == PKCS11 and key in chosen.module_keys.split():
+            try:
+                from umbel_server.ca.pkcs11 import Pkcs11Signer, TokenPlace
+            except ImportError as exc:
+                raise MissingExtraError("pkcs11", "Signing with a security module") from exc
+            from umbel_server.ca.pin import read_pin
+
+            place = TokenPlace(Path(chosen.module), chosen.token, read_pin(self.path, chosen, os.environ))
+            return Pkcs11Signer(place, key, public)
         return FileSigner(file, public, what)
 
     def authority_public(self) -> VerifyKey:
