@@ -43,6 +43,12 @@ alerts = Table(
     Column("who", String(255), nullable=False, comment="Who acknowledged or silenced it; empty: nobody."),
     Column("reason", Text, nullable=False, comment="Why, in their words; empty: nobody did."),
     Column("told_s", Float, nullable=False, comment="When it was last told that it fires; 0: never."),
+    Column(
+        "told_open",
+        Integer,
+        nullable=False,
+        comment="1: who was told that it fires was not told that it ended.",
+    ),
     Column("value", Float, comment="The figure when it was last looked at; NULL: it has none."),
     Column("why", Text, nullable=False, comment="What was found, in a sentence."),
     Column("seen_s", Float, nullable=False, comment="When it was last looked at."),
@@ -79,7 +85,7 @@ alert_notices = Table(
         comment="Its number: receivers know a repeat by it.",
     ),
     Column("channel", String(63), nullable=False, comment="The channel in alerts.toml that it goes to."),
-    Column("fingerprint", String(32), comment="The alert it tells of; NULL: a test of the channel."),
+    Column("rule", String(63), comment="The rule whose alerts it tells of; NULL: a test."),
     Column("kind", String(16), nullable=False, comment="firing, resolved or test."),
     Column("body", Text, nullable=False, comment="JSON: what is told."),
     Column("made_s", Float, nullable=False, comment="When it was to be told."),
@@ -91,7 +97,7 @@ alert_notices = Table(
     CheckConstraint("kind IN ('firing', 'resolved', 'test')", name="alert_notices_kind"),
     CheckConstraint("state IN ('waiting', 'sent', 'given-up')", name="alert_notices_state"),
     Index("alert_notices_waiting", "due_s", sqlite_where=_WAITING, postgresql_where=_WAITING),
-    Index("alert_notices_alert", "fingerprint", "channel", "made_s"),
+    Index("alert_notices_rule", "rule", "channel", "made_s"),
     Index("alert_notices_made", "made_s"),
 )
 

@@ -53,6 +53,12 @@ def upgrade() -> None:
         sa.Column(
             "told_s", sa.Float, nullable=False, comment="When it was last told that it fires; 0: never."
         ),
+        sa.Column(
+            "told_open",
+            sa.Integer,
+            nullable=False,
+            comment="1: who was told that it fires was not told that it ended.",
+        ),
         sa.Column("value", sa.Float, comment="The figure when it was last looked at; NULL: it has none."),
         sa.Column("why", sa.Text, nullable=False, comment="What was found, in a sentence."),
         sa.Column("seen_s", sa.Float, nullable=False, comment="When it was last looked at."),
@@ -91,9 +97,7 @@ def upgrade() -> None:
         sa.Column(
             "channel", sa.String(63), nullable=False, comment="The channel in alerts.toml that it goes to."
         ),
-        sa.Column(
-            "fingerprint", sa.String(32), comment="The alert it tells of; NULL: a test of the channel."
-        ),
+        sa.Column("rule", sa.String(63), comment="The rule whose alerts it tells of; NULL: a test."),
         sa.Column("kind", sa.String(16), nullable=False, comment="firing, resolved or test."),
         sa.Column("body", sa.Text, nullable=False, comment="JSON: what is told."),
         sa.Column("made_s", sa.Float, nullable=False, comment="When it was to be told."),
@@ -115,7 +119,7 @@ def upgrade() -> None:
     op.create_index(
         "alert_notices_waiting", "alert_notices", ["due_s"], sqlite_where=_WAITING, postgresql_where=_WAITING
     )
-    op.create_index("alert_notices_alert", "alert_notices", ["fingerprint", "channel", "made_s"])
+    op.create_index("alert_notices_rule", "alert_notices", ["rule", "channel", "made_s"])
     op.create_index("alert_notices_made", "alert_notices", ["made_s"])
     op.create_table(
         "proposed_runs",
