@@ -86,7 +86,16 @@ def test_only_counts_of_reviews_reach_the_fleet(fleet: Any, home: DeviceHome) ->
         "review.overridden": 1,
         "feedback": 1,
         "feedback.agreed": 1,
+        "feedback.from.user": 1,
     }
+    [judged] = [
+        each
+        for rollup in store.rollups.all()
+        for each in rollup.histograms.values()
+        if "feedback" in each.name
+    ]
+    assert (judged.name, judged.count) == ("feedback.right", 1)
+    assert judged.sum == pytest.approx(batch[0].confidence)
 
 
 def test_what_waits_outlives_the_process_and_is_decided_on_by_command(home: DeviceHome) -> None:

@@ -21,6 +21,7 @@ from umbel._data.consent import Consent
 from umbel._data.dataset import DataSet
 from umbel._home.directory import DeviceHome
 from umbel._predict.model import Model, Prediction
+from umbel._review import recent as _recent
 from umbel._review import review as _review
 from umbel._review import store as _review_store
 from umbel._review.review import Queue, Review
@@ -39,16 +40,25 @@ class Desk:
         self.home = home
         self.now_s = NOW_S
         self.told: Counter[tuple[int, str]] = Counter()
+        self.judged: list[tuple[int, bool, float | None]] = []
         self.file, self.key = home.data / "review.db", home.data / "review.key"
         self.store = ReviewStore(self.file, self.key)
         self.data = DataSet(home, opened(first()).manifest, clock=lambda: self.now_s)
         self.queue = Queue(
-            "digits", self.store, tell=self.tell, data=lambda: self.data, clock=lambda: self.now_s
+            "digits",
+            self.store,
+            tell=self.tell,
+            judge=self.judge,
+            data=lambda: self.data,
+            clock=lambda: self.now_s,
         )
         self.review = Review(self.queue, opened(first()).manifest.labels, 2)
 
     def tell(self, version: int, name: str, by: int) -> None:
         self.told[version, name] += by
+
+    def judge(self, version: int, agreed: bool, confidence: float | None) -> None:
+        self.judged.append((version, agreed, confidence))
 
     def ask(self, x: NDArray[Any] = X, kept: NDArray[Any] | None = None) -> Prediction:
         """A model that was never trained is sure of nothing."""
@@ -267,8 +277,10 @@ def test_feedback_tells_whether_the_model_was_right_and_keeps_the_example(desk: 
         given = desk.review.feedback(said, label=int(y), source="user", annotator="", x=x)
         assert given.kept
         assert given.agreed == (said.label == y)
+        assert desk.judged[-1] == (2, given.agreed, said.confidence)
         agreed += given.agreed
-    assert desk.told == {(2, "feedback"): 20, (2, "feedback.agreed"): agreed}
+    assert (len(desk.judged), sum(right for _, right, _ in desk.judged)) == (20, agreed)
+    assert desk.told == {(2, "feedback.from.user"): 20}
     assert [example.y for example in desk.data.examples()] == digits().held_out.y[:20].tolist()
 
 
@@ -288,6 +300,51 @@ def test_feedback_by_id_finds_a_case_with_its_example(desk: Desk) -> None:
     given = desk.review.feedback(said.id, label=said.label, source="user", annotator="", x=None)
     assert (given.agreed, given.kept) == (True, True)
     assert len(desk.data.examples()) == 1
+    assert desk.judged == [(1, True, said.confidence)]
+    # Of a prediction that waits no more, what an application that asked for its id is remembered to have got.
+    desk.review.clear()
+    desk.review.feedback(said.id, label=(said.label + 1) % 10, source="user", annotator="", x=None)
+    assert desk.judged[1:] == [(1, False, said.confidence)]
+
+
+def test_where_a_label_is_from_is_counted_in_a_few_words_and_never_in_the_users(desk: Desk) -> None:
+    said = desk.ask()
+    for source in ("user", "expert", "sensor", "outcome", "rule", "grandma.smith", "user "):
+        desk.review.feedback(said, label=said.label, source=source, annotator="Ada", x=None)
+    told = {name: n for (_, name), n in desk.told.items() if name.startswith("feedback.from.")}
+    assert told == {
+        f"feedback.from.{word}": 1 for word in ("user", "expert", "sensor", "outcome", "rule")
+    } | {"feedback.from.other": 2}
+
+
+def test_two_people_who_label_the_same_prediction_are_compared_whichever_way_they_say_it(desk: Desk) -> None:
+    first, second = desk.ask(), desk.ask()
+    other = (first.label + 1) % 10
+
+    def compared() -> tuple[int, int]:
+        return desk.told[1, "feedback.compared"], desk.told[1, "feedback.alike"]
+
+    desk.review.feedback(first, label=first.label, source="user", annotator="Ada", x=None)
+    assert compared() == (0, 0)
+    desk.review.feedback(first, label=first.label, source="user", annotator="Ada", x=None)
+    desk.review.feedback(first, label=other, source="user", annotator="", x=None)
+    assert compared() == (0, 0)  # Ada agrees with herself, and nobody is no second person.
+    desk.review.resolve(first.id, first.label, by="Bert")
+    assert compared() == (1, 1)
+    desk.review.override(first, other, by="Carl", why="it says so")
+    assert compared() == (2, 1)
+    desk.review.feedback(second, label=other, source="user", annotator="Ada", x=None)
+    assert compared() == (2, 1)  # Another prediction.
+
+
+def test_what_is_remembered_of_labels_is_bounded() -> None:
+    labeled = _recent.Labeled()
+    assert labeled.agrees("first", "Ada", 1) is None
+    for number in range(_recent.MAX_RECENT):
+        labeled.agrees(f"{number}", "Ada", 1)
+    assert labeled.agrees("first", "Bert", 1) is None
+    assert len(labeled._given) == _recent.MAX_RECENT
+    assert labeled.agrees(f"{_recent.MAX_RECENT - 1}", "Bert", 2) is False
 
 
 def test_every_change_that_is_killed_at_any_instant_is_done_or_not_begun(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from vectors import make_encoding, make_messages, make_primitives, make_round
+from vectors import make_encoding, make_messages, make_primitives, make_round, make_telemetry
 
 HERE = Path(__file__).resolve().parent
 MADE: Mapping[str, Callable[[], dict[str, Any]]] = {
@@ -22,6 +22,7 @@ MADE: Mapping[str, Callable[[], dict[str, Any]]] = {
     "messages.json": make_messages.vectors,
     "round.json": make_round.vectors,
     "encoding.json": make_encoding.vectors,
+    "telemetry.json": make_telemetry.vectors,
 }
 
 

@@ -80,7 +80,7 @@ class Prediction:
     def id(self) -> str:
         """16 hexadecimal digits, unique: feedback refers to it."""
         name = _id(self._number)
-        note(name, self.label, self.model_version)
+        note(name, self.label, self.model_version, self.confidence)
         return name
 
     @property

@@ -69,6 +69,9 @@ class Window(Protocol):
     def count(self, name: str, by: int = 1) -> None:
         """Count something that happens to few predictions: ``contract.COLUMN.below``."""
 
+    def judged(self, *, agreed: bool, confidence: float | None) -> None:
+        """Count a label that arrived after its prediction, which had this confidence."""
+
 
 class Shadow(Protocol):
     """A version that is asked beside the one that answers. It never raises, and never blocks."""

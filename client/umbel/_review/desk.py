@@ -54,6 +54,7 @@ class Desk:
                     model,
                     self.store,
                     tell=functools.partial(self._tell, model),
+                    judge=functools.partial(self._judge, model),
                     data=functools.partial(self._data, model),
                     clock=self._clock,
                 )
@@ -82,3 +83,8 @@ class Desk:
         if self._telemetry is not None:
             window = self._telemetry.window(model=model, version=version, variant="none", engine="none")
             window.count(name, by)
+
+    def _judge(self, model: str, version: int, agreed: bool, confidence: float | None) -> None:
+        if self._telemetry is not None:
+            window = self._telemetry.window(model=model, version=version, variant="none", engine="none")
+            window.judged(agreed=agreed, confidence=confidence)

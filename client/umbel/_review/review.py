@@ -10,14 +10,14 @@ import io
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from umbel._data.lineage import check_words, pack, unpack
 from umbel._fork import Lock, renew_in_child
-from umbel._review.recent import recall
+from umbel._review.recent import Labeled, Said, recall
 from umbel._review.store import ReviewStore, Row
 from umbel_proto.errors import RefusedError, StorageError, UnavailableError, UsageError
 
@@ -30,6 +30,12 @@ MAX_UNKEPT = 256
 
 Tell = Callable[[int, str, int], None]
 """Tells telemetry of a model version: the version, a counter's name, and by how much it grows."""
+
+Judge = Callable[[int, bool, float | None], None]
+"""Tells telemetry of a label that arrived: the version, whether it had given it, and how sure it was of its own."""
+
+SOURCES = frozenset({"user", "expert", "sensor", "outcome", "rule"})
+"""Where a label is from, in words that telemetry counts by themselves; any other is one of the others there."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -100,6 +106,7 @@ class Queue:
         model: The model's name.
         store: What is on disk.
         tell: Tells telemetry.
+        judge: Tells telemetry of labels that arrive.
         data: Returns the model's local data set.
         clock: Returns Unix time, seconds.
     """
@@ -110,12 +117,15 @@ class Queue:
         store: ReviewStore,
         *,
         tell: Tell,
+        judge: Judge,
         data: Callable[[], DataSet],
         clock: Callable[[], float],
     ) -> None:
         self.model = model
         self.store = store
         self.tell = tell
+        self.judge = judge
+        self.labeled = Labeled()
         self.data = data
         self.clock = clock
         self._unkept: deque[tuple[Prediction, float, NDArray[Any]]] = deque()
@@ -172,6 +182,16 @@ class Queue:
         return unkept + self.store.clear(self.model)
 
 
+class _Known(NamedTuple):
+    """A prediction's id, label, version, confidence and input, as far as they are known."""
+
+    name: str
+    label: int | None
+    version: int
+    confidence: float | None
+    x: NDArray[Any] | None
+
+
 class Review:
     """The reviews of one model on this device: ``model.review``.
 
@@ -223,6 +243,7 @@ class Review:
         self._queue.tell(case.model_version, "review.resolved", 1)
         if made.label != case.label:
             self._queue.tell(case.model_version, "review.changed", 1)
+        self._compare(id, case.model_version, by, made.label)
         self._learn(case.x, made.label, source="review", annotator=by)
         return made
 
@@ -241,9 +262,10 @@ class Review:
         """
         if not why.strip():
             raise UsageError("An override needs a reason: say why=...")
-        name, said, version, x = self._known(prediction)
+        name, said, version, _, x = self._known(prediction)
         made = self._decide(name, label, said=said, by=by, why=why, override=True)
         self._queue.tell(version, "review.overridden", 1)
+        self._compare(name, version, by, made.label)
         if x is not None:
             self._learn(x, made.label, source="override", annotator=by)
         return made
@@ -268,28 +290,40 @@ class Review:
         check_words(source, annotator)
         if not source:
             raise UsageError("Say where a label is from: give a source, such as 'user'.")
-        _, said, version, own = self._known(prediction)
+        name, said, version, confidence, own = self._known(prediction)
         if said is None:
             raise UsageError(
                 f"What was said in prediction {prediction!r} is not kept: give the Prediction itself."
             )
         given = own if x is None else x
         kept = given is not None and self._learn(given, right, source=source, annotator=annotator)
-        self._queue.tell(version, "feedback", 1)
-        if said == right:
-            self._queue.tell(version, "feedback.agreed", 1)
+        self._queue.judge(version, said == right, confidence)
+        self._queue.tell(version, f"feedback.from.{source if source in SOURCES else 'other'}", 1)
+        self._compare(name, version, annotator, right)
         return Feedback(said == right, kept)
 
-    def _known(self, prediction: Prediction | str) -> tuple[str, int | None, int, NDArray[Any] | None]:
-        """Return a prediction's id, label, version and input, as far as they are known."""
+    def _known(self, prediction: Prediction | str) -> _Known:
         name = prediction if isinstance(prediction, str) else prediction.id
         case = self._waiting(name)
         if not isinstance(prediction, str):
-            return name, prediction.label, prediction.model_version, None if case is None else case.x
-        if case is not None:
-            return name, case.label, case.model_version, case.x
-        said = recall(name)
-        return (name, None, self._version, None) if said is None else (name, *said, None)
+            said: Prediction | Said | None = prediction
+            version, x = prediction.model_version, None if case is None else case.x
+        elif case is not None:
+            return _Known(name, case.label, case.model_version, case.confidence, case.x)
+        else:
+            said = recall(name)
+            version, x = self._version if said is None else said.version, None
+        if said is None:
+            return _Known(name, None, version, None, None)
+        return _Known(name, said.label, version, said.confidence, x)
+
+    def _compare(self, name: str, version: int, annotator: str, label: int) -> None:
+        """Count whether somebody agrees with who labeled the same prediction before; who that was stays here."""
+        agrees = self._queue.labeled.agrees(name, annotator, label)
+        if agrees is not None:
+            self._queue.tell(version, "feedback.compared", 1)
+            if agrees:
+                self._queue.tell(version, "feedback.alike", 1)
 
     def _waiting(self, name: str) -> Case | None:
         self._queue.keep()

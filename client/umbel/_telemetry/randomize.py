@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from umbel._telemetry.columns import PREFIX
-from umbel._telemetry.scope import MAX_LABELS, Scope
+from umbel._telemetry.scope import JUDGED_RIGHT, JUDGED_WRONG, MAX_LABELS, Scope
 from umbel_proto.histogram import Histogram, whole_edges
 from umbel_proto.prg import Keystream
 from umbel_proto.privacy.response import CONFIDENCE, INPUT, LABELS, LATENCY, Response
@@ -18,7 +18,13 @@ TOLD_LABELS = "label"
 """The histogram of randomized labels: a cell for each class, in the place of counters."""
 AGREEMENT, DIFFERENCE, SHADOW_LATENCY = "shadow.agreement", "shadow.confidence", "shadow.latency_us"
 """Histograms of two versions that were asked the same."""
-_COMPARED = {AGREEMENT: LABELS, DIFFERENCE: CONFIDENCE, SHADOW_LATENCY: LATENCY}
+_TASKS = {
+    AGREEMENT: LABELS,
+    DIFFERENCE: CONFIDENCE,
+    SHADOW_LATENCY: LATENCY,
+    JUDGED_RIGHT: CONFIDENCE,
+    JUDGED_WRONG: CONFIDENCE,
+}
 
 
 def randomized(
@@ -42,7 +48,7 @@ def randomized(
 
 def _task(histogram: str) -> str:
     """Return the telemetry task that a histogram belongs to: all that is told of input values is one."""
-    return INPUT if histogram.startswith(("input", PREFIX)) else _COMPARED.get(histogram, histogram)
+    return INPUT if histogram.startswith(("input", PREFIX)) else _TASKS.get(histogram, histogram)
 
 
 def _hidden(histogram: Histogram, epsilon: float | None, stream: Keystream) -> Histogram:

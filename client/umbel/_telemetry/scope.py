@@ -10,6 +10,8 @@ from umbel_proto.package import Package
 
 MAX_LABELS = 1000
 """Labels counted by themselves in one window; further ones are counted together."""
+JUDGED_RIGHT, JUDGED_WRONG = "feedback.right", "feedback.wrong"
+"""Confidences of predictions that a label arrived for: of those that it agreed with, and of the others."""
 
 
 @dataclass(frozen=True, slots=True)

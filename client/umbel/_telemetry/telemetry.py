@@ -59,6 +59,7 @@ class Telemetry:
         self._scopes: dict[tuple[str, int], Scope] = {}
         self._application = ApplicationWindow(now_s=clock(), wake=wake)
         self._pending: list[pb.Window] = []
+        self._sealed_bytes = 0
         self._elapsed = elapsed
         self._taken_s = elapsed()
         self._lock = Lock()
@@ -166,11 +167,16 @@ class Telemetry:
         with self._lock:
             now_s = self._clock()
             sealed = self._drain(now_s)
+            waiting, sealed_bytes = self._spool.depth().batches, self._sealed_bytes
             taken = [window.take(now_s) for window in self._windows.values()]
             taken += [window.take(now_s) for window in self._comparisons.values()]
             closed = [window for window in taken if window is not None]
-            if (own := self._application.take(now_s, beside=bool(closed))) is not None:
+            own = self._application.take(
+                now_s, beside=bool(closed), waiting=waiting, sealed_bytes=sealed_bytes
+            )
+            if own is not None:
                 closed.append(own)
+                self._sealed_bytes -= sealed_bytes
             before_s, self._taken_s = self._taken_s, self._elapsed()
             for window in closed:
                 _set_times(window, now_s, self._taken_s - before_s)
@@ -180,12 +186,15 @@ class Telemetry:
     def _renew(self) -> None:
         """In a forked process: what the parent holds it reports itself."""
         self._pending = []
+        self._sealed_bytes = 0
 
     def _drain(self, now_s: float) -> int:
         sealed = 0
         while self._pending:
             count = _fitting(self._pending)
-            self._spool.append(self._seal(self._pending[:count], now_s))
+            batch = self._seal(self._pending[:count], now_s)
+            self._spool.append(batch)
+            self._sealed_bytes += batch.size
             del self._pending[:count]
             sealed += 1
         return sealed

@@ -18,7 +18,7 @@ import numpy as np
 
 from umbel._fork import Lock, renew_in_child
 from umbel._telemetry.gauges import Rapl, resident_bytes
-from umbel._telemetry.scope import MAX_LABELS, NOTHING, Scope
+from umbel._telemetry.scope import JUDGED_RIGHT, JUDGED_WRONG, MAX_LABELS, NOTHING, Scope
 from umbel_proto.errors import UsageError
 from umbel_proto.histogram import AMOUNT, CONFIDENCE, INPUT, LATENCY_US, Histogram
 from umbel_proto.ids import check_name
@@ -125,6 +125,7 @@ class PredictionWindow:
         self._input = Tally("input", INPUT)
         self._input_mean = Tally("input_mean", INPUT)
         self._columns = self._next_columns()
+        self._judged: dict[str, Tally] = {}
         self._looks = 0
         self._due = _ROW.itemsize
 
@@ -207,12 +208,27 @@ class PredictionWindow:
         with self._lock:
             self._count(name, by)
 
+    def judged(self, *, agreed: bool, confidence: float | None) -> None:
+        """Count a label that arrived after its prediction. It may wait for a window that is being closed.
+
+        Args:
+            agreed: Whether the model had given it.
+            confidence: With which probability the model gave its own label; None where that is not known any more.
+        """
+        with self._lock:
+            self._count("feedback")
+            if agreed:
+                self._count("feedback.agreed")
+            if confidence is not None:
+                name = JUDGED_RIGHT if agreed else JUDGED_WRONG
+                self._judged.setdefault(name, Tally(name, CONFIDENCE)).add(confidence)
+
     def take(self, now_s: float) -> pb.Window | None:
         """Close the window and begin the next; None if nothing happened in it."""
         with self._lock:
             self._fold()
             start_s, counters = self._start_s, self._counters
-            own = (each for _, each in self._columns)
+            own = (*(each for _, each in self._columns), *self._judged.values())
             tallies = (self._latency, self._confidence, self._input, self._input_mean, *own)
             # Not by the clock: what happens every so many windows must not meet the same columns each time.
             self._turn += self._looks > 0
@@ -332,13 +348,17 @@ class ApplicationWindow:
             self._counters[name] = self._counters.get(name, 0) + by
         self._counted()
 
-    def take(self, now_s: float, *, beside: bool) -> pb.Window | None:
+    def take(
+        self, now_s: float, *, beside: bool, waiting: int = 0, sealed_bytes: int = 0
+    ) -> pb.Window | None:
         """Close the window and begin the next; None if there is nothing to say.
 
         Args:
             now_s: The time, Unix seconds.
             beside: Whether other windows have something to say. Only beside them, or beside what the application
-                said itself, the process's memory and the processor's energy are worth a report.
+                said itself, the process's memory, the processor's energy and the spool are worth a report.
+            waiting: Batches that wait in the spool.
+            sealed_bytes: Of the batches that this process sealed since the last report.
         """
         with self._lock:
             start_s, counters, tallies = self._start_s, self._counters, self._tallies
@@ -351,6 +371,10 @@ class ApplicationWindow:
         if (held := resident_bytes()) is not None:
             tallies["memory_mib"] = Tally("memory_mib", AMOUNT)
             tallies["memory_mib"].add(held / 2**20)
+        if waiting:
+            counters["spool.waiting"] = waiting
+        if sealed_bytes:
+            counters["report.bytes"] = sealed_bytes
         return _closed({}, start_s, now_s, counters, tallies.values())
 
     def _renew(self) -> None:
