@@ -19,6 +19,7 @@ from umbel_proto.ids import FleetId, check_name
 from umbel_server.api.command import serve_api
 from umbel_server.ca.command import ca as serve_ca
 from umbel_server.clock import system_clock
+from umbel_server.console.command import serve_console
 from umbel_server.fleet import admission_command
 from umbel_server.fleet.backup_command import backup, restore
 from umbel_server.fleet.layout import FleetDir
@@ -69,6 +70,7 @@ fleet.command("telemetry")(show_telemetry)
 fleet.add_typer(trust, name="trust")
 fleet.add_typer(store_commands, name="store")
 serve.command("api")(serve_api)
+serve.command("console")(serve_console)
 serve.command("ca")(serve_ca)
 
 FleetOption = Annotated[

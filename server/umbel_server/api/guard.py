@@ -57,7 +57,7 @@ class OpenRoute(APIRoute):
         handle = super().get_route_handler()
 
         async def limited(request: Request) -> Response:
-            return await handle(_limited(request, self.max_bytes(service_of(request))))
+            return await handle(sized(request, self.max_bytes(service_of(request))))
 
         return limited
 
@@ -91,7 +91,7 @@ class GuardedRoute(APIRoute):
                     f"User {bearer.account.name} may not do this: it asks for {permission}.",
                 )
             request.state.bearer = bearer
-            limited = _limited(request, self.max_bytes(service))
+            limited = sized(request, self.max_bytes(service))
             if request.method in CHANGES and "idempotency-key" in request.headers:
                 return await answer_once(limited, service.store.replies, bearer, handle)
             return await handle(limited)
@@ -151,7 +151,8 @@ def address_of(request: Request) -> str:
     return request.client.host if request.client else ""
 
 
-def _limited(request: Request, most: int) -> Request:
+def sized(request: Request, most: int) -> Request:
+    """Return a request that refuses to be read when it is longer than so many bytes."""
     declared = request.headers.get("content-length", "0")
     if not declared.isascii() or not declared.isdecimal() or int(declared[:20]) > most:
         raise _too_large(most)

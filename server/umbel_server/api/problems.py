@@ -113,10 +113,15 @@ def _invalid(_: Request, exc: Exception) -> JSONResponse:
     return answer(HTTPStatus.UNPROCESSABLE_ENTITY, f"{where}: {error['msg']}.")
 
 
+def status_of_error(exc: UmbelError) -> HTTPStatus | None:
+    """Return the HTTP status that an error is told with; None: it is ours, and nobody's to mend but us."""
+    return next((status for kind, status in _STATUS if isinstance(exc, kind)), None)
+
+
 def _refused(_: Request, exc: Exception) -> JSONResponse:
     assert isinstance(exc, UmbelError)
-    for kind, status in _STATUS:
-        if isinstance(exc, kind):
-            retry = {"Retry-After": str(RETRY_S)} if status is HTTPStatus.SERVICE_UNAVAILABLE else None
-            return answer(status, str(exc), retry, kind=kind_of(exc))
-    raise exc
+    status = status_of_error(exc)
+    if status is None:
+        raise exc
+    retry = {"Retry-After": str(RETRY_S)} if status is HTTPStatus.SERVICE_UNAVAILABLE else None
+    return answer(status, str(exc), retry, kind=kind_of(exc))

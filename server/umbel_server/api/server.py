@@ -1,4 +1,4 @@
-"""The API's process: HTTPS by uvicorn, with the fleet's server certificate, renewed while it runs."""
+"""The API's process, and the console's: HTTPS by uvicorn, with the fleet's server certificate, renewed while it runs."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ import ssl
 import threading
 from collections.abc import Callable
 from types import TracebackType
+from typing import Self
 
 import uvicorn
 from starlette.concurrency import run_in_threadpool
+from starlette.types import ASGIApp
 
 from umbel_proto.errors import StorageError, UmbelError, UnavailableError
 from umbel_server.access.chain import keep_checkpoint
@@ -29,26 +31,29 @@ MAX_CONNECTIONS = 512
 log = logging.getLogger(__name__)
 
 
-class ApiServer:
-    """The API, listening while the ``with`` block runs.
+class HttpsServer:
+    """An app of a fleet, listening while the ``with`` block runs.
 
     Args:
         fleet: The fleet.
         store: Its store.
-        port: Where to listen; None: as the settings say; 0: anywhere.
+        app: The app.
+        name: What it is called.
+        host: The address it binds.
+        port: Its port; 0: any that is free.
 
     Raises:
         UnavailableError: The port is taken.
         StorageError: The server's certificate cannot be read.
     """
 
-    def __init__(self, fleet: FleetDir, store: Store, *, port: int | None = None) -> None:
+    def __init__(self, fleet: FleetDir, store: Store, app: ASGIApp, name: str, host: str, port: int) -> None:
         self._fleet = fleet
         self._store = store
         renew_server_certificate(fleet, now_s=store.clock())
-        self._socket = _bind(fleet.settings.api.listen, fleet.settings.api.port if port is None else port)
+        self._socket = _bind(name, host, port)
         self._config = uvicorn.Config(
-            create_app(fleet, store),
+            app,
             log_config=None,  # The program decides how it looks.
             access_log=False,
             server_header=False,
@@ -66,7 +71,7 @@ class ApiServer:
         )
         self._server = _Server(self._config)
         self._thread = threading.Thread(
-            target=self._server.run, kwargs={"sockets": [self._socket]}, name="api", daemon=True
+            target=self._server.run, kwargs={"sockets": [self._socket]}, name=name, daemon=True
         )
 
     @property
@@ -75,7 +80,7 @@ class ApiServer:
         host, port, *_ = self._socket.getsockname()
         return address(host, port)
 
-    def __enter__(self) -> ApiServer:
+    def __enter__(self) -> Self:
         try:
             self._config.load()
         except (OSError, ssl.SSLError) as exc:
@@ -116,6 +121,25 @@ class ApiServer:
         context.load_cert_chain(self._fleet.server_pem, self._fleet.server_key)
 
 
+class ApiServer(HttpsServer):
+    """The API, listening while the ``with`` block runs.
+
+    Args:
+        fleet: The fleet.
+        store: Its store.
+        port: Where to listen; None: as the settings say; 0: anywhere.
+
+    Raises:
+        UnavailableError: The port is taken.
+        StorageError: The server's certificate cannot be read.
+    """
+
+    def __init__(self, fleet: FleetDir, store: Store, *, port: int | None = None) -> None:
+        settings = fleet.settings.api
+        where = (settings.listen, settings.port if port is None else port)
+        super().__init__(fleet, store, create_app(fleet, store), "API", *where)
+
+
 class _Server(uvicorn.Server):
     """uvicorn's server, in a thread: it leaves signals alone, and says when it listens."""
 
@@ -140,7 +164,7 @@ def _context(_: uvicorn.Config, default: Callable[[], ssl.SSLContext]) -> ssl.SS
     return context
 
 
-def _bind(host: str, port: int) -> socket.socket:
+def _bind(name: str, host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     made = socket.socket(family, socket.SOCK_STREAM)
     try:
@@ -148,5 +172,5 @@ def _bind(host: str, port: int) -> socket.socket:
         made.bind((host, port))
     except OSError as exc:
         made.close()
-        raise UnavailableError(f"The API cannot listen on {address(host, port)}: {exc.strerror}.") from exc
+        raise UnavailableError(f"The {name} cannot listen on {address(host, port)}: {exc.strerror}.") from exc
     return made

@@ -4,25 +4,42 @@ from __future__ import annotations
 
 import logging
 import secrets
+from collections.abc import Callable
 
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from umbel_server.api.problems import answer
 
 log = logging.getLogger(__name__)
 
-_HEADERS = (
+Headers = tuple[tuple[bytes, bytes], ...]
+HEADERS: Headers = (
     (b"cache-control", b"no-store"),
     (b"x-content-type-options", b"nosniff"),
     (b"strict-transport-security", b"max-age=31536000"),
 )
 
 
-class Shell:
-    """The outermost layer of the API."""
+def _problem(sentence: str) -> Response:
+    return answer(500, sentence)
 
-    def __init__(self, app: ASGIApp) -> None:
+
+class Shell:
+    """The outermost layer of an app.
+
+    Args:
+        app: The app.
+        headers: What every answer carries that says nothing else under that name.
+        failed: Makes the answer to a request on which the app failed, of a sentence.
+    """
+
+    def __init__(
+        self, app: ASGIApp, headers: Headers = HEADERS, failed: Callable[[str], Response] = _problem
+    ) -> None:
         self._app = app
+        self._headers = headers
+        self._failed = failed
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request."""
@@ -36,7 +53,12 @@ class Shell:
             nonlocal began
             if message["type"] == "http.response.start":
                 began = True
-                message["headers"] = [*message["headers"], *_HEADERS, (b"x-request-id", request_id.encode())]
+                there = {name for name, _ in message["headers"]}
+                message["headers"] = [
+                    *message["headers"],
+                    *(each for each in self._headers if each[0] not in there),
+                    (b"x-request-id", request_id.encode()),
+                ]
             await send(message)
 
         try:
@@ -45,5 +67,5 @@ class Shell:
             # The path's form and not the path: it may carry what somebody typed.
             log.exception("request %s failed: %s", request_id, scope["method"])
             if not began:
-                response = answer(500, f"The service failed: its log says why, under {request_id}.")
+                response = self._failed(f"The service failed: its log says why, under {request_id}.")
                 await response(scope, receive, sending)

@@ -20,6 +20,7 @@ from umbel_proto.seal import generate_keypair
 from umbel_server.api.settings import ApiSettings
 from umbel_server.ca.settings import Ca
 from umbel_server.clock import Clock, system_clock
+from umbel_server.console.settings import ConsoleSettings
 from umbel_server.files import PUBLIC_MODE, read_file, storage_error, sync_directory, write_atomically
 from umbel_server.fleet.ca import (
     SERVER_LIFE_S,
@@ -54,6 +55,7 @@ def create_fleet(
     superlink_port: int = 0,
     control_port: int = 0,
     api_port: int = 0,
+    console_port: int = 0,
     health_port: int = 0,
     ca_apart: bool = False,
     approvals: int = 0,
@@ -72,6 +74,7 @@ def create_fleet(
         superlink_port: Flower's Fleet API.
         control_port: Flower's Control and Runtime API, on loopback only.
         api_port: The REST API.
+        console_port: The console.
         health_port: Health and metrics.
         ca_apart: Whether only  umbel serve ca  has the authority's keys; else each service reads them.
         approvals: How many accounts must approve of a version before it is released.
@@ -84,9 +87,9 @@ def create_fleet(
     fleet = FleetId(check_name(name, "fleet"))
     if policy.fleet != fleet:
         raise UsageError(f"The policy is of fleet {policy.fleet}, not {fleet}.")
-    asked = (gateway_port, enroll_port, superlink_port, control_port, api_port, health_port)
+    asked = (gateway_port, enroll_port, superlink_port, control_port, api_port, console_port, health_port)
     free = iter(free_ports(asked.count(0), listen=listen, taken=frozenset(asked)))
-    *ports, api, health = (port or next(free) for port in asked)
+    *ports, api, console, health = (port or next(free) for port in asked)
     settings = FleetSettings(
         fleet,
         host,
@@ -94,6 +97,7 @@ def create_fleet(
         Ports(*ports),
         ca=Ca(apart=ca_apart),
         api=ApiSettings(port=api),
+        console=ConsoleSettings(port=console),
         health=HealthSettings(port=health),
         registry=Registry(approvals=approvals),
     )

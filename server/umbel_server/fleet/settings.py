@@ -13,6 +13,7 @@ from umbel_proto.ids import FleetId, check_name
 from umbel_server.access.oidc_settings import OidcSettings
 from umbel_server.api.settings import ApiSettings
 from umbel_server.ca.settings import Ca, Enrollment
+from umbel_server.console.settings import ConsoleSettings
 from umbel_server.fleet.table import Table, literal, refuse_unknown, setting, typed
 from umbel_server.gateway.settings import GatewaySettings
 from umbel_server.registry.settings import Registry
@@ -101,6 +102,7 @@ class FleetSettings:
         registry: What it takes to release a version.
         services: Which services run.
         api: Where the API listens, and what it takes.
+        console: Where the console listens.
         oidc: Where people sign in elsewhere.
         intake: How much the gateway takes on.
         health: Where the services say how they are.
@@ -124,6 +126,7 @@ class FleetSettings:
     health: HealthSettings = field(default=HealthSettings())
     log: Log = field(default=Log())
     api: ApiSettings = field(default=ApiSettings())
+    console: ConsoleSettings = field(default=ConsoleSettings())
     oidc: OidcSettings = field(default=OidcSettings())
     store: StoreSettings = field(default=StoreSettings())
     retention: RetentionPolicy = field(default=RetentionPolicy())

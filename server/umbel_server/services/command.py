@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from umbel_server.services.supervise import Service
     from umbel_server.signals import StopSignals
 
-ORDER = ("ca", "superlink", "superexec", "runs", "gateway", "opener", "rollouts", "api", "health")
+ORDER = ("ca", "superlink", "superexec", "runs", "gateway", "opener", "rollouts", "api", "console", "health")
 """The services, where this umbel has them: each is a command of ``umbel serve``."""
 _FIRST = frozenset({"ca"})
 
@@ -124,6 +124,8 @@ def _asked_for(name: str, settings: FleetSettings) -> bool:
             return settings.ca.apart
         case "health":
             return settings.health.port != 0
+        case "console":
+            return settings.console.port != 0
     return True
 
 

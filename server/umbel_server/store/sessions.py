@@ -42,8 +42,13 @@ class Sessions:
             connection.execute(insert(sessions).values(row))
         return secret
 
-    def find(self, secret: str) -> Account | None:
-        """Return who is signed in with this secret; None if nobody is, or no more."""
+    def find(self, secret: str, *, busy: bool = True) -> Account | None:
+        """Return who is signed in with this secret; None if nobody is, or no more.
+
+        Args:
+            secret: What the cookie holds.
+            busy: Whether somebody asks; not a screen that refreshes itself, which would never be left alone.
+        """
         now_s, wanted = self._clock(), _hash(secret)
         query = (
             select(accounts, sessions.c.seen_s)
@@ -59,7 +64,7 @@ class Sessions:
             row = connection.execute(query).one_or_none()
         if row is None:
             return None
-        if now_s - row.seen_s >= _SEEN_EVERY_S:
+        if busy and now_s - row.seen_s >= _SEEN_EVERY_S:
             with self._database.write() as connection:
                 connection.execute(update(sessions).where(sessions.c.hash == wanted).values(seen_s=now_s))
         return account_of(row)

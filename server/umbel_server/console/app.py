@@ -1,0 +1,80 @@
+"""The console as an ASGI app: its screens, each with its door."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, FastAPI, Response
+from fastapi.responses import HTMLResponse
+
+from umbel_server.access.oidc import Errands
+from umbel_server.api.failures import Failures
+from umbel_server.api.service import Service
+from umbel_server.api.shell import HEADERS, Shell
+from umbel_server.console import errors, static_files
+from umbel_server.console.page import templates
+from umbel_server.console.screens import overview, sign_in
+from umbel_server.fleet.layout import FleetDir
+from umbel_server.store.store import Store
+
+ROUTERS: tuple[APIRouter, ...] = (
+    static_files.router,
+    sign_in.open_router,
+    sign_in.router,
+    overview.router,
+)
+"""A new screen is one line here."""
+
+POLICY = "; ".join(
+    (
+        "default-src 'none'",
+        "script-src 'self'",
+        "style-src 'self'",
+        "img-src 'self' data:",
+        "connect-src 'self'",
+        "font-src 'self'",
+        "form-action 'self'",
+        "frame-ancestors 'none'",
+        "base-uri 'none'",
+    )
+)
+"""What a page may load and where it may send: only what is here, and no script or style within a page."""
+
+_HEADERS = (
+    *HEADERS,
+    (b"content-security-policy", POLICY.encode()),
+    (b"x-frame-options", b"DENY"),
+    # Nobody else learns which page led to them; ours need it, to lead back.
+    (b"referrer-policy", b"same-origin"),
+    (b"cross-origin-opener-policy", b"same-origin"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+    (b"permissions-policy", b"camera=(), geolocation=(), microphone=(), payment=(), usb=()"),
+)
+
+
+def make_app() -> FastAPI:
+    """Return the console; it serves nothing yet."""
+    app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
+    for router in ROUTERS:
+        app.include_router(router)
+    app.state.paths = frozenset(
+        str(getattr(route, "path", "")) for router in ROUTERS for route in router.routes
+    )
+    errors.install(app)
+    app.add_middleware(Shell, headers=_HEADERS, failed=_failed)
+    return app
+
+
+def create_app(fleet: FleetDir, store: Store) -> FastAPI:
+    """Return the console of a fleet.
+
+    Args:
+        fleet: Its directory.
+        store: Its store.
+    """
+    app = make_app()
+    failures = Failures(fleet.settings.api.failures_per_minute, store.clock)
+    app.state.service = Service(fleet, store, failures, Errands(store.clock))
+    return app
+
+
+def _failed(sentence: str) -> Response:
+    return HTMLResponse(templates().get_template("failed.html").render(sentence=sentence), 500)

@@ -1,0 +1,145 @@
+// What makes the console live: a screen that looks again when something changed, charts, and small comforts.
+// Everything that can be read can be read without it.
+"use strict";
+(() => {
+  const REFRESH = "X-Umbel-Refresh";
+  const PERIODS = { "5s": 5, "30s": 30, "1m": 60 };
+  const POLL_S = 30;
+  let looking = false, looked = Date.now(), stream = null, pending = false;
+
+  const meta = (name) => document.querySelector(`meta[name="${name}"]`)?.content ?? "";
+  const screen = () => document.getElementById("screen");
+  const csrf = () => meta("umbel-csrf");
+
+  // ---- Looking again -------------------------------------------------------------------------------------------
+  const busy = () => {
+    const at = document.activeElement;
+    if (at && at.matches("input, textarea, select") && screen()?.contains(at)) return true;
+    return Boolean(screen()?.querySelector(".pick[open], input[type=checkbox]:checked, form[data-changed]"));
+  };
+
+  async function look() {
+    const main = screen();
+    if (!main || main.dataset.live === undefined || looking) return;
+    if (document.hidden || busy()) { pending = true; return; }
+    pending = false;
+    looking = true;
+    const open = [...document.querySelectorAll("#screen details[open][id]")].map((each) => each.id);
+    const focus = document.activeElement?.id;
+    try {
+      await htmx.ajax("GET", location.pathname + location.search, {
+        target: "#screen", swap: "outerHTML", headers: { [REFRESH]: "1" },
+      });
+      for (const id of open) { const again = document.getElementById(id); if (again) again.open = true; }
+      if (focus && document.activeElement === document.body) document.getElementById(focus)?.focus({ preventScroll: true });
+    } finally {
+      looking = false;
+    }
+  }
+
+  function tick() {
+    const main = screen();
+    if (!main || main.dataset.live === undefined) return;
+    const since = Math.round((Date.now() - looked) / 1000);
+    const shown = main.querySelector("[data-updated]");
+    if (shown) shown.textContent = since < 2 ? "updated now" : `updated ${since} s ago`;
+    const period = PERIODS[main.dataset.refresh];
+    if (period && since >= period) look();
+    else if (!period && main.dataset.refresh !== "off" && (pending || (!stream && since >= POLL_S))) look();
+  }
+
+  // Told by the server when something changed; without that, it asks every half minute. Hidden tabs do neither.
+  function listen() {
+    stream?.close();
+    stream = null;
+    const main = screen();
+    if (!main || main.dataset.live === undefined || main.dataset.refresh || document.hidden) return;
+    const from = new EventSource(`/live?about=${encodeURIComponent(main.dataset.live)}`);
+    from.addEventListener("open", () => { stream = from; });
+    from.addEventListener("changed", look);
+    from.addEventListener("error", () => { if (from.readyState === EventSource.CLOSED) stream = null; });
+  }
+
+  function trouble(sentence) {
+    const place = document.getElementById("trouble");
+    if (!place) return;
+    place.textContent = sentence;
+    place.hidden = !sentence;
+  }
+
+  document.addEventListener("visibilitychange", () => { listen(); if (!document.hidden && pending) look(); });
+  document.addEventListener("htmx:configRequest", (event) => { event.detail.headers["X-Umbel-CSRF"] = csrf(); });
+  document.addEventListener("htmx:afterSwap", () => { looked = Date.now(); trouble(""); draw(); });
+  document.addEventListener("htmx:sendError", () => trouble("The console does not answer: what you see is not of now."));
+  document.addEventListener("htmx:responseError", (event) => {
+    if (event.detail.xhr.status !== 401) trouble(`The console answered with ${event.detail.xhr.status}: what you see is not of now.`);
+  });
+
+  // ---- Charts ----------------------------------------------------------------------------------------------------
+  let charts = null;
+  const load = (source) => new Promise((ready, failed) => {
+    const script = document.createElement("script");
+    Object.assign(script, { src: source, onload: ready, onerror: failed });
+    document.head.append(script);
+  });
+
+  async function draw() {
+    const places = [...document.querySelectorAll("[data-chart]:not([data-drawn])")];
+    if (!places.length) return;
+    const sources = meta("umbel-charts").split(" ").filter(Boolean);
+    charts ??= sources.reduce((before, source) => before.then(() => load(source)), Promise.resolve());
+    for (const place of places) place.dataset.drawn = "";
+    try {
+      await charts;
+      for (const place of places) window.umbelCharts.show(place);
+    } catch {
+      for (const place of places) place.textContent = "The chart could not be loaded; its numbers are below.";
+    }
+  }
+
+  // ---- Comforts --------------------------------------------------------------------------------------------------
+  document.addEventListener("click", async (event) => {
+    const copy = event.target.closest?.("[data-copy]");
+    if (copy) {
+      const before = copy.textContent;
+      try {
+        await navigator.clipboard.writeText(copy.dataset.copy.replaceAll("ORIGIN", location.origin));
+        copy.textContent = "Copied";
+      } catch {
+        copy.textContent = "Not copied: the browser forbids it";
+      }
+      setTimeout(() => { copy.textContent = before; }, 2000);
+    }
+    const all = event.target.closest?.("[data-check-all]");
+    if (all) {
+      for (const box of document.querySelectorAll(`input[type=checkbox][name="${CSS.escape(all.dataset.checkAll)}"]`)) box.checked = all.checked;
+    }
+    for (const open of document.querySelectorAll(".pick[open]")) if (!open.contains(event.target)) open.open = false;
+  });
+  document.addEventListener("keydown", (event) => {
+    if (event.key === "Escape") {
+      for (const open of document.querySelectorAll(".pick[open]")) { open.open = false; open.querySelector("summary").focus(); }
+    }
+    if (event.key === "/" && !event.target.closest?.("input, textarea, select")) {
+      const search = document.querySelector("input[type=search]");
+      if (search) { event.preventDefault(); search.focus(); }
+    }
+  });
+  document.addEventListener("input", (event) => { event.target.closest?.("#screen form:not([method=get])")?.setAttribute("data-changed", ""); });
+  document.addEventListener("change", (event) => { if (event.target.matches?.("[data-submit]")) event.target.form.requestSubmit(); });
+  // A form that was sent is not sent again by a second click.
+  document.addEventListener("submit", (event) => {
+    if (event.target.method !== "post") return;
+    if (event.target.dataset.sent) { event.preventDefault(); return; }
+    event.target.dataset.sent = "1";
+  });
+  addEventListener("pageshow", (event) => {
+    if (!event.persisted) return;
+    for (const form of document.querySelectorAll("form[data-sent]")) delete form.dataset.sent;
+  });
+
+  // ---- Begin -----------------------------------------------------------------------------------------------------
+  setInterval(tick, 1000);
+  listen();
+  draw();
+})();
