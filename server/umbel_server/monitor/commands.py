@@ -12,8 +12,9 @@ from umbel_server.monitor.drift import FLOOR, LEVEL
 from umbel_server.monitor.drift_report import DAYS, MAX_DAYS
 
 if TYPE_CHECKING:
+    from umbel_server.monitor.calibration import Calibration
     from umbel_server.monitor.drift_report import DriftLine
-    from umbel_server.monitor.performance import Estimated
+    from umbel_server.monitor.performance import Estimated, Lineage
     from umbel_server.monitor.rates import Gap, Rate
 
 # Typer would print local variables with a traceback.
@@ -123,8 +124,24 @@ def show_performance(
         ("promised when it was made", "-" if now.promised is None else f"{now.promised:.1%}", ""),
         ("estimated less promised", _gap(now.change), _gap(before.change)),
         ("realized less estimated", _gap(now.calibration), _gap(before.calibration)),
+        ("calibration error", _error(now.curve), _error(before.curve)),
+        ("second labels that agree", _rate(now.labels.agreement), _rate(before.labels.agreement)),
+        ("labels by source", _sources(now.labels), _sources(before.labels)),
     ]
     print_table((f"{look.model} {look.version}", f"last {days} days", "days before"), rows)
+    if now.curve is not None:
+        print_table(
+            ("confidence", "labels", "right", "95 % interval"),
+            [
+                (
+                    f"{each.low:.1%}..{each.high:.1%}",
+                    f"{each.labels:,.0f}",
+                    f"{each.right:.1%}",
+                    f"{each.right_low:.1%}..{each.right_high:.1%}",
+                )
+                for each in now.curve.cells
+            ],
+        )
     for sentence in now.blind:
         typer.echo(sentence)
 
@@ -235,6 +252,18 @@ def _rate(of: Rate | Estimated | None) -> str:
     if of is None:
         return "-"
     return f"{of.value:.1%} ({of.low:.1%}..{of.high:.1%}) of {of.counted:,} on {of.devices:,} devices"
+
+
+def _error(of: Calibration | None) -> str:
+    if of is None:
+        return "-"
+    told = f"{100 * of.error:.1f} points ({100 * of.low:.1f}..{100 * of.high:.1f}) of {of.labels:,} labels"
+    return f"{told}; of a calibrated model {100 * of.chance:.1f}"
+
+
+def _sources(of: Lineage) -> str:
+    told = {**of.sources, "reviews": of.reviews, "overrides": of.overrides}
+    return ", ".join(f"{count:,} {name}" for name, count in told.items() if count) or "none"
 
 
 def _gap(of: Gap | None) -> str:

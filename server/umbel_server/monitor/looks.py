@@ -9,6 +9,7 @@ from typing import Any
 from umbel_proto.errors import PackageError, UsageError
 from umbel_server.fleet.layout import FleetDir
 from umbel_server.monitor.baseline import Baseline, released
+from umbel_server.monitor.calibration import RIGHT, WRONG
 from umbel_server.monitor.drift_report import DAY_S, DAYS, MAX_DAYS, usual_version
 from umbel_server.monitor.fairness import Fairness, fairness
 from umbel_server.monitor.operations import Ending, Operations, operations
@@ -111,12 +112,8 @@ def look_at_performance(
     """
     span = _Span.of(store, model, version, days)
     confidences = _baseline(fleet, span).histograms.get(CONFIDENCE)
-    read = span.reports((CONFIDENCE,))
-    return span.look(
-        read,
-        performance(read.devices, confidences),
-        performance(span.reports((CONFIDENCE,), back=1).devices, confidences),
-    )
+    read, earlier = (span.reports((CONFIDENCE, RIGHT, WRONG), back=back) for back in (0, 1))
+    return span.look(read, performance(read.devices, confidences), performance(earlier.devices, confidences))
 
 
 def look_at_fairness(

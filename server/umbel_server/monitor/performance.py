@@ -13,21 +13,22 @@ Source:
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-from numpy.typing import NDArray
-
 from umbel_proto.histogram import CONFIDENCE as EDGES
-from umbel_proto.histogram import Histogram
+from umbel_proto.histogram import MAX_COUNT, Histogram
+from umbel_server.monitor.calibration import Calibration, calibration
+from umbel_server.monitor.confidences import confidences
 from umbel_server.monitor.rates import Gap, Rate, Z, difference, rate
 from umbel_server.monitor.report import CONFIDENCE
 from umbel_server.monitor.sample import Sample
 from umbel_server.store.reports import Report, histograms
 
 FEEDBACK, AGREED = "feedback", "feedback.agreed"
-RESOLVED, CHANGED = "review.resolved", "review.changed"
+RESOLVED, CHANGED, OVERRIDDEN = "review.resolved", "review.changed", "review.overridden"
+FROM, COMPARED, ALIKE = "feedback.from.", "feedback.compared", "feedback.alike"
+SOURCES = ("user", "expert", "sensor", "outcome", "rule", "other")
 BLIND = (
     "Estimated from confidences as if they were calibrated: a change in what is right for the same input (concept "
     "shift), inputs on which the model is sure and wrong, and a model that was never calibrated are not seen."
@@ -57,6 +58,25 @@ class Estimated:
 
 
 @dataclass(frozen=True, slots=True)
+class Lineage:
+    """Where labels are from.
+
+    Args:
+        feedback: Labels that arrived after a prediction.
+        sources: Those by where they are from, as far as devices tell: older ones do not.
+        reviews: Labels of predictions that people reviewed.
+        overrides: Decisions that people took the place of.
+        agreement: How often a second person gave the label that the first had; None: nobody labeled one twice.
+    """
+
+    feedback: int
+    sources: Mapping[str, int]
+    reviews: int
+    overrides: int
+    agreement: Rate | None
+
+
+@dataclass(frozen=True, slots=True)
 class Performance:
     """What is known of how often a model is right.
 
@@ -68,6 +88,8 @@ class Performance:
         promised: As they promised when the model was made; None: its package does not tell.
         change: How much lower or higher that is than promised.
         calibration: How much more often labels agree than confidences promise: of different predictions.
+        curve: The same by confidence, of the predictions that a label arrived for; None: too few did.
+        labels: Where labels are from.
         blind: What the figures do not see.
     """
 
@@ -77,6 +99,8 @@ class Performance:
     promised: float | None
     change: Gap | None
     calibration: Gap | None
+    curve: Calibration | None
+    labels: Lineage
     blind: tuple[str, ...]
 
 
@@ -107,7 +131,24 @@ def performance(reports: Sequence[Report], baseline: Histogram | None = None) ->
         promised=None if before is None else before.value,
         change=None if now is None or before is None else difference(_told(now), _told(before)),
         calibration=None if now is None or realized is None else difference(_told(realized), _told(now)),
+        curve=calibration(reports),
+        labels=lineage(reports),
         blind=blind,
+    )
+
+
+def lineage(reports: Sequence[Report]) -> Lineage:
+    """Return where labels are from, by what devices counted."""
+
+    def total(name: str) -> int:
+        return min(sum(each.counters.get(name, 0) for each in reports), MAX_COUNT)
+
+    return Lineage(
+        feedback=total(FEEDBACK),
+        sources={word: count for word in SOURCES if (count := total(FROM + word))},
+        reviews=total(RESOLVED),
+        overrides=total(OVERRIDDEN),
+        agreement=rate((each.counters.get(ALIKE, 0), each.counters.get(COMPARED, 0)) for each in reports),
     )
 
 
@@ -134,14 +175,6 @@ def estimated(told: Sequence[Histogram]) -> Estimated | None:
     return Estimated(
         value, max(value - half, 0.0), min(value + half, 1.0), sample.count, sample.devices, sample.epsilon
     )
-
-
-def confidences() -> NDArray[np.float64]:
-    """Return what a confidence of each cell is taken to be: the middle of the cell's log-odds."""
-    logits = np.log(np.array(EDGES) / (1 - np.array(EDGES)))
-    step = logits[1] - logits[0]
-    middles = np.concatenate(([logits[0] - step / 2], (logits[:-1] + logits[1:]) / 2, [logits[-1] + step]))
-    return np.asarray(1 / (1 + np.exp(-middles)), np.float64)
 
 
 def _told(of: Rate | Estimated) -> tuple[float, float, float]:
