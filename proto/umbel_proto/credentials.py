@@ -158,7 +158,7 @@ def sign_policy(key: SigningKey, policy: FleetPolicy) -> bytes:
         example_budget_epsilon=0.0
         if math.isinf(policy.example_budget_epsilon)
         else policy.example_budget_epsilon,
-        training=None if policy.training == Rules() else _rules_message(policy.training),
+        training=None if policy.training == Rules() else rules_message(policy.training),
     ).SerializeToString(deterministic=True)
     return pb.Signed(body=body, signature=key.sign(POLICY_LABEL, body)).SerializeToString()
 
@@ -183,7 +183,7 @@ def open_policy(signed: bytes, *, authority: VerifyKey, fleet: FleetId) -> Fleet
             budget_delta=message.budget_delta,
             version=message.version,
             example_budget_epsilon=message.example_budget_epsilon or math.inf,
-            training=_rules(message.training),
+            training=rules_of(message.training),
         )
     except (DecodeError, UsageError) as exc:
         raise CertificateError("The fleet policy is malformed.") from exc
@@ -192,7 +192,8 @@ def open_policy(signed: bytes, *, authority: VerifyKey, fleet: FleetId) -> Fleet
     return policy
 
 
-def _rules_message(rules: Rules) -> pb.TrainingRules:
+def rules_message(rules: Rules) -> pb.TrainingRules:
+    """Return rules as they travel."""
     return pb.TrainingRules(
         idle=rules.idle,
         charging=rules.charging,
@@ -203,7 +204,12 @@ def _rules_message(rules: Rules) -> pb.TrainingRules:
     )
 
 
-def _rules(message: pb.TrainingRules) -> Rules:
+def rules_of(message: pb.TrainingRules) -> Rules:
+    """Return rules that came.
+
+    Raises:
+        UsageError: They cannot be.
+    """
     return Rules(
         idle=message.idle,
         charging=message.charging,

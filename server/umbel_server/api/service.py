@@ -46,6 +46,11 @@ def _actor_of(request: Request) -> Actor:
     return bearer_of(request).account.actor
 
 
+def _token_of(request: Request) -> str:
+    """Return the token that a request showed, which let it in."""
+    return request.headers["authorization"].partition(" ")[2]
+
+
 def _store_of(request: Request) -> Store:
     return service_of(request).store
 
@@ -53,4 +58,5 @@ def _store_of(request: Request) -> Store:
 ServiceOf = Annotated[Service, Depends(service_of)]
 StoreOf = Annotated[Store, Depends(_store_of)]
 BearerOf = Annotated[Bearer, Depends(bearer_of)]
+TokenOf = Annotated[str, Depends(_token_of)]
 ActorOf = Annotated[Actor, Depends(_actor_of)]

@@ -1,4 +1,4 @@
-"""What gateways ask of the fleet's authority, whether it is a process of its own or not."""
+"""What the services ask of the fleet's authority, whether it is a process of its own or not."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from umbel_proto.ids import DeviceId
-from umbel_proto.wire import enrollment_pb2, identity_pb2
+from umbel_proto.wire import authority_pb2, enrollment_pb2, identity_pb2
 
 if TYPE_CHECKING:
     from umbel_server.clock import Clock
@@ -54,6 +54,9 @@ class Authority(Protocol):
 
     def certify_service(self, csr: bytes) -> bytes:
         """Return a certificate for the services themselves, then the CA's, PEM; for the fleet's hosts and no other."""
+
+    def change_policy(self, change: authority_pb2.PolicyChange) -> identity_pb2.Signed:
+        """Sign the fleet's next policy for an operator who shows a token that is for it; return the policy in force."""
 
 
 def open_authority(fleet: FleetDir, store: Store, *, clock: Clock) -> Authority:

@@ -1,8 +1,9 @@
 """The fleet's authority at work: checks what it is shown against the store and its own clock, keeps record, and signs.
 
-Whoever asks it, a gateway, may lie. It gets papers only for what devices have proven themselves: a token, a
+Whoever asks it, a gateway or the API, may lie. It gets papers only for what devices have proven themselves: a token, a
 certificate that still holds, or a signature of the identity key on record; only for the key that the device has
-certified so; and never for longer than a day.
+certified so; and never for longer than a day. It gets a policy only for an operator's token, and only one that differs
+in when devices train.
 
 Source: docs/spec/enrollment.md, section 6.
 """
@@ -12,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import logging
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
@@ -20,19 +21,21 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
-from umbel_proto.credentials import Credential, sign_credential
+from umbel_proto.credentials import Credential, FleetPolicy, rules_of, sign_credential
 from umbel_proto.enrollment import SECRET_BYTES, check_identity, check_return
 from umbel_proto.errors import CertificateError, RefusedError, TokenError, UsageError, VerificationError
 from umbel_proto.ids import DeviceId, check_name
 from umbel_proto.keys import SigningKey, VerifyKey
+from umbel_proto.wire import authority_pb2, identity_pb2
 from umbel_proto.wire import enrollment_pb2 as pb
-from umbel_proto.wire import identity_pb2
+from umbel_server.access.permissions import Permission
 from umbel_server.ca.authority import Papers
 from umbel_server.clock import Clock
 from umbel_server.fleet.ca import DEVICE_LIFE_S, CertificateAuthority, device_of, read_csr
 from umbel_server.fleet.create import service_hosts
 from umbel_server.fleet.facts import facts_json
 from umbel_server.fleet.layout import FleetDir
+from umbel_server.fleet.policy_command import change_policy
 from umbel_server.store.admission import another_key
 from umbel_server.store.devices import Application, Device
 from umbel_server.store.store import Store
@@ -141,6 +144,34 @@ class Registrar:
     def certify_service(self, csr: bytes) -> bytes:
         """Return a certificate for the services themselves, then the CA's, PEM."""
         return self._ca.issue_server(read_csr(csr), service_hosts(self.fleet), now_s=self.clock())
+
+    def change_policy(self, change: authority_pb2.PolicyChange) -> identity_pb2.Signed:
+        """Sign the fleet's next policy for an operator who shows a token that is for it; return the policy in force."""
+        bearer = self.store.api_tokens.bearer(change.token)
+        if Permission.POLICY_WRITE not in bearer.permissions:
+            raise RefusedError(
+                f"User {bearer.account.name} may not change the policy: it asks for {Permission.POLICY_WRITE}."
+            )
+        if not change.reason.strip():
+            raise UsageError("A change of the policy needs a reason, for the audit log.")
+
+        def check(seen: FleetPolicy) -> None:
+            if seen.version != change.version:
+                raise RefusedError(
+                    f"The policy has version {seen.version}, not {change.version}: look again, then decide."
+                )
+
+        after = change_policy(
+            self.fleet,
+            self.store,
+            asdict(rules_of(change.training)),
+            actor=bearer.account.actor,
+            reason=change.reason,
+            check=check,
+            key=self._authority,
+        )
+        log.info("policy version=%d actor=%s", after.version, bearer.account.name)
+        return identity_pb2.Signed.FromString(self.fleet.signed_policy())
 
     def _renewed(self, device: Device, key: ec.EllipticCurvePublicKey) -> Papers:
         papers = self._issue(device, key)

@@ -12,7 +12,7 @@ from pathlib import Path
 from google.protobuf.message import DecodeError
 
 from umbel_proto.ids import DeviceId
-from umbel_proto.wire import authority_pb2, enrollment_pb2
+from umbel_proto.wire import authority_pb2, enrollment_pb2, identity_pb2
 from umbel_server.ca.authority import Papers
 from umbel_server.ca.messages import AuthorityDownError, receive, send, to_error
 from umbel_server.fleet.layout import FleetDir
@@ -54,6 +54,10 @@ class RemoteAuthority:
     def certify_service(self, csr: bytes) -> bytes:
         """Return a certificate for the services themselves, then the CA's, PEM."""
         return self._ask(authority_pb2.AuthorityRequest(service_csr=csr)).service_certificate
+
+    def change_policy(self, change: authority_pb2.PolicyChange) -> identity_pb2.Signed:
+        """Sign the fleet's next policy for an operator who shows a token that is for it; return the policy in force."""
+        return self._ask(authority_pb2.AuthorityRequest(policy=change)).policy
 
     def _papers(self, request: authority_pb2.AuthorityRequest) -> Papers:
         issued = self._ask(request).issued

@@ -157,6 +157,8 @@ def _answer(authority: Authority, raw: bytes) -> pb.AuthorityReply:
                 return _issued(authority.readmit(request.readmit))
             case "service_csr":
                 return pb.AuthorityReply(service_certificate=authority.certify_service(request.service_csr))
+            case "policy":
+                return pb.AuthorityReply(policy=authority.change_policy(request.policy))
             case _:
                 raise UsageError("The authority was asked for nothing.")
     except DecodeError:

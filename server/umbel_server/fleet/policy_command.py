@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from umbel_proto.credentials import FleetPolicy
+    from umbel_proto.keys import SigningKey
     from umbel_server.access.actor import Actor
     from umbel_server.store.store import Store
 
@@ -82,6 +83,7 @@ def change_policy(
     actor: Actor,
     reason: str = "",
     check: Callable[[FleetPolicy], None] = lambda policy: None,
+    key: SigningKey | None = None,
 ) -> FleetPolicy:
     """Change on which conditions devices train, as ``change_training`` does, and put on record who did.
 
@@ -92,6 +94,7 @@ def change_policy(
         actor: Who changes them.
         reason: Why.
         check: Raises if the policy is not as the actor saw it.
+        key: The authority's, where it is at hand already.
 
     Raises:
         UsageError: A value is out of range.
@@ -100,7 +103,7 @@ def change_policy(
     with store.database.write() as connection:
         before = fleet.policy()
         check(before)
-        after = change_training(fleet, asked)
+        after = _changed(before, asked)
         if after != before:
             store.audit.append(
                 connection,
@@ -111,6 +114,7 @@ def change_policy(
                 before=asdict(before.training),
                 after=asdict(after.training),
             )
+            _sign(fleet, after, key)  # Last, so that nothing is done that cannot be put on record.
     return after
 
 
@@ -125,16 +129,26 @@ def change_training(fleet: FleetDir, asked: dict[str, Any]) -> FleetPolicy:
         UsageError: A value is out of range.
         StorageError: The authority's key is not here, or the disk is full.
     """
+    before = fleet.policy()
+    after = _changed(before, asked)
+    if after != before:
+        _sign(fleet, after)
+    return after
+
+
+def _changed(before: FleetPolicy, asked: dict[str, Any]) -> FleetPolicy:
+    training = replace(before.training, **asked)
+    if training == before.training:
+        return before
+    return replace(before, training=training, version=before.version + 1)
+
+
+def _sign(fleet: FleetDir, policy: FleetPolicy, key: SigningKey | None = None) -> None:
     from umbel_proto.credentials import sign_policy
     from umbel_server.files import PUBLIC_MODE, write_atomically
 
-    before = fleet.policy()
-    after = replace(before, training=replace(before.training, **asked), version=before.version + 1)
-    if after.training != before.training:
-        signed = sign_policy(fleet.authority_signer(), after)
-        write_atomically(fleet.policy_bin, signed, mode=PUBLIC_MODE)
-        return after
-    return before
+    signed = sign_policy(key or fleet.authority_signer(), policy)
+    write_atomically(fleet.policy_bin, signed, mode=PUBLIC_MODE)
 
 
 def _shown(value: object) -> str:

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import importlib.metadata
 import math
+from dataclasses import replace
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Response
 from pydantic import BaseModel, Field
 
-from umbel_proto.credentials import FleetPolicy
+from umbel_proto.credentials import FleetPolicy, open_policy, rules_message
+from umbel_proto.wire.authority_pb2 import PolicyChange
 from umbel_server.access.permissions import Permission
 from umbel_server.api.guard import GuardedRoute, may
-from umbel_server.api.service import ActorOf, ServiceOf
+from umbel_server.api.service import ServiceOf, TokenOf
 from umbel_server.api.texts import Asked, Reason
 from umbel_server.api.versions import IfMatch, check_match, tagged
-from umbel_server.fleet.policy_command import change_policy
+from umbel_server.ca.authority import open_authority
 
 router = APIRouter(prefix="/api/v1/policy", tags=["policy"], route_class=GuardedRoute)
 health = APIRouter(prefix="/api/v1/health", tags=["health"], route_class=GuardedRoute)
@@ -76,18 +78,16 @@ def get_policy(service: ServiceOf, response: Response) -> PolicyShown:
 
 @router.patch("/training", dependencies=[may(Permission.POLICY_WRITE)])
 def change_training_rules(
-    service: ServiceOf, response: Response, actor: ActorOf, new: NewRules, if_match: IfMatch = None
+    service: ServiceOf, response: Response, token: TokenOf, new: NewRules, if_match: IfMatch = None
 ) -> PolicyShown:
-    """Change when devices may train. They learn of it within a day."""
-    asked = new.model_dump(exclude={"reason"}, exclude_none=True)
-    changed = change_policy(
-        service.fleet,
-        service.store,
-        asked,
-        actor=actor,
-        reason=new.reason,
-        check=lambda seen: check_match(if_match, _show(seen)),
-    )
+    """Change when devices may train. They learn of it within a day. The fleet's authority checks the token and signs."""
+    fleet, store = service.fleet, service.store
+    seen = fleet.policy()
+    check_match(if_match, _show(seen))
+    rules = replace(seen.training, **new.model_dump(exclude={"reason"}, exclude_none=True))
+    change = PolicyChange(token=token, version=seen.version, training=rules_message(rules), reason=new.reason)
+    signed = open_authority(fleet, store, clock=store.clock).change_policy(change)
+    changed = open_policy(signed.SerializeToString(), authority=fleet.authority_public(), fleet=fleet.name)
     return _tagged(response, changed)
 
 
