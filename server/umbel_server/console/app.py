@@ -11,7 +11,7 @@ from umbel_server.api.service import Service
 from umbel_server.api.shell import HEADERS, Shell
 from umbel_server.console import errors, static_files
 from umbel_server.console.page import templates
-from umbel_server.console.screens import overview, sign_in
+from umbel_server.console.screens import overview, rollout, rollout_new, rollouts, sign_in
 from umbel_server.fleet.layout import FleetDir
 from umbel_server.store.store import Store
 
@@ -20,6 +20,9 @@ ROUTERS: tuple[APIRouter, ...] = (
     sign_in.open_router,
     sign_in.router,
     overview.router,
+    rollouts.router,
+    rollout_new.router,
+    rollout.router,
 )
 """A new screen is one line here."""
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from umbel_proto.errors import UsageError
 from umbel_proto.ids import DeviceId, ModelName, check_name
 from umbel_server.access.actor import local_actor
 from umbel_server.access.chain import keep_checkpoint
 from umbel_server.fleet.layout import FleetDir
 from umbel_server.rollouts.begin import begin, propose
 from umbel_server.rollouts.dry_run import dry_run
+from umbel_server.rollouts.holding import hold, pin
 from umbel_server.rollouts.plan import RolloutPlan
 from umbel_server.rollouts.shown import rollout_json, status_json
 from umbel_server.rollouts.state import Event
@@ -63,14 +63,7 @@ class RolloutsAtHand:
 
     def hold(self, model: str, reason: str) -> int:
         """Let new versions come by rollouts only; return the one that devices get."""
-        of_model = ModelName(check_name(model, "model"))
-        versions = [each.version for each in self._store.releases.all() if each.model == of_model]
-        if not versions:
-            raise UsageError(
-                f"No version of {model} is released: release the first one before you hold the next."
-            )
-        version = self._store.rollouts.baselines().get(of_model, max(versions))
-        self._store.rollouts.hold(of_model, version, actor=local_actor(), reason=reason)
+        version = hold(self._store, model, actor=local_actor(), reason=reason)
         self._changed()
         return version
 
@@ -82,11 +75,7 @@ class RolloutsAtHand:
 
     def pin(self, device: str, model: str, version: int | None, reason: str) -> None:
         """Let a device stay at a version; None: let it have what the others get."""
-        of_model = ModelName(check_name(model, "model"))
-        released = {(each.model, each.version) for each in self._store.releases.all()}
-        if version is not None and (of_model, version) not in released:
-            raise UsageError(f"Version {version} of {model} is not released.")
-        self._store.placements.pin(DeviceId(device), of_model, version, actor=local_actor(), reason=reason)
+        pin(self._store, device, model, version, actor=local_actor(), reason=reason)
         self._changed()
 
     def tag(self, device: str, tags: list[str], reason: str) -> None:
