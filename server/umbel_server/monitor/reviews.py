@@ -71,14 +71,20 @@ def reviews(store: Store, *, since_s: float, until_s: float) -> tuple[Reviews, .
                 Reviews(
                     model,
                     version,
-                    *(_sum(some, name) for name in (ASKED, RESOLVED, CHANGED, OVERRIDDEN, DROPPED)),
-                    _agreement(some),
-                    rate((each.counters.get(ALIKE, 0), each.counters.get(COMPARED, 0)) for each in some),
-                    len(some),
-                    since_s,
-                    until_s,
-                    told.asked,
-                    told.trusted,
+                    asked=_sum(some, ASKED),
+                    resolved=_sum(some, RESOLVED),
+                    changed=_sum(some, CHANGED),
+                    overridden=_sum(some, OVERRIDDEN),
+                    dropped=_sum(some, DROPPED),
+                    agreement=_agreement(some),
+                    alike=rate(
+                        (each.counters.get(ALIKE, 0), each.counters.get(COMPARED, 0)) for each in some
+                    ),
+                    devices=len(some),
+                    since_s=since_s,
+                    until_s=until_s,
+                    read=told.asked,
+                    trusted=told.trusted,
                 )
             )
     return tuple(found)

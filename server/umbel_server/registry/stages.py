@@ -66,6 +66,11 @@ _NEXT: dict[tuple[Stage, Event], Stage] = {
 }
 
 
+def possible(stage: Stage) -> frozenset[Event]:
+    """Return what can become of a version of that stage."""
+    return frozenset(event for before, event in _NEXT if before is stage)
+
+
 def step(stage: Stage, event: Event) -> Stage:
     """Return where a version stands after something happened to it.
 

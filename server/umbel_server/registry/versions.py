@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -140,8 +141,22 @@ def keep(
     return new
 
 
-def describe(store: Store, line: Line, actor: Actor, *, reason: str = "") -> Line:
+def describe(
+    store: Store,
+    line: Line,
+    actor: Actor,
+    *,
+    reason: str = "",
+    check: Callable[[Line | None], None] = lambda line: None,
+) -> Line:
     """Say who answers for a model, what it is for, and when it is looked at again.
+
+    Args:
+        store: The fleet's store.
+        line: All that is said of it from now on.
+        actor: Who says so.
+        reason: Why.
+        check: Raises if what was said before is not what the actor saw.
 
     Raises:
         UsageError: A text is too long, or the risk class or the date is none.
@@ -157,6 +172,7 @@ def describe(store: Store, line: Line, actor: Actor, *, reason: str = "") -> Lin
         _check_date(line.review_date)
     with store.database.write() as connection:
         before = line_of(connection, line.model)
+        check(before)
         put_line(connection, line, now_s=store.clock())
         store.audit.append(
             connection,
