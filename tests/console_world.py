@@ -23,6 +23,8 @@ from umbel_server.console.app import ROUTERS
 from umbel_server.console.guard import ScreenRoute
 from umbel_server.console.server import ConsoleServer
 from umbel_server.fleet.layout import FleetDir
+from umbel_server.registry.settings import Registry
+from umbel_server.store.accounts import Account
 from umbel_server.store.store import Store
 
 PASSWORD = "correct horse battery"  # Nobody's.
@@ -74,13 +76,17 @@ class ConsoleWorld:
         client = httpx.Client(base_url=self.url, verify=self.trust, timeout=60)
         return Visitor(self.visitors.enter_context(client))
 
+    def account(self, role: Role) -> Account:
+        """Return the account of somebody of a role: `a-ROLE`, made when first asked for."""
+        found = self.store.accounts.get(f"a-{role}")
+        return found or self.store.accounts.add(
+            local_actor(), f"a-{role}", roles=frozenset({role}), password=password_hash()
+        )
+
     def signed_in(self, role: Role = Role.ADMIN) -> Visitor:
-        """Return a browser that somebody of this role has signed in with: `a-ROLE`, made when first asked for."""
-        name = f"a-{role}"
-        if self.store.accounts.get(name) is None:
-            self.store.accounts.add(local_actor(), name, roles=frozenset({role}), password=password_hash())
+        """Return a browser that somebody of this role has signed in with."""
         visitor = self.visitor()
-        assert visitor.sign_in(name).status_code == 303
+        assert visitor.sign_in(self.account(role).name).status_code == 303
         return visitor
 
     def device(self, name: str) -> PlainDevice:
@@ -96,11 +102,12 @@ def console_world(
     failures_per_minute: int = 1_000_000,
     oidc: OidcSettings = NOWHERE,
     clock: ManualClock | None = None,
+    approvals: int = 0,
 ) -> Iterator[ConsoleWorld]:
     clock = clock or ManualClock()
     made = make_fleet(path / "fleet", clock=clock)
     api = replace(made.settings.api, failures_per_minute=failures_per_minute)
-    fleet = FleetDir(made.path, replace(made.settings, api=api, oidc=oidc))
+    fleet = FleetDir(made.path, replace(made.settings, api=api, oidc=oidc, registry=Registry(approvals)))
     trust = ssl.create_default_context(cafile=fleet.ca_pem)
     with (
         fleet.open_store(clock=clock) as store,

@@ -9,7 +9,7 @@ from umbel_server.access.oidc import Errands
 from umbel_server.api.failures import Failures
 from umbel_server.api.service import Service
 from umbel_server.api.shell import HEADERS, Shell
-from umbel_server.console import errors, static_files
+from umbel_server.console import errors, live, static_files
 from umbel_server.console.page import templates
 from umbel_server.console.screens import overview, rollout, rollout_new, rollouts, sign_in
 from umbel_server.fleet.layout import FleetDir
@@ -17,6 +17,7 @@ from umbel_server.store.store import Store
 
 ROUTERS: tuple[APIRouter, ...] = (
     static_files.router,
+    live.router,
     sign_in.open_router,
     sign_in.router,
     overview.router,
@@ -75,6 +76,7 @@ def create_app(fleet: FleetDir, store: Store) -> FastAPI:
     """
     app = make_app()
     failures = Failures(fleet.settings.api.failures_per_minute, store.clock)
+    app.state.pulse = live.Pulse(store)
     app.state.service = Service(fleet, store, failures, Errands(store.clock))
     return app
 

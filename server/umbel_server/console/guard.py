@@ -49,7 +49,9 @@ class ScreenRoute(APIRoute):
         handle, permission = super().get_route_handler(), self.permission
 
         async def guarded(request: Request) -> Response:
-            busy = REFRESH not in request.headers
+            # Neither is somebody there: the screen looks again, and waits to be told to.
+            waits = request.headers.get("accept", "") == "text/event-stream"
+            busy = REFRESH not in request.headers and not waits
             store = service_of(request).store
             session = await run_in_threadpool(session_of_cookie, store, request, busy=busy)
             if session is None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from types import TracebackType
+
 from umbel_server.api.server import HttpsServer
 from umbel_server.console.app import create_app
+from umbel_server.console.live import Pulse
 from umbel_server.fleet.layout import FleetDir
 from umbel_server.store.store import Store
 
@@ -24,4 +27,12 @@ class ConsoleServer(HttpsServer):
     def __init__(self, fleet: FleetDir, store: Store, *, port: int | None = None) -> None:
         settings = fleet.settings.console
         where = (settings.listen, settings.port if port is None else port)
-        super().__init__(fleet, store, create_app(fleet, store), "console", *where)
+        app = create_app(fleet, store)
+        self._pulse: Pulse = app.state.pulse
+        super().__init__(fleet, store, app, "console", *where)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._pulse.stop()  # Or every open screen would hold the service until its patience ends.
+        super().__exit__(kind, exc, traceback)

@@ -158,6 +158,11 @@
   }
 
   async function show(place) {
+    await fill(place);
+    place.dataset.drawn = "done";
+  }
+
+  async function fill(place) {
     say(place, "Loading …");
     let data;
     try {

@@ -1,0 +1,66 @@
+"""Every screen in a real browser: light and dark, wide and narrow, for people who use no mouse or see little."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Page
+
+from browser.conftest import SHOTS, Open
+from umbel_server.access.actor import Role
+from umbel_server.console.app import make_app
+from umbel_server.console.nav import SCREENS
+
+pytestmark = pytest.mark.e2e
+VENDOR = Path(__file__).parent / "vendor"
+AXE = (VENDOR / "axe.min.js").read_text()
+RUN = """async () => (await axe.run(document, {
+  runOnly: %s, resultTypes: ["violations"],
+})).violations.map((each) => `${each.id}: ${each.help}: ${each.nodes.slice(0, 3).map((node) => node.html).join(" | ")}`)"""
+ALL = RUN % json.dumps(["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"])
+COLORS = RUN % json.dumps({"type": "rule", "values": ["color-contrast"]})
+DRAWN = "[...document.querySelectorAll('[data-chart]')].every((each) => each.dataset.drawn === 'done')"
+DEEP: tuple[str, ...] = ("/sign-in", "/nowhere")
+"""Pages that the menu does not list."""
+PAGES = (*(each.path for each in SCREENS if each.path in make_app().state.paths), *DEEP)
+
+
+def problems(page: Page, run: str) -> list[str]:
+    """Return what axe finds on a page, and whether it is wider than its window."""
+    page.wait_for_function(DRAWN)
+    page.evaluate(AXE)
+    found: list[str] = page.evaluate(run)
+    wide = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
+    return found + ([f"it is {wide} pixels too wide"] if wide > 0 else [])
+
+
+@pytest.mark.parametrize("path", PAGES)
+def test_a_screen_is_for_everybody_and_breaks_no_rule(visit: Open, path: str) -> None:
+    name = re.sub(r"\W+", "-", path).strip("-") or "overview"
+    SHOTS.mkdir(parents=True, exist_ok=True)
+    opened = visit(path, role=None if path == "/sign-in" else Role.ADMIN)
+    page = opened.page
+    # What dark changes are colors, and a narrow window what is beside what: not every rule is asked again.
+    for width, scheme, run in (
+        (1440, "light", ALL),
+        (1440, "dark", COLORS),
+        (390, "dark", COLORS),
+        (390, "light", ALL),
+    ):
+        page.set_viewport_size({"width": width, "height": 900})
+        page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]
+        assert problems(page, run) == [], (width, scheme)
+        page.screenshot(path=SHOTS / f"{name}-{width}-{scheme}.png", full_page=True)
+    if path == "/nowhere":  # Which answers 404, and the browser says so.
+        opened.troubles.clear()
+    opened.check()
+
+
+def test_axe_is_the_one_that_was_looked_at() -> None:
+    listed = json.loads((VENDOR / "VENDOR.json").read_text())
+    for name, one in listed.items():
+        assert hashlib.sha256((VENDOR / name).read_bytes()).hexdigest() == one["sha256"]

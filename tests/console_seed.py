@@ -1,0 +1,21 @@
+"""A fleet with a life behind it, for the console's browser tests; a screen's owner adds what it needs to be seen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from console_world import ConsoleWorld
+
+
+def devices(world: ConsoleWorld) -> None:
+    for name in ("rose", "iris", "lily"):
+        world.device(name)
+
+
+SEEDS: tuple[Callable[[ConsoleWorld], None], ...] = (devices,)
+"""Each adds its own; order matters where one builds on another."""
+
+
+def seed(world: ConsoleWorld) -> None:
+    for each in SEEDS:
+        each(world)
