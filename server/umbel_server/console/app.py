@@ -11,7 +11,21 @@ from umbel_server.api.service import Service
 from umbel_server.api.shell import HEADERS, Shell
 from umbel_server.console import errors, live, static_files
 from umbel_server.console.page import templates
-from umbel_server.console.screens import overview, rollout, rollout_new, rollouts, sign_in
+from umbel_server.console.screens import (
+    approvals,
+    audit,
+    model_version,
+    models,
+    overview,
+    rollout,
+    rollout_new,
+    rollouts,
+    settings,
+    sign_in,
+    tokens,
+    users,
+    version_actions,
+)
 from umbel_server.fleet.layout import FleetDir
 from umbel_server.store.store import Store
 
@@ -21,9 +35,17 @@ ROUTERS: tuple[APIRouter, ...] = (
     sign_in.open_router,
     sign_in.router,
     overview.router,
+    models.router,
+    model_version.router,
+    version_actions.router,
+    approvals.router,
     rollouts.router,
     rollout_new.router,
     rollout.router,
+    audit.router,
+    settings.router,
+    users.router,
+    tokens.router,
 )
 """A new screen is one line here."""
 

@@ -41,6 +41,9 @@ _TELEMETRY = ("telemetry",)
 ABOUT: dict[str, tuple[str, ...]] = {
     "overview": ("telemetry", "rounds", "rollouts", "time"),
     "devices": ("time",),
+    "models": (),
+    "approvals": _TELEMETRY,
+    "audit": (),
     "runs": ("rounds",),
     "rollouts": ("rollouts", "telemetry"),
     "experiments": ("rollouts", "telemetry"),

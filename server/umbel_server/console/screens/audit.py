@@ -139,8 +139,8 @@ def show_audit(
 ) -> Response:
     """Show what was done, the newest first."""
     audit = service.store.audit
-    # Whatever happens while this is read is still in it: the end of a range that goes on is open.
-    until_s = window.until_s if window.name == "absolute" else None
+    # What is done at this very moment is in it: only an end that somebody chose is one.
+    until_s = window.until_s if request.query_params.get("to") else None
     sought = Sought(actor or None, action or None, object or None, window.since_s, until_s)
     file = export(request, f"audit-{service.fleet.name}", COLUMNS, _cells(audit.all(sought)))
     if file is not None:
@@ -151,6 +151,7 @@ def show_audit(
         request,
         "audit.html",
         window=window,
+        live="audit",
         rows=found[:ROWS],
         next=found[ROWS - 1].sequence if len(found) > ROWS else None,
         sought={"actor": actor, "action": action, "object": object},

@@ -180,7 +180,13 @@ def show_models(
     file = export(request, "versions", COLUMNS, _cells(rows))
     if file is not None:
         return file
-    return page(request, "models.html", models=model_rows(service.store), **_listed(rows, stage, cursor))
+    return page(
+        request,
+        "models.html",
+        live="models",
+        models=model_rows(service.store),
+        **_listed(rows, stage, cursor),
+    )
 
 
 @router.get("/models/{name}", dependencies=_READ)
