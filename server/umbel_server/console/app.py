@@ -14,6 +14,8 @@ from umbel_server.console.page import templates
 from umbel_server.console.screens import (
     approvals,
     audit,
+    experiment_new,
+    experiments,
     model_version,
     models,
     overview,
@@ -42,6 +44,8 @@ ROUTERS: tuple[APIRouter, ...] = (
     rollouts.router,
     rollout_new.router,
     rollout.router,
+    experiment_new.router,
+    experiments.router,
     audit.router,
     settings.router,
     users.router,
