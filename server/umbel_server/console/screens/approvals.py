@@ -167,7 +167,16 @@ def show_approvals(request: Request, service: ServiceOf, window: WindowOf) -> Re
         each.version.name: refusal(each.version, each.asked, session.account.actor, Verdict.APPROVE)
         for each in found
     }
-    return page(request, "approvals.html", waiting=found, mine=mine, rules=rules, reviews=told, window=window)
+    return page(
+        request,
+        "approvals.html",
+        live="approvals",
+        waiting=found,
+        mine=mine,
+        rules=rules,
+        reviews=told,
+        window=window,
+    )
 
 
 @router.get("/approvals/{name}/{version}", dependencies=_READ)
