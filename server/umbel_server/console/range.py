@@ -52,7 +52,7 @@ class Window:
 
 def window_of(
     request: Request,
-    name: Annotated[str, Query(alias="range", max_length=16)] = DEFAULT,
+    chosen: Annotated[str, Query(alias="range", max_length=16)] = DEFAULT,
     begin: Annotated[str, Query(alias="from", max_length=40)] = "",
     end: Annotated[str, Query(alias="to", max_length=40)] = "",
 ) -> Window:
@@ -69,11 +69,11 @@ def window_of(
                 HTTPStatus.UNPROCESSABLE_ENTITY, "The range ends before it begins: swap from and to."
             )
         return Window("absolute", since_s, until_s)
-    if name not in RANGES:
+    if chosen not in RANGES:
         raise Problem(
             HTTPStatus.UNPROCESSABLE_ENTITY, f"There is no such range: choose of {', '.join(RANGES)}."
         )
-    return Window(name, now_s - RANGES[name], now_s)
+    return Window(chosen, now_s - RANGES[chosen], now_s)
 
 
 def refresh_of(request: Request) -> str:
