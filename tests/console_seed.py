@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from console_world import ConsoleWorld
+from registry_seed import registry
 
 
 def devices(world: ConsoleWorld) -> None:
@@ -12,7 +13,10 @@ def devices(world: ConsoleWorld) -> None:
         world.device(name)
 
 
-SEEDS: tuple[Callable[[ConsoleWorld], None], ...] = (devices,)
+SEEDS: tuple[Callable[[ConsoleWorld], None], ...] = (
+    devices,
+    registry,
+)
 """Each adds its own; order matters where one builds on another."""
 
 

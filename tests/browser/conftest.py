@@ -45,7 +45,7 @@ def browser() -> Iterator[Browser]:
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ConsoleWorld]:
     """A fleet with a life behind it, of a test module's own: what it changes there no other sees."""
-    with console_world(tmp_path_factory.mktemp("browser")) as made:
+    with console_world(tmp_path_factory.mktemp("browser"), approvals=2) as made:
         seed(made)
         yield made
 

@@ -24,7 +24,25 @@ RUN = """async () => (await axe.run(document, {
 ALL = RUN % json.dumps(["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"])
 COLORS = RUN % json.dumps({"type": "rule", "values": ["color-contrast"]})
 DRAWN = "[...document.querySelectorAll('[data-chart]')].every((each) => each.dataset.drawn === 'done')"
-DEEP: tuple[str, ...] = ("/sign-in", "/nowhere")
+DEEP: tuple[str, ...] = (
+    "/sign-in",
+    "/nowhere",
+    "/models/digits",
+    "/models/digits/3",
+    "/models/digits/3/request",
+    "/models/digits/2/retire",
+    "/models/digits/compare?before=2&after=3",
+    "/approvals/digits/3",
+    "/audit/7",
+    "/audit/verify",
+    "/settings/privacy",
+    "/settings/keys",
+    "/settings/tokens",
+    "/settings/users",
+    "/settings/users/pipeline",
+    "/settings/roles",
+    "/settings/sign-in",
+)
 """Pages that the menu does not list."""
 PAGES = (*(each.path for each in SCREENS if each.path in make_app().state.paths), *DEEP)
 
