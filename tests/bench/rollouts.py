@@ -1,7 +1,7 @@
 """Rollouts of a large fleet: how long a look at a rollout takes, and a device's question which version it is to have.
 
-100,000 devices have asked, 10,000 of them have the candidate, and every one that is compared reported for 24 hours. On
-SQLite, on this machine's disk.
+100,000 devices have asked, 10,000 of them have the candidate, and every one that is compared reported in every hour of a
+week, which the step has lasted. On SQLite, on this machine's disk.
 
 Usage: python tests/bench/rollouts.py
 """
@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -32,14 +33,19 @@ from umbel_server.rollouts.decider import look
 from umbel_server.rollouts.evidence import SAMPLE
 from umbel_server.rollouts.offers import Offers
 from umbel_server.rollouts.plan import RolloutPlan, Step
+from umbel_server.rollouts.state import Running
 from umbel_server.store.histograms import body_of
+from umbel_server.store.placements import DAY_S, HOUR_S
 from umbel_server.store.rollouts import Rollout
 from umbel_server.store.store import Store, open_store
 from umbel_server.store.tables import rollups
+from umbel_server.store.tables_devices import device_days
 from umbel_server.store.tables_rollouts import device_models, rollout_devices
 
 DEVICES = 2_000 if QUICK else 100_000
 HOURS = 24
+DAYS = 2 if QUICK else 7
+BEGIN_S = int(time.time()) // DAY_S * DAY_S - DAYS * DAY_S
 PLAN = RolloutPlan(steps=(Step("tenth", 10), Step("all", 100)))
 ROWS = 20_000
 
@@ -49,14 +55,20 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, open_store(Path(folder) / "store.db") as store:
         rollout, names = fleet(store)
         with report.part("look"):
-            begin_s = time.process_time()
-            times = [seconds(lambda: look(store, rollout, now_s=time.time())) for _ in range(often(5))]
-            cpu_s = (time.process_time() - begin_s) / len(times)
-            verdicts = look(store, rollout, now_s=time.time()).verdicts
-            assert all(verdict.devices and verdict.outcome for verdict in verdicts)
-            took = statistics.median(times)
-            report.value(f"a look at a rollout of {DEVICES:,} devices", took, unit="s", at_most=2.0)
-            report.value("of it on the processor", cpu_s, unit="s")
+            assert isinstance(rollout.state, Running)
+            # A step that began an hour into a day has the most to read: that day's hours, and the days after.
+            for what, late_s in (
+                (f"a look at a rollout of {DEVICES:,} devices", HOUR_S),
+                ("as it began with a day", 0),
+            ):
+                step = replace(rollout, state=replace(rollout.state, since_s=BEGIN_S + late_s))
+                begin_s = time.process_time()
+                times = [seconds(lambda at=step: look(store, at, now_s=time.time())) for _ in range(often(5))]
+                cpu_s = (time.process_time() - begin_s) / len(times)
+                verdicts = look(store, step, now_s=time.time()).verdicts
+                assert all(verdict.devices and verdict.outcome for verdict in verdicts)
+                report.value(what, statistics.median(times), unit="s", at_most=2.0)
+                report.value("of it on the processor", cpu_s, unit="s")
         with report.part("dry run"):
             proposal = propose(store, DIGITS, 2, PLAN, name="another", since=1)
             took = statistics.median(seconds(lambda: preview(store, proposal)) for _ in range(often(5)))
@@ -94,9 +106,10 @@ def fleet(store: Store) -> tuple[Rollout, list[DeviceId]]:
         )
     ordered = sorted(names, key=places.__getitem__)
     compared = {*ordered[:SAMPLE], *ordered[-SAMPLE:]}
-    for some in chunks(rows(names, has, compared), ROWS):
-        with store.database.write() as connection:
-            connection.execute(insert(rollups), some)
+    for table, found in ((rollups, rows(names, has, compared)), (device_days, days(names, has, compared))):
+        for some in chunks(found, ROWS):
+            with store.database.write() as connection:
+                connection.execute(insert(table), some)
     return rollout, names
 
 
@@ -105,32 +118,56 @@ def rows(
 ) -> Iterator[dict[str, object]]:
     chance = np.random.default_rng(1)
     shapes = [shape(chance) for _ in range(50)]
-    hour_s = int(time.time()) // 3600 * 3600
     counters = json.dumps({"predictions": 300, "errors": 1})
     for name in names:
         which = int.from_bytes(hashlib.sha256(name.encode()).digest()[:2], "big") % len(shapes)
-        for hour in range(HOURS if name in compared else 1):
+        for hour in range(HOURS * DAYS if name in compared else 1):
             yield {
                 "device_id": name,
                 "model": DIGITS,
                 "version": has[name],
                 "variant": "fp32",
                 "engine": "onnx",
-                "hour_s": hour_s + 3600 * hour,
+                "hour_s": BEGIN_S + HOUR_S * hour,
                 "windows": 60,
-                "until_s": hour_s + 3600 * hour + 3599,
+                "until_s": BEGIN_S + HOUR_S * hour + HOUR_S - 1,
                 "counters": counters,
                 "histograms": shapes[which],
             }
 
 
-def shape(chance: np.random.Generator) -> str:
-    """Return the histograms of an hour as the store has them."""
+def days(
+    names: list[DeviceId], has: dict[DeviceId, int], compared: set[DeviceId]
+) -> Iterator[dict[str, object]]:
+    chance = np.random.default_rng(2)
+    shapes = [shape(chance, predictions=300 * HOURS, days=True) for _ in range(50)]
+    counters = json.dumps({"predictions": 300 * HOURS, "errors": HOURS})
+    for number, name in enumerate(names):
+        for day in range(DAYS if name in compared else 1):
+            day_s = BEGIN_S + DAY_S * day
+            yield {
+                "device_id": name,
+                "model": DIGITS,
+                "version": has[name],
+                "variant": "fp32",
+                "engine": "onnx",
+                "day_s": day_s,
+                "windows": 60 * HOURS,
+                "until_s": day_s + DAY_S - 1,
+                "counters": counters,
+                "histograms": shapes[number % len(shapes)],
+                "left_out": 0,
+            }
+
+
+def shape(chance: np.random.Generator, *, predictions: int = 300, days: bool = False) -> str:
+    """Return the histograms of an hour, or of a day, as the store has them."""
     both = (
-        Histogram.empty("latency_us", LATENCY_US).observe(chance.lognormal(5.7, 0.3, 300)),
-        Histogram.empty("confidence", CONFIDENCE).observe(chance.beta(8, 2, 300)),
+        Histogram.empty("latency_us", LATENCY_US).observe(chance.lognormal(5.7, 0.3, predictions)),
+        Histogram.empty("confidence", CONFIDENCE).observe(chance.beta(8, 2, predictions)),
     )
-    return json.dumps({each.name: body_of(each.edges, each.counts, each.sum, None) for each in both})
+    bodies = {each.name: body_of(each.edges, each.counts, each.sum, None) for each in both}
+    return json.dumps([{"name": name, **body} for name, body in bodies.items()] if days else bodies)
 
 
 def chunks(found: Iterator[dict[str, object]], size: int) -> Iterator[list[dict[str, object]]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import random
 import secrets
@@ -17,6 +18,7 @@ from sqlalchemy import URL, select, text
 from service_fleet import DAY_S, ManualClock, PlainDevice
 from umbel_proto.histogram import CONFIDENCE, LATENCY_US, Histogram
 from umbel_proto.ids import DeviceId, ModelName
+from umbel_server.rollouts.gates import Reported
 from umbel_server.store.batches import Arrival
 from umbel_server.store.device_days import DeviceSum
 from umbel_server.store.rollups import Rollup, Verdict
@@ -111,6 +113,42 @@ def test_the_days_of_devices_are_the_sums_of_their_hours(store: Store, clock: Ma
     assert {each.since_s % DAY_S for each in days} == {0}
     assert sum(each.windows for each in days) == sum(row.windows for row in hours if row.device == NAMES[2])
     assert {shape.name for each in days for shape in each.histograms} == {"latency_us"}
+
+
+def test_what_a_gate_reads_by_the_day_is_what_the_hours_say(store: Store) -> None:
+    """Whether a step began with a day or within one, and where a name's edges differ: what most was counted in."""
+    for late_h in (0, 1, 7.5, 23.9, 24, 40, 48):
+        since_s = NOW_S - 3600 + late_h * 3600
+        for model, version in (("digits", 1), ("digits", 2), ("", 0)):
+            rows = [
+                row
+                for name in NAMES
+                for row in store.rollups.of(name, since_s=since_s // 3600 * 3600)
+                if (row.model, row.version) == (model, version)
+            ]
+            found = store.placements.reported(
+                NAMES, model=model, version=version, since_s=since_s, wanted={"latency_us", "c"}
+            )
+            assert found.keys() == {row.device for row in rows} != set()
+            for device, told in found.items():
+                _check(told, [row for row in rows if row.device == device])
+
+
+def _check(told: Reported, rows: list[Rollup]) -> None:
+    """Check sums against hours, one by one."""
+    counters: Counter[str] = Counter()
+    kinds: dict[tuple[str, tuple[float, ...]], list[Histogram]] = {}
+    for row in rows:
+        counters.update(row.counters)
+        for shape in row.histograms.values():
+            kinds.setdefault((shape.name, shape.edges), []).append(shape)
+    assert Counter(dict(told.counters)) == counters
+    sizes = {kind: sum(sum(each.counts) for each in some) for kind, some in kinds.items()}
+    assert told.histograms.keys() == {name for name, _ in kinds}
+    for name, shape in told.histograms.items():
+        assert sizes[name, shape.edges] == max(size for kind, size in sizes.items() if kind[0] == name)
+        summed = functools.reduce(Histogram.merge, kinds[name, shape.edges])
+        assert (shape.counts, shape.sum) == (summed.counts, pytest.approx(summed.sum))
 
 
 def test_deliveries_are_those_that_a_count_of_all_batches_finds(store: Store) -> None:

@@ -23,7 +23,9 @@ from umbel_server.store.database import Database, insert
 from umbel_server.store.histograms import edges_of
 from umbel_server.store.rollouts import LIVE, Rollout, _rollout
 from umbel_server.store.shadows import Shadows
+from umbel_server.store.sums import Kind
 from umbel_server.store.tables import devices, rollups
+from umbel_server.store.tables_devices import device_days
 from umbel_server.store.tables_rollouts import (
     baselines,
     device_models,
@@ -36,6 +38,7 @@ from umbel_server.store.tables_rollouts import (
 
 _CHUNK = 500
 _MINUTE_S = 60.0
+HOUR_S, DAY_S = 3600, 86400
 
 
 @dataclass(frozen=True, slots=True)
@@ -322,25 +325,32 @@ class Placements:
     ) -> dict[DeviceId, Reported]:
         """Return what devices reported of a version since some hour began, summed.
 
+        Of whole days the sums are read, and hours of the first one only: a look at a
+        step of weeks reads little more than one at a step of a day.
+
         Args:
             names: The devices.
             model: The model; empty: what their applications reported.
             version: Its version; 0 of an application.
             since_s: A moment of that hour, Unix seconds by the devices' clocks.
-            wanted: The histograms to read; the others cost time.
+            wanted: The histograms to read; the others cost time. Of one name, what most was counted in is returned:
+                edges or epsilon differ between versions of umbel, and these do not add.
         """
-        columns = rollups.c.device_id, rollups.c.counters, rollups.c.histograms
+        hour_s = int(since_s // HOUR_S * HOUR_S)
+        day_s = -(-hour_s // DAY_S) * DAY_S
+        hours = select(rollups.c.device_id, rollups.c.counters, rollups.c.histograms).where(
+            rollups.c.hour_s >= hour_s, rollups.c.hour_s < day_s
+        )
+        days = select(device_days.c.device_id, device_days.c.counters, device_days.c.histograms).where(
+            device_days.c.day_s >= day_s
+        )
         sums: dict[str, _Sums] = {}
         with self._database.read() as connection:
             for some in _chunks(list(names)):
-                query = select(*columns).where(
-                    rollups.c.device_id.in_(some),
-                    rollups.c.model == model,
-                    rollups.c.version == version,
-                    rollups.c.hour_s >= int(since_s // 3600 * 3600),
-                )
-                for name, counters, histograms in connection.execute(query):
-                    sums.setdefault(name, _Sums()).add(counters, histograms, wanted)
+                for table, query in ((rollups, hours), (device_days, days)):
+                    of = (table.c.device_id.in_(some), table.c.model == model, table.c.version == version)
+                    for name, counters, histograms in connection.execute(query.where(*of)):
+                        sums.setdefault(name, _Sums()).add(counters, histograms, wanted)
         return {DeviceId(name): each.reported() for name, each in sums.items()}
 
 
@@ -351,33 +361,42 @@ class _Sums:
 
     def __init__(self) -> None:
         self._counters: dict[str, int] = {}
-        self._histograms: dict[str, tuple[tuple[float, ...], list[int], float, float | None]] = {}
+        self._histograms: dict[Kind, tuple[list[int], float]] = {}
 
     def add(self, counters: str, histograms: str, wanted: Collection[str]) -> None:
-        """Add a row."""
+        """Add a row, of an hour or of a day."""
         for name, count in from_json(counters).items():
             self._counters[name] = self._counters.get(name, 0) + count
         if not wanted:
             return
-        bodies = from_json(histograms)
-        for name in wanted:
-            body = bodies.get(name)
-            if body is None or (body.get("epsilon") is not None and name != AGREEMENT):
+        for name, body in _bodies(from_json(histograms), wanted):
+            epsilon = body.get("epsilon")
+            if epsilon is not None and name != AGREEMENT:
                 continue
-            edges, counts, total, epsilon = edges_of(body), body["counts"], body["sum"], body.get("epsilon")
-            before = self._histograms.get(name)
-            # Hours with other edges, of another version of umbel, do not add: the last ones stand.
-            if before is not None and (before[0], before[3]) == (edges, epsilon):
-                counts, total = list(map(operator.add, before[1], counts)), before[2] + total
-            self._histograms[name] = (edges, counts, total, epsilon)
+            kind, counts, total = Kind(name, edges_of(body), epsilon), body["counts"], body["sum"]
+            if (before := self._histograms.get(kind)) is not None:
+                counts, total = list(map(operator.add, before[0], counts)), before[1] + total
+            self._histograms[kind] = counts, total
 
     def reported(self) -> Reported:
         """Return the sums."""
-        shapes = {
-            name: Histogram(name, edges, tuple(counts), total, epsilon)
-            for name, (edges, counts, total, epsilon) in self._histograms.items()
-        }
+        shapes: dict[str, Histogram] = {}
+        for kind, (counts, total) in sorted(self._histograms.items(), key=_weight):
+            shapes[kind.name] = Histogram(kind.name, kind.edges, tuple(counts), total, kind.epsilon)
         return Reported(self._counters, shapes)
+
+
+def _weight(item: tuple[Kind, tuple[list[int], float]]) -> tuple[int, tuple[float, ...], float]:
+    kind, (counts, _) = item
+    return sum(counts), kind.edges, kind.epsilon or 0.0
+
+
+def _bodies(found: Any, wanted: Collection[str]) -> Iterator[tuple[str, Any]]:
+    """Yield the histograms of a row that are wanted: by name in an hour's, in a list where a name has several kinds."""
+    if isinstance(found, dict):
+        yield from ((name, found[name]) for name in wanted if name in found)
+    else:
+        yield from ((body["name"], body) for body in found if body["name"] in wanted)
 
 
 @functools.lru_cache(maxsize=4096)
