@@ -27,6 +27,7 @@ from umbel_server.fleet.policy_command import policy as show_policy
 from umbel_server.fleet.rotate_command import rotate
 from umbel_server.fleet.wanted import TABLE_ROWS, StatusOption, TagOption, VersionOption, wanted_of
 from umbel_server.keep import keep_running
+from umbel_server.monitor.alerts.command import serve_alerts
 from umbel_server.monitor.command import telemetry as show_telemetry
 from umbel_server.registry.command import AsOption
 from umbel_server.remote.login_command import show_fingerprint
@@ -60,6 +61,7 @@ serve = typer.Typer(
 )
 
 serve.command("rollouts")(serve_rollouts)
+serve.command("alerts")(serve_alerts)
 fleet.command("policy")(show_policy)
 fleet.command()(rotate)
 fleet.command()(backup)

@@ -16,6 +16,8 @@ from umbel_server.ca.settings import Ca, Enrollment
 from umbel_server.console.settings import ConsoleSettings
 from umbel_server.fleet.table import Table, literal, refuse_unknown, setting, typed
 from umbel_server.gateway.settings import GatewaySettings
+from umbel_server.monitor.alerts.settings import AlertSettings
+from umbel_server.monitor.prices import Prices
 from umbel_server.registry.settings import Registry
 from umbel_server.services.command import Services
 from umbel_server.services.health_settings import HealthSettings
@@ -107,8 +109,10 @@ class FleetSettings:
         intake: How much the gateway takes on.
         health: Where the services say how they are.
         log: How they log.
+        alerts: Where the rules of alerts are.
         store: Where the store is.
         retention: For how long what devices report is kept.
+        prices: What energy and traffic cost.
     """
 
     name: FleetId
@@ -128,8 +132,10 @@ class FleetSettings:
     api: ApiSettings = field(default=ApiSettings())
     console: ConsoleSettings = field(default=ConsoleSettings())
     oidc: OidcSettings = field(default=OidcSettings())
+    alerts: AlertSettings = field(default=AlertSettings())
     store: StoreSettings = field(default=StoreSettings())
     retention: RetentionPolicy = field(default=RetentionPolicy())
+    prices: Prices = field(default=Prices())
 
     def __post_init__(self) -> None:
         check_name(self.name, "fleet")

@@ -12,8 +12,10 @@ if TYPE_CHECKING:
     from umbel_server.access.at_hand import AccessAtHand, AuditAtHand
     from umbel_server.fleet.at_hand import FleetAtHand
     from umbel_server.learning.at_hand import RunsAtHand
+    from umbel_server.monitor.alerts.at_hand import AlertsAtHand
     from umbel_server.registry.at_hand import RegistryAtHand
     from umbel_server.remote.access import AccessFar, AuditFar
+    from umbel_server.remote.alerts import AlertsFar
     from umbel_server.remote.fleet import FleetFar
     from umbel_server.remote.registry import RegistryFar
     from umbel_server.remote.rollouts import RolloutsFar
@@ -73,3 +75,11 @@ def runs_at(directory: Path | None, server: str | None) -> AbstractContextManage
     from umbel_server.remote.runs import RunsFar
 
     return at(directory, server, RunsAtHand, RunsFar)
+
+
+def alerts_at(directory: Path | None, server: str | None) -> AbstractContextManager[AlertsAtHand | AlertsFar]:
+    """Reach alerts for the length of a block."""
+    from umbel_server.monitor.alerts.at_hand import AlertsAtHand
+    from umbel_server.remote.alerts import AlertsFar
+
+    return at(directory, server, AlertsAtHand, AlertsFar)

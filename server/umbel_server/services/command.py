@@ -19,7 +19,19 @@ if TYPE_CHECKING:
     from umbel_server.services.supervise import Service
     from umbel_server.signals import StopSignals
 
-ORDER = ("ca", "superlink", "superexec", "runs", "gateway", "opener", "rollouts", "api", "console", "health")
+ORDER = (
+    "ca",
+    "superlink",
+    "superexec",
+    "runs",
+    "gateway",
+    "opener",
+    "rollouts",
+    "alerts",
+    "api",
+    "console",
+    "health",
+)
 """The services, where this umbel has them: each is a command of ``umbel serve``."""
 _FIRST = frozenset({"ca"})
 

@@ -8,8 +8,8 @@ from types import TracebackType
 from sqlalchemy import URL
 
 from umbel_server.clock import Clock, system_clock
-from umbel_server.store import tables_alerts as tables_alerts
 from umbel_server.store.accounts import Accounts
+from umbel_server.store.alerts import Alerts
 from umbel_server.store.api_tokens import ApiTokens
 from umbel_server.store.applications import Applications
 from umbel_server.store.audit import Audit
@@ -22,9 +22,11 @@ from umbel_server.store.device_list import DeviceList
 from umbel_server.store.devices import Devices
 from umbel_server.store.experiments import Experiments
 from umbel_server.store.inventory import Inventory
+from umbel_server.store.notices import Notices
 from umbel_server.store.participants import Participants
 from umbel_server.store.placements import Placements
 from umbel_server.store.progress import Progress
+from umbel_server.store.proposed_runs import ProposedRuns
 from umbel_server.store.quarantine import Quarantine
 from umbel_server.store.releases import Releases
 from umbel_server.store.replies import Replies
@@ -71,6 +73,9 @@ class Store:
         self.runs = Runs(database, clock)
         self.participants = Participants(database)
         self.schedules = Schedules(database, self.audit, clock)
+        self.alerts = Alerts(database, self.audit, clock)
+        self.notices = Notices(database, clock)
+        self.proposed_runs = ProposedRuns(database, self.audit, clock)
 
     def __enter__(self) -> Store:
         return self
