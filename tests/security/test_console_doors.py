@@ -226,7 +226,7 @@ def test_files_are_kept_by_browsers_for_good_and_weigh_little(visitors: dict[Rol
         answer = visitors[Role.ADMIN].get(static(name), headers={"accept-encoding": "gzip"})
         assert answer.headers["cache-control"] == "public, max-age=31536000, immutable"
         assert answer.headers["content-encoding"] == "gzip"
-        assert answer.content == (HERE / name).read_bytes()
+        assert answer.content == static_files()[name].plain
     assert sum(len(each.packed) for each in static_files().values()) < 420_000
 
 

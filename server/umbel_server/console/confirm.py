@@ -25,6 +25,7 @@ class Deed:
         says: What happens then, a sentence each.
         back: The path that leads away from it.
         carries: Fields that the form brings along: the state that the page was made from, for one.
+        action: The path that the form goes to; empty: where the page is.
     """
 
     title: str
@@ -34,6 +35,7 @@ class Deed:
     says: tuple[str, ...]
     back: str
     carries: tuple[tuple[str, str], ...] = ()
+    action: str = ""
 
 
 def ask(

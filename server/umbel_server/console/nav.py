@@ -27,6 +27,7 @@ class Screen:
 SCREENS: tuple[Screen, ...] = (
     Screen("/", "Overview", "Fleet", Permission.DEVICES_READ),
     Screen("/devices", "Devices", "Fleet", Permission.DEVICES_READ),
+    Screen("/enrollment", "Enrollment", "Fleet", Permission.ENROLLMENT_READ),
     Screen("/groups", "Groups", "Fleet", Permission.DEVICES_READ),
     Screen("/models", "Models", "Models", Permission.REGISTRY_READ),
     Screen("/approvals", "Approvals", "Models", Permission.REGISTRY_READ),

@@ -22,6 +22,7 @@ from umbel_server.console.nav import SCREENS, Screen, screen_at
 from umbel_server.console.range import RANGES, REFRESHES, refresh_of
 from umbel_server.console.session import Session
 from umbel_server.console.static_files import static
+from umbel_server.fleet.settings import address
 
 THEMES = ("system", "light", "dark")
 MAX_NOTICE = 1000
@@ -121,13 +122,15 @@ def here(request: Request) -> Callable[..., str]:
 
 
 def _around(request: Request, title: str) -> dict[str, Any]:
+    settings = service_of(request).fleet.settings
     session, now_s = session_or_none(request), service_of(request).store.clock()
     permissions = session.permissions if session else frozenset()
     current = screen_at(request.url.path)
     theme = request.cookies.get(cookies.THEME, "")
     return {
         "title": title or (current.title if current else "umbel"),
-        "fleet": service_of(request).fleet.name,
+        "fleet": settings.name,
+        "api": f"https://{address(settings.host, settings.api.port)}/api/v1",
         "session": session,
         "csrf": session.csrf if session else "",
         "allowed": lambda name: Permission(name) in permissions,

@@ -109,6 +109,9 @@ class DeviceList:
         found: list[ColumnElement[bool]] = []
         if wanted.status is not None:
             found.append(_is(wanted.status, self._clock()))
+        if wanted.begins:
+            # A range, which the order of names answers; no name holds a character after the last of these.
+            found.append(and_(devices.c.id >= wanted.begins, devices.c.id < f"{wanted.begins}\x7f"))
         if wanted.tag is not None:
             # Names of their own: facets count the same tables.
             tags = device_tags.alias("wanted_tags")

@@ -24,6 +24,7 @@ from umbel_server.store.experiments import Experiments
 from umbel_server.store.inventory import Inventory
 from umbel_server.store.notices import Notices
 from umbel_server.store.participants import Participants
+from umbel_server.store.placed import PlacedDevices
 from umbel_server.store.placements import Placements
 from umbel_server.store.progress import Progress
 from umbel_server.store.proposed_runs import ProposedRuns
@@ -68,6 +69,7 @@ class Store:
         self.releases = Releases(database, clock)
         self.rollouts = Rollouts(database, self.audit, clock)
         self.experiments = Experiments(database, self.audit, self.rollouts, clock)
+        self.placed = PlacedDevices(database)
         self.placements = Placements(database, self.audit, clock)
         self.progress = Progress(database)
         self.runs = Runs(database, clock)

@@ -20,12 +20,14 @@ class Wanted:
         tag: Those that have a tag.
         model: Those on which a model answers, by their own word.
         version: Those on which this version of it does.
+        begins: Those whose name begins so.
     """
 
     status: Status | None = None
     tag: str | None = None
     model: str | None = None
     version: int | None = None
+    begins: str | None = None
 
 
 ANY = Wanted()

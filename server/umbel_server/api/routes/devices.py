@@ -88,13 +88,13 @@ def list_devices(
     cursor: Cursor = None,
 ) -> Page[DeviceShown]:
     """List devices, all or some, by name or as asked."""
-    last, last_value = _last(cursor, sort)
+    last, last_value = last_of(cursor, sort)
     found = store.device_list.page(
         Wanted(status=status, tag=tag, model=model, version=version),
         limit=limit + 1, sort=sort, descending=descending, after=last, after_value=last_value,
     )  # fmt: skip
     now_s = store.clock()
-    return page_of(found, limit, key=lambda device: _place(device, sort), show=lambda each: show(each, now_s))
+    return page_of(found, limit, key=lambda device: place_of(device, sort), show=lambda each: show(each, now_s))
 
 
 @router.get("/facets", dependencies=[may(Permission.DEVICES_READ)])
@@ -199,7 +199,7 @@ def show(device: Device, now_s: float) -> DeviceShown:
     )
 
 
-def _place(device: Device, sort: Sort) -> str:
+def place_of(device: Device, sort: Sort) -> str:
     """Return what a device is found again by in a list: its name, behind the time that it is sorted by."""
     times = {
         "seen": device.last_seen_s,
@@ -209,7 +209,12 @@ def _place(device: Device, sort: Sort) -> str:
     return device.id if sort == "name" else f"{times[sort]!r} {device.id}"
 
 
-def _last(cursor: str | None, sort: Sort) -> tuple[str, float | None]:
+def last_of(cursor: str | None, sort: Sort) -> tuple[str, float | None]:
+    """Return the name, and what it was sorted by, of the device that a cursor names.
+
+    Raises:
+        Problem: It is no cursor.
+    """
     key = after(cursor)
     if key is None or sort == "name":
         return key or "", None
