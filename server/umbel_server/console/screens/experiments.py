@@ -59,26 +59,26 @@ _READ = [may(Permission.ROLLOUTS_READ)]
 _WRITE = [may(Permission.ROLLOUTS_WRITE)]
 _kept: WeakKeyDictionary[Store, Kept[Reading]] = WeakKeyDictionary()
 
-State = Literal["running", "paused", "ended", "rolled-back", "shipped", "stopped", "draft"]
+State = Literal["", "running", "paused", "ended", "rolled-back", "shipped", "stopped", "draft"]
 
 
 @router.get("/experiments", dependencies=_READ)
 def show_experiments(
     request: Request,
     store: StoreOf,
-    state: Annotated[State | None, Query()] = None,
+    state: State = "",
     model: Annotated[str, Query(max_length=63)] = "",
     cursor: Place = 0,
 ) -> Response:
     """Show every experiment, the newest first."""
-    rows = experiment_rows(store, state=state or "", model=model)
+    rows = experiment_rows(store, state=state, model=model)
     file = export(request, "experiments", COLUMNS, map(_cells, rows))
     if file is not None:
         return file
     return page(
         request,
         "experiments.html",
-        live="rollouts",
+        live="experiments",
         rows=rows[cursor : cursor + ROWS],
         total=len(rows),
         next=cursor + ROWS if len(rows) > cursor + ROWS else None,
@@ -198,7 +198,7 @@ def _shown(
         "experiment.html",
         title=experiment.id,
         status=status,
-        live="rollouts",
+        live="experiments",
         experiment=experiment,
         plan=experiment.plan,
         rollout=rollout,

@@ -52,7 +52,7 @@ _READ = [may(Permission.ROLLOUTS_READ)]
 _WRITE = [may(Permission.ROLLOUTS_WRITE)]
 HOLDS, PINS = "/rollouts/-/holds", "/rollouts/-/pins"
 
-State = Literal["live", "running", "paused", "finished", "kept", "rolled-back", "draft"]
+State = Literal["", "live", "running", "paused", "finished", "kept", "rolled-back", "draft"]
 ModelAsked = Annotated[str, Query(max_length=63)]
 Place = Annotated[int, Query(ge=0, le=1_000_000)]
 
@@ -61,12 +61,12 @@ Place = Annotated[int, Query(ge=0, le=1_000_000)]
 def show_rollouts(
     request: Request,
     store: StoreOf,
-    state: Annotated[State | None, Query()] = None,
+    state: State = "",
     model: ModelAsked = "",
     cursor: Place = 0,
 ) -> Response:
     """Show every rollout, the newest first."""
-    rows = rollout_rows(store, state=state or "", model=model)
+    rows = rollout_rows(store, state=state, model=model)
     file = export(request, "rollouts", COLUMNS, map(_cells, rows))
     if file is not None:
         return file
