@@ -6,6 +6,8 @@ import functools
 import json
 from typing import Any
 
+from sqlalchemy import insert
+
 from console_world import ConsoleWorld
 from model_packages import RELEASE, digits, first, opened, resigned, training
 from monitor_world import Reporters
@@ -17,6 +19,7 @@ from umbel_server.fleet.publish import publish
 from umbel_server.registry.approval import Verdict
 from umbel_server.registry.versions import add, comment, describe
 from umbel_server.store.registry import Line
+from umbel_server.store.tables_rollouts import device_models
 
 COHORTS = (
     ("accuracy", 0.958, "", (0.931, 0.975)),
@@ -113,6 +116,13 @@ def _reviews(world: ConsoleWorld) -> None:
         latency = Histogram.empty("latency_us", LATENCY_US).observe(times)
         devices.tell(name, latency, counters=counters, version=2 if place % 4 else 1)
     devices.arrive()
+    now_s = world.clock()
+    answering = [
+        {"device_id": name, "model": "digits", "version": 2 if place % 4 else 1, "since_s": now_s}
+        for place, name in enumerate(devices.names)
+    ]
+    with world.store.database.write() as connection:
+        connection.execute(insert(device_models), answering)
 
 
 def _figure(

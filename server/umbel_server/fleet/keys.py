@@ -83,7 +83,7 @@ def keys(fleet: FleetDir) -> tuple[Key, ...]:
                 fleet.release_pub,
                 fleet.release_key,
                 None,
-                f"{ROTATE} MODEL --new NEW.key --sign targets.key",
+                f"{ROTATE} MODEL --new NEW --sign TARGETS",
             ),
             (
                 "targets",
@@ -91,7 +91,7 @@ def keys(fleet: FleetDir) -> tuple[Key, ...]:
                 None,
                 fleet.targets_key,
                 None,
-                f"{ROTATE} targets --new NEW.key --sign root.key",
+                f"{ROTATE} targets --new NEW --sign ROOT",
             ),
             (
                 "root",
@@ -99,7 +99,7 @@ def keys(fleet: FleetDir) -> tuple[Key, ...]:
                 None,
                 fleet.root_key,
                 None,
-                f"{ROTATE} root --new NEW.key --sign root.key",
+                f"{ROTATE} root --new NEW --sign ROOT",
             ),
             (
                 "telemetry",

@@ -84,7 +84,7 @@ def lineage(store: Store, model: str, version: int) -> Lineage:
     running = {(name, number): count for name, number, count in store.inventory.versions()}
     devices = running.get((found.model, version))
     steps = (
-        _sources(found, same),
+        _sources(found, same, next((each for each in others if each.version == found.parent), None)),
         _run(store, found),
         (
             Place(
@@ -119,17 +119,20 @@ def lineage(store: Store, model: str, version: int) -> Lineage:
         ()
         if devices is None
         else (Place("devices", f"{devices:,} device{'s' * (devices != 1)}", "answer with it"),),
-        tuple(Place("child", each.name, f"{each.stage}, made of it", str(each.version)) for each in children),
+        tuple(Place("child", each.name, str(each.stage), str(each.version)) for each in children),
     )
     return Lineage(found, tuple(step for step in steps if step), devices)
 
 
-def _sources(version: Version, same: list[int]) -> tuple[Place, ...]:
+def _sources(version: Version, same: list[int], parent: Version | None) -> tuple[Place, ...]:
     shared = f"as of version{'s' * (len(same) > 1)} {', '.join(map(str, same[:5]))}" if same else "its own"
-    contract = Place("contract", f"data contract {version.contract_sha256.hex()[:12]}…", shared)
+    contract = Place("contract", f"sha256 {version.contract_sha256.hex()[:12]}…", shared)
     if version.parent is None:
         return (contract,)
-    made_of = Place("parent", f"{version.model}@{version.parent}", "made of it", str(version.parent))
+    stage = "not in the registry" if parent is None else str(parent.stage)
+    made_of = Place(
+        "parent", f"{version.model}@{version.parent}", stage, str(version.parent) if parent else ""
+    )
     return contract, made_of
 
 

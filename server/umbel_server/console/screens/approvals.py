@@ -20,7 +20,7 @@ from umbel_server.console.form import FormOf
 from umbel_server.console.guard import ScreenRoute, may
 from umbel_server.console.page import done, page
 from umbel_server.console.range import WindowOf
-from umbel_server.console.screens.model_version import Bar, Number, drawn, found_version
+from umbel_server.console.screens.model_version import Bar, Number, drawn, found_version, told
 from umbel_server.console.session import ActorOf, session_of
 from umbel_server.monitor.reviews import reviews
 from umbel_server.registry import asking
@@ -135,7 +135,11 @@ def case(service: Service, model: str, version: int, actor: Actor) -> Case | Non
         drawn([_metric(each) for each in body["cohorts"]]),
         body["privacy"]["claimed"],
         body["privacy"]["run"],
-        {name: body[name] for name in ("quantization", "fairness") if body[name]},
+        {
+            title: {name: told(name, value) for name, value in body[title].items()}
+            for title in ("quantization", "fairness")
+            if body[title]
+        },
         _beside(service, found, out[-1]) if out else None,
         refusal(found, asked, actor, Verdict.APPROVE),
         refusal(found, asked, actor, Verdict.REJECT),
@@ -160,9 +164,9 @@ def show_approvals(request: Request, service: ServiceOf, window: WindowOf) -> Re
     if file is not None:
         return file
     session = session_of(request)
-    told = None
+    reviewed = None
     if Permission.TELEMETRY_READ in session.permissions:
-        told = reviews(service.store, since_s=window.since_s, until_s=window.until_s)
+        reviewed = reviews(service.store, since_s=window.since_s, until_s=window.until_s)
     mine = {
         each.version.name: refusal(each.version, each.asked, session.account.actor, Verdict.APPROVE)
         for each in found
@@ -174,7 +178,7 @@ def show_approvals(request: Request, service: ServiceOf, window: WindowOf) -> Re
         waiting=found,
         mine=mine,
         rules=rules,
-        reviews=told,
+        reviews=reviewed,
         window=window,
     )
 
@@ -254,6 +258,8 @@ def _beside(service: Service, found: Version, other: Version) -> Beside:
     return Beside(other, both.metrics, both.facts["sizes"], dict(contract_differences(old, new)))
 
 
-def _metric(told: Mapping[str, Any]) -> Metric:
-    interval = told["interval"]
-    return Metric(told["kind"], told["value"], told["part"], None if interval is None else tuple(interval))
+def _metric(figure: Mapping[str, Any]) -> Metric:
+    interval = figure["interval"]
+    return Metric(
+        figure["kind"], figure["value"], figure["part"], None if interval is None else tuple(interval)
+    )

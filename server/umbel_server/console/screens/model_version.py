@@ -12,6 +12,7 @@ from umbel_server.access.permissions import Permission
 from umbel_server.api.problems import missing
 from umbel_server.api.service import Service, ServiceOf
 from umbel_server.api.texts import Named
+from umbel_server.console import words
 from umbel_server.console.export import export
 from umbel_server.console.guard import ScreenRoute, may
 from umbel_server.console.page import page
@@ -153,8 +154,24 @@ def card_shown(subject: Subject) -> Card:
         overall=tuple(each for each in bars if not each.metric.part),
         parts=tuple(each for each in bars if each.metric.part and not each.metric.part.startswith(COHORT)),
         cohorts=tuple(each for each in bars if each.metric.part.startswith(COHORT)),
-        sections=figures.sections,
+        sections={
+            title: {name: told(name, value) for name, value in section.items()}
+            for title, section in figures.sections.items()
+        },
     )
+
+
+def told(name: str, value: str) -> str:
+    """Return a figure of a card's section as people read it: bytes with their unit, shares as percent."""
+    try:
+        number = float(value)
+    except ValueError:
+        return value
+    if name.startswith("bytes ") and number >= 0:
+        return words.size(number)
+    if name.startswith("share ") and 0 <= number <= 1:
+        return words.percent(number)
+    return value
 
 
 def drawn(metrics: Sequence[Metric]) -> tuple[Bar, ...]:
