@@ -56,12 +56,12 @@ class RunsAtHand:
     def all(self) -> list[dict[str, Any]]:
         """Return every run, the oldest first."""
         runs = self._store.runs
-        return [run_json(record, runs.rounds(record.id)) for record in runs.all()]
+        return [run_json(record, runs.rounds(record.id, with_devices=False)) for record in runs.all()]
 
     def show(self, run: str) -> dict[str, Any]:
         """Return a run and how far it is."""
         record = self._record(run)
-        summary = run_json(record, self._store.runs.rounds(record.id))
+        summary = run_json(record, self._store.runs.rounds(record.id, with_devices=False))
         return {**summary, "plan": json.loads(record.plan)}
 
     def attempts(self, run: str) -> list[dict[str, Any]]:

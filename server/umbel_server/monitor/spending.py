@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from umbel_proto.ids import DeviceId, RunId
 from umbel_proto.privacy.accounting import SKELLAM_ORDERS, rdp_to_epsilon
-from umbel_server.learning.fleet_ledger import FleetLedger
+from umbel_server.learning.fleet_ledger import Cost, FleetLedger
 from umbel_server.store.store import Store
+
+PAGE = 500
+"""Devices whose ledgers are read at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,18 +63,56 @@ class DeviceSpending:
         }
 
 
-def spending(store: Store, runs: Path, delta: float) -> tuple[DeviceSpending, ...]:
-    """Return what each device that was ever charged has spent at ``delta``, by name.
+def spending(
+    store: Store, runs: Path, delta: float, *, after: str = "", limit: int | None = None
+) -> tuple[DeviceSpending, ...]:
+    """Return what devices that were ever charged have spent at ``delta``, by name.
 
     Args:
         store: The fleet's store.
         runs: The directory of its runs.
         delta: Of every epsilon.
+        after: Those after this name.
+        limit: At most so many; None: all.
 
     Raises:
         StorageError: A run's record is damaged.
     """
-    ledger = FleetLedger.of(store, runs)
+    found: list[DeviceSpending] = []
+    known: dict[RunId, Cost | None] = {}
+    while limit is None or len(found) < limit:
+        size = PAGE if limit is None else min(PAGE, limit - len(found))
+        devices = store.runs.charged_devices(after=after, limit=size)
+        if devices:
+            after = devices[-1]
+            found += _spent(_ledger(store, runs, devices, known), delta)
+        if len(devices) < size:
+            break
+    return tuple(found)
+
+
+def _ledger(
+    store: Store, runs: Path, devices: Sequence[DeviceId], known: dict[RunId, Cost | None]
+) -> FleetLedger:
+    """Return what some devices were charged.
+
+    Args:
+        store: The fleet's store.
+        runs: The directory of its runs.
+        devices: The devices.
+        known: Costs that were read before; the others are added.
+    """
+    charged: dict[DeviceId, dict[RunId, int]] = {}
+    for line in store.runs.ledger(devices):
+        if times := line.summed + line.charged:
+            charged.setdefault(line.device, {})[line.run] = times
+            if line.run not in known:
+                known[line.run] = Cost.load(runs / line.run)
+    costs = {run: cost for run, cost in known.items() if cost is not None}
+    return FleetLedger(active=frozenset(), charged=charged, costs=costs)
+
+
+def _spent(ledger: FleetLedger, delta: float) -> Iterator[DeviceSpending]:
     costs: dict[tuple[RunId, int], float | None] = {}
     for by_run in ledger.charged.values():
         for run, times in by_run.items():
@@ -79,14 +121,9 @@ def spending(store: Store, runs: Path, delta: float) -> tuple[DeviceSpending, ..
                 costs[run, times] = (
                     None if cost is None else rdp_to_epsilon(times * cost.curve(), delta, SKELLAM_ORDERS)
                 )
-    return tuple(
-        DeviceSpending(
-            device,
-            ledger.spent(device, delta),
-            tuple(RunSpending(run, times, costs[run, times]) for run, times in sorted(by_run.items())),
-        )
-        for device, by_run in sorted(ledger.charged.items())
-    )
+    for device, by_run in sorted(ledger.charged.items()):
+        parts = (RunSpending(run, times, costs[run, times]) for run, times in sorted(by_run.items()))
+        yield DeviceSpending(device, ledger.spent(device, delta), tuple(parts))
 
 
 def _finite(value: float | None) -> float | None:

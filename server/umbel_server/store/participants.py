@@ -79,12 +79,15 @@ class Participants:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def turnout(self, run: RunId, *, since: int = 1) -> dict[tuple[int, int], Turnout]:
+    def turnout(
+        self, run: RunId, *, since: int = 1, until: int | None = None
+    ) -> dict[tuple[int, int], Turnout]:
         """Return how many devices were in each attempt of a run, by round and attempt.
 
         Args:
             run: The run.
             since: The first round that counts.
+            until: The last one; None: there is no last.
         """
         key, outcome = (participations.c.round, participations.c.attempt), participations.c.outcome
         silent = case((participations.c.reason.startswith(SILENT, autoescape=True), 1), else_=0)
@@ -92,6 +95,8 @@ class Participants:
         query = select(*key, *counts, func.sum(silent)).where(
             participations.c.run_id == run, participations.c.round >= since
         )
+        if until is not None:
+            query = query.where(participations.c.round <= until)
         with self._database.read() as connection:
             rows = connection.execute(query.group_by(*key)).all()
         return {(row[0], row[1]): Turnout(*map(int, row[2:])) for row in rows}

@@ -178,6 +178,12 @@ class Rollouts:
             rows = connection.execute(select(rollouts).order_by(rollouts.c.created_s.desc(), rollouts.c.id))
             return tuple(map(_rollout, rows))
 
+    def page(self, *, after: str = "", limit: int) -> tuple[Rollout, ...]:
+        """Return rollouts by name, those after one, at most ``limit``."""
+        query = select(rollouts).where(rollouts.c.id > after).order_by(rollouts.c.id).limit(limit)
+        with self._database.read() as connection:
+            return tuple(map(_rollout, connection.execute(query)))
+
     def running(self) -> tuple[Rollout, ...]:
         """Return the rollouts that are running, the oldest first."""
         query = select(rollouts).where(rollouts.c.state == "running").order_by(rollouts.c.created_s)

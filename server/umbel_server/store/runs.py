@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
-from sqlalchemy import Connection, Row, delete, func, insert, literal, select, update
+from sqlalchemy import Connection, Row, delete, func, insert, literal, select, tuple_, update
 from sqlalchemy.exc import IntegrityError
 
 from umbel_proto.errors import UsageError
@@ -184,6 +184,12 @@ class Runs:
         with self._database.read() as connection:
             return tuple(map(_run, connection.execute(select(runs).order_by(runs.c.created_s, runs.c.id))))
 
+    def page(self, *, after: str = "", limit: int) -> tuple[RunRecord, ...]:
+        """Return runs that train by name, those after one, at most ``limit``."""
+        query = select(runs).where(runs.c.id > after).order_by(runs.c.id).limit(limit)
+        with self._database.read() as connection:
+            return tuple(map(_run, connection.execute(query)))
+
     def begin_round(self, run: RunId, number: int, attempt: int) -> None:
         """Put an attempt at a round on record, before anyone hears of it.
 
@@ -309,6 +315,39 @@ class Runs:
             ).all()
         return tuple(_round(row, tuple(parts.get((row.round, row.attempt), ()))) for row in rows)
 
+    def attempts(
+        self, run: RunId, *, after: tuple[int, int] = (0, 0), limit: int, with_devices: bool = True
+    ) -> tuple[RoundRecord, ...]:
+        """Return a page of what ``rounds`` does.
+
+        Args:
+            run: The run.
+            after: Round and attempt of the last one of the page before.
+            limit: At most so many.
+            with_devices: Whether to say who took part, a row for each device and attempt of the page.
+        """
+        place = tuple_(rounds.c.round, rounds.c.attempt)
+        query = (
+            select(rounds)
+            .where(rounds.c.run_id == run, rounds.c.state != "running", place > after)
+            .order_by(rounds.c.round, rounds.c.attempt)
+            .limit(limit)
+        )
+        with self._database.read() as connection:
+            rows = connection.execute(query).all()
+            parts: dict[tuple[int, int], list[Participation]] = {}
+            if rows and with_devices:
+                took_part = select(participations).where(
+                    participations.c.run_id == run,
+                    tuple_(participations.c.round, participations.c.attempt) > after,
+                    tuple_(participations.c.round, participations.c.attempt)
+                    <= (rows[-1].round, rows[-1].attempt),
+                )
+                for row in connection.execute(took_part.order_by(participations.c.device_id)):
+                    part = Participation(DeviceId(row.device_id), row.outcome, row.reason)
+                    parts.setdefault((row.round, row.attempt), []).append(part)
+        return tuple(_round(row, tuple(parts.get((row.round, row.attempt), ()))) for row in rows)
+
     def finish(
         self,
         run: RunId,
@@ -365,6 +404,15 @@ class Runs:
             query = query.where(participations.c.device_id.in_(devices))
         with self._database.read() as connection:
             return tuple(LedgerLine(*row) for row in connection.execute(query))
+
+    def charged_devices(self, *, after: str = "", limit: int) -> tuple[DeviceId, ...]:
+        """Return devices that were ever charged by name, those after one, at most ``limit``."""
+        name = participations.c.device_id
+        query = select(name).where(name > after, participations.c.outcome != "dropped").distinct()
+        with self._database.read() as connection:
+            return tuple(
+                DeviceId(each) for each in connection.execute(query.order_by(name).limit(limit)).scalars()
+            )
 
 
 def _change(connection: Connection, run: RunId, number: int, attempt: int, **values: object) -> None:

@@ -194,9 +194,8 @@ class Pinned(BaseModel):
 @router.get("", dependencies=[may(Permission.ROLLOUTS_READ)])
 def list_rollouts(store: StoreOf, limit: Limit = DEFAULT_LIMIT, cursor: Cursor = None) -> Page[RolloutShown]:
     """List the rollouts by name."""
-    last = after(cursor) or ""
-    found = sorted((each for each in store.rollouts.all() if each.id > last), key=lambda each: each.id)
-    return page_of(found[: limit + 1], limit, key=lambda each: each.id, show=_show)
+    found = store.rollouts.page(after=after(cursor) or "", limit=limit + 1)
+    return page_of(found, limit, key=lambda each: each.id, show=_show)
 
 
 @router.post("", status_code=201, dependencies=[may(Permission.ROLLOUTS_WRITE)])
@@ -224,9 +223,9 @@ def list_rollout_devices(
     store: StoreOf, name: Named, limit: Limit = DEFAULT_LIMIT, cursor: Cursor = None
 ) -> Page[MemberShown]:
     """List the devices that were offered the candidate, by name."""
-    last = after(cursor) or ""
-    members = [each for each in store.placements.members(_found(store, name)) if each.device > last]
-    return page_of(members[: limit + 1], limit, key=lambda each: each.device, show=_member)
+    rollout, last = _found(store, name), after(cursor) or ""
+    found = store.progress.devices(rollout, limit=limit + 1, after=last)
+    return page_of(found, limit, key=lambda each: each.device, show=_member)
 
 
 @router.post("/{name}/pause", dependencies=[may(Permission.ROLLOUTS_WRITE)])

@@ -13,13 +13,14 @@ from umbel_proto.errors import RefusedError, UsageError
 from umbel_proto.ids import RunId
 from umbel_server.access.permissions import Permission
 from umbel_server.api.guard import GuardedRoute, may
-from umbel_server.api.paging import DEFAULT_LIMIT, Cursor, Limit, Page, after, after_number, page_of
+from umbel_server.api.paging import DEFAULT_LIMIT, Cursor, Limit, Page, after, no_cursor, page_of
 from umbel_server.api.problems import missing
 from umbel_server.api.service import ActorOf, ServiceOf, StoreOf
 from umbel_server.api.texts import Asked, Name, Named, Why
 from umbel_server.fleet.layout import FleetDir
 from umbel_server.learning.shown import attempt_json, run_json
 from umbel_server.monitor.spending import spending
+from umbel_server.store.participants import Turnout
 from umbel_server.store.runs import RoundRecord, RunRecord
 from umbel_server.store.store import Store
 
@@ -148,9 +149,8 @@ class Spent(BaseModel):
 @router.get("", dependencies=[may(Permission.RUNS_READ)])
 def list_runs(store: StoreOf, limit: Limit = DEFAULT_LIMIT, cursor: Cursor = None) -> Page[RunShown]:
     """List the runs by name."""
-    last = after(cursor) or ""
-    found = sorted((run for run in store.runs.all() if run.id > last), key=lambda run: run.id)
-    return page_of(found[: limit + 1], limit, key=lambda run: run.id, show=_show)
+    found = store.runs.page(after=after(cursor) or "", limit=limit + 1)
+    return page_of(found, limit, key=lambda run: run.id, show=_show)
 
 
 @router.post("", status_code=201, dependencies=[may(Permission.RUNS_WRITE)])
@@ -177,11 +177,8 @@ def resume_run(service: ServiceOf, name: Named) -> Resumed:
 @reports.get("", dependencies=[may(Permission.RUNS_READ)])
 def list_run_reports(store: StoreOf, limit: Limit = DEFAULT_LIMIT, cursor: Cursor = None) -> Page[RunReport]:
     """List the runs by name, with what they gave and cost so far."""
-    last = after(cursor) or ""
-    found = sorted((run for run in store.runs.all() if run.id > last), key=lambda run: run.id)
-    return page_of(
-        found[: limit + 1], limit, key=lambda run: run.id, show=lambda run: _run_report(store, run)
-    )
+    found = store.runs.page(after=after(cursor) or "", limit=limit + 1)
+    return page_of(found, limit, key=lambda run: run.id, show=lambda run: _run_report(store, run))
 
 
 @reports.get("/{name}", dependencies=[may(Permission.RUNS_READ)])
@@ -195,14 +192,9 @@ def list_attempts(
     store: StoreOf, name: Named, limit: Limit = DEFAULT_LIMIT, cursor: Cursor = None
 ) -> Page[AttemptShown]:
     """List a run's attempts at rounds in their order, with every device that was in them."""
-    seen = after_number(cursor) or 0
-    found = store.runs.rounds(_found(store, name).id)[seen : seen + limit + 1]
-    places = {id(each): seen + place for place, each in enumerate(found, 1)}
+    found = store.runs.attempts(_found(store, name).id, after=_after_attempt(cursor), limit=limit + 1)
     return page_of(
-        found,
-        limit,
-        key=lambda each: str(places[id(each)]),
-        show=lambda each: AttemptShown.model_validate(attempt_json(each)),
+        found, limit, key=_attempt, show=lambda each: AttemptShown.model_validate(attempt_json(each))
     )
 
 
@@ -217,12 +209,16 @@ def list_rounds(
     store: StoreOf, name: Named, limit: Limit = DEFAULT_LIMIT, cursor: Cursor = None
 ) -> Page[RoundShown]:
     """List the rounds of a run that are over, each attempt, in their order."""
-    run = _found(store, name)
-    # Attempts only ever come behind those that are over: their place is a cursor that stays.
-    seen = after_number(cursor) or 0
-    found = store.runs.rounds(run.id)[seen : seen + limit + 1]
-    places = {id(each): seen + place for place, each in enumerate(found, 1)}
-    return page_of(found, limit, key=lambda each: str(places[id(each)]), show=_round)
+    run, seen = _found(store, name).id, _after_attempt(cursor)
+    found = store.runs.attempts(run, after=seen, limit=limit + 1, with_devices=False)
+    shown = found[:limit]
+    turnout = store.participants.turnout(run, since=shown[0].round, until=shown[-1].round) if shown else {}
+    return page_of(
+        found,
+        limit,
+        key=_attempt,
+        show=lambda each: _round(each, turnout.get((each.round, each.attempt), Turnout())),
+    )
 
 
 @router.post("/{name}/stop", dependencies=[may(Permission.RUNS_WRITE)])
@@ -238,9 +234,8 @@ def stop_run(store: StoreOf, actor: ActorOf, name: Named, why: Why) -> RunShown:
 @privacy.get("", dependencies=[may(Permission.PRIVACY_READ)])
 def list_spending(service: ServiceOf, limit: Limit = DEFAULT_LIMIT, cursor: Cursor = None) -> Page[Spent]:
     """List what each device was charged, by name."""
-    last = after(cursor) or ""
-    lines = spending(service.store, service.fleet.runs, service.fleet.policy().budget_delta)
-    found = [line for line in lines if line.device > last][: limit + 1]
+    fleet, last = service.fleet, after(cursor) or ""
+    found = spending(service.store, fleet.runs, fleet.policy().budget_delta, after=last, limit=limit + 1)
     return page_of(
         found, limit, key=lambda line: line.device, show=lambda line: Spent.model_validate(line.to_json())
     )
@@ -266,7 +261,9 @@ def with_data(fleet: FleetDir, plan: dict[str, Any]) -> dict[str, Any]:
 
 
 def _run_report(store: Store, run: RunRecord) -> RunReport:
-    return RunReport(**run_json(run, store.runs.rounds(run.id)), plan=json.loads(run.plan))
+    return RunReport(
+        **run_json(run, store.runs.rounds(run.id, with_devices=False)), plan=json.loads(run.plan)
+    )
 
 
 def _found(store: StoreOf, name: str) -> RunRecord:
@@ -288,8 +285,25 @@ def _show(run: RunRecord) -> RunShown:
     )
 
 
-def _round(record: RoundRecord) -> RoundShown:
-    outcomes = [each.outcome for each in record.participations]
+def _attempt(record: RoundRecord) -> str:
+    return f"{record.round}.{record.attempt}"
+
+
+def _after_attempt(cursor: str | None) -> tuple[int, int]:
+    """Return the round and the attempt that a cursor names; before the first: the beginning.
+
+    Raises:
+        Problem: It is no cursor.
+    """
+    if (key := after(cursor)) is None:
+        return 0, 0
+    if re.fullmatch(r"[0-9]{1,9}\.[0-9]{1,9}", key, re.ASCII) is None:
+        raise no_cursor()
+    number, _, attempt = key.partition(".")
+    return int(number), int(attempt)
+
+
+def _round(record: RoundRecord, turnout: Turnout) -> RoundShown:
     return RoundShown(
         round=record.round,
         attempt=record.attempt,
@@ -298,7 +312,7 @@ def _round(record: RoundRecord) -> RoundShown:
         finished_s=record.finished_s,
         reason=record.reason,
         figures=dict(record.figures),
-        summed=outcomes.count("summed"),
-        charged=outcomes.count("charged"),
-        dropped=outcomes.count("dropped"),
+        summed=turnout.summed,
+        charged=turnout.charged,
+        dropped=turnout.dropped,
     )
