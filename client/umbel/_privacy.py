@@ -9,11 +9,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from umbel._data.consent import TRAINING, Consent
+from umbel._data.consent import QUERIES, TRAINING, Consent
 from umbel._data.store import Store
 from umbel._home.directory import DeviceHome
 from umbel._releases.versions import Versions
 from umbel._review.store import ReviewStore
+from umbel._rounds.asked import AskedQueries, AskedQuery
 from umbel._rounds.conditions import Conditions
 from umbel._rounds.spending import Spending, spending
 from umbel._telemetry.spool import Spool
@@ -23,6 +24,7 @@ from umbel_proto.ids import RunId
 from umbel_proto.privacy.response import CONFIDENCE, INPUT, LABELS, LATENCY
 
 _CERTAIN = 0.9995
+_SHOWN = 3
 _EVENTS = {LABELS: "label", CONFIDENCE: "confidence", LATENCY: "time", INPUT: "value of an input"}
 
 
@@ -53,11 +55,14 @@ class Privacy:
         sentences: For its user.
         runs: What went into each run, in the order of their first rounds.
         spending: Every charge.
+        queries: What the fleet asked of its examples, the oldest first, each with the epsilon after the answer; None:
+            it gave none.
     """
 
     sentences: tuple[str, ...]
     runs: tuple[RunShare, ...]
     spending: Spending
+    queries: tuple[tuple[AskedQuery, float | None], ...] = ()
 
     @property
     def epsilon(self) -> float:
@@ -79,7 +84,13 @@ class Privacy:
             }
             for each in self.runs
         ]
-        return {"sentences": list(self.sentences), "runs": runs, **self.spending.to_json()}
+        queries = [asked.to_json(after) for asked, after in self.queries]
+        return {
+            "sentences": list(self.sentences),
+            "runs": runs,
+            "queries": queries,
+            **self.spending.to_json(),
+        }
 
 
 def account(home: DeviceHome, conditions: Conditions | None = None) -> Privacy:
@@ -94,24 +105,74 @@ def account(home: DeviceHome, conditions: Conditions | None = None) -> Privacy:
         StorageError: The ledger is missing or damaged, or another of its files.
     """
     spent = spending(home)
-    runs = _runs(spent)
+    queries = _queries(home, spent)
+    runs = _runs(spent, frozenset(asked.id for asked, _ in queries))
     sentences = (
         _examples(home),
         *_reviews(home),
         _consent(home),
         str((conditions or Conditions(home)).now()),
         _rounds(home, runs),
+        *_answers(queries),
+        *_query_consent(home),
         *_cost(spent),
         *_example_cost(spent),
         _reports(home),
         *_randomized(home),
     )
-    return Privacy(sentences, runs, spent)
+    return Privacy(sentences, runs, spent, queries)
 
 
-def _runs(spent: Spending) -> tuple[RunShare, ...]:
+def _queries(home: DeviceHome, spent: Spending) -> tuple[tuple[AskedQuery, float | None], ...]:
+    if not home.queries.exists():
+        return ()
+    after: dict[str, float] = {charge.run: epsilon for charge, epsilon in spent.charges}
+    with AskedQueries(home.queries) as kept:
+        return tuple((asked, after.get(asked.id)) for asked in kept.all())
+
+
+def _answers(queries: tuple[tuple[AskedQuery, float | None], ...]) -> tuple[str, ...]:
+    """Return a sentence for what was answered, one for each of the last that were not, and what that means."""
+    if not queries:
+        return ()
+    answered = [asked for asked, after in queries if after is not None]
+    many = _count(len(queries), "question")
+    first = (
+        f"It was asked {many} about its examples, each signed by the fleet, and gave {len(answered)} of them an answer: "
+        "counts with noise, masked, of which only the sum over many devices can be read."
+    )
+    told = [first]
+    for asked in answered[-_SHOWN:]:
+        told.append(
+            f"{as_time(asked.at_s)}: {asked.asked_by} asked {asked.sentence}, for: {asked.why}. This device counts as "
+            f"{_count(asked.per_device, 'example')} at most."
+        )
+    refused = [asked for asked, after in queries if after is None and asked.state == "refused"]
+    for asked in refused[-_SHOWN:]:
+        told.append(
+            f"{as_time(asked.at_s)}: {asked.asked_by} asked {asked.sentence}. Refused: {asked.reason}"
+        )
+    return tuple(told)
+
+
+def _query_consent(home: DeviceHome) -> tuple[str, ...]:
+    decision = Consent(home).decision(QUERIES)
+    match decision.state:
+        case "granted":
+            return (f"Consent to queries was given by {decision.by}, {as_time(decision.at_s)}.",)
+        case "revoked":
+            return (
+                f"Consent to queries was taken back by {decision.by}, {as_time(decision.at_s)}: none is answered.",
+            )
+        case _:
+            return ()
+
+
+def _runs(spent: Spending, queries: frozenset[str]) -> tuple[RunShare, ...]:
     found: dict[RunId, RunShare] = {}
     for charge, after in spent.charges:
+        if charge.run in queries:
+            continue
         before = found.get(charge.run)
         found[charge.run] = RunShare(
             charge.run,

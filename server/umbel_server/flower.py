@@ -282,9 +282,9 @@ def _main(grid: Grid, context: Context) -> None:
     from pathlib import Path
 
     from umbel_server.fleet.layout import FleetDir
-    from umbel_server.learning.run import run_to_end
+    from umbel_server.queries.drive import to_end
 
     # SuperExec means to take its processes along; a killed one cannot.
     end_with_parent(signal.SIGKILL)
     config = context.run_config
-    run_to_end(FleetDir.open(Path(str(config["fleet"]))), RunId(str(config["run"])), GridLink(grid))
+    to_end(FleetDir.open(Path(str(config["fleet"]))), RunId(str(config["run"])), GridLink(grid))

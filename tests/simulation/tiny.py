@@ -110,7 +110,7 @@ class TinyFederation(Federation):
 
     def _publish(self) -> Package:
         key = self.fleet.release_signer()
-        manifest, files = _package_parts()
+        manifest, files = package_parts()
         data = write_package(manifest, files, key)
         with self.fleet.open_store() as store:
             publish(self.fleet, store, data)
@@ -196,7 +196,10 @@ def _update(
     return train_locally(trainer, start, examples, plan, round_=number, device=device).parameters - start
 
 
-def _package_parts() -> tuple[Manifest, dict[str, bytes]]:
+def package_parts(
+    inputs: NDArray[np.float32] | None = None,
+) -> tuple[Manifest, dict[str, bytes]]:
+    """Return the model's manifest and files; its golden answers are to these inputs, or to random ones."""
     shapes = {"weight": (FEATURES, CLASSES), "bias": (CLASSES,)}
     chance = np.random.default_rng(5)
     values = {name: chance.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
@@ -219,7 +222,8 @@ def _package_parts() -> tuple[Manifest, dict[str, bytes]]:
         "grad.onnx": _gradient(),
         PARAMETERS: safetensors.numpy.save(values),
     }
-    inputs = chance.standard_normal((32, FEATURES)).astype(np.float32)
+    if inputs is None:
+        inputs = chance.standard_normal((32, FEATURES)).astype(np.float32)
     return manifest, {**files, GOLDEN: golden(manifest, files, inputs)}
 
 

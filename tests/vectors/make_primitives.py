@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
+from umbel_proto.analytics.query import QUERY_LABEL
 from umbel_proto.conditions import Rules
 from umbel_proto.credentials import CREDENTIAL_LABEL, POLICY_LABEL, sign_policy
 from umbel_proto.encoding import digest, enc
@@ -115,6 +116,7 @@ def digests() -> list[Case]:
         ("a roster of two", "umbel/1/roster", [SID, "anna", fixed("hash a"), "bert", fixed("hash b")]),
         ("the model as received", "umbel/1/model", [b"parameters"]),
         ("the plan as received", "umbel/1/plan", [b"plan"]),
+        ("the query as received", "umbel/1/query-hash", [b"query"]),
         ("the seed of the rotation", "umbel/1/rotation", [SID]),
         ("the commitment to a seed", "umbel/1/seed", [SID, "anna", fixed("seed anna")]),
         ("a device's rank in the graph", "umbel/1/graph", [SID, ROSTER, "anna"]),
@@ -424,7 +426,7 @@ def bitmaps() -> list[Case]:
 
 def signatures() -> list[Case]:
     key, out = signing_key("anna"), []
-    for label in (CREDENTIAL_LABEL, POLICY_LABEL, JOIN_LABEL, CONFIRM_LABEL):
+    for label in (CREDENTIAL_LABEL, POLICY_LABEL, QUERY_LABEL, JOIN_LABEL, CONFIRM_LABEL):
         body = enc(SID, ROSTER, b"\x07")
         base = {"key": key.public.raw.hex(), "label": label, "body": body.hex()}
         out.append(

@@ -210,26 +210,32 @@ def keep(
 @app.command()
 @click.option("--grant", is_flag=True, help="Allow training on this device's examples.")
 @click.option("--revoke", is_flag=True, help="Take it back: every example is deleted, and the key destroyed.")
+@click.option(
+    "--purpose",
+    default="training",
+    type=click.Choice(["training", "queries"]),
+    help="What for: training, or the fleet's queries, whose consent deletes nothing when it is taken back.",
+)
 @click.option("--by", default="user", help="Who decides.")
 @home_option
 @json_option
-def consent(*, grant: bool, revoke: bool, by: str, home: Path | None, as_json: bool) -> None:
+def consent(*, grant: bool, revoke: bool, purpose: str, by: str, home: Path | None, as_json: bool) -> None:
     """Show or change what the user allows."""
-    from umbel._data.consent import Consent
+    from umbel._data.consent import TRAINING, Consent
 
     if grant and revoke:
         raise UsageError("Give --grant or --revoke, not both.")
     found = Consent(_enrolled(home))
-    deleted = found.revoke(by=by) if revoke else 0
+    deleted = found.revoke(purpose, by=by) if revoke else 0
     if grant:
-        found.grant(by=by)
-    decision = found.decision()
+        found.grant(purpose, by=by)
+    decision = found.decision(purpose)
     if as_json:
-        print_json({"training": asdict(decision), "deleted": deleted})
+        print_json({purpose: asdict(decision), "deleted": deleted})
         return
     who = f" by {decision.by}, {as_time(decision.at_s)}" if decision.at_s is not None else ""
-    gone = f" {deleted} examples were deleted." if revoke else ""
-    click.echo(f"Training: {decision.state}{who}.{gone}")
+    gone = f" {deleted} examples were deleted." if revoke and purpose == TRAINING else ""
+    click.echo(f"{purpose.capitalize()}: {decision.state}{who}.{gone}")
 
 
 @app.command()

@@ -42,6 +42,13 @@ def privacy(ctx: click.Context, *, home: Path | None, as_json: bool) -> None:
         noise = noise_multiplier(charge)
         table.add_row(*_session(charge), as_number(noise), as_number(after))
     table.print()
+    if told.queries:
+        table = Table("queries", "when", "query", "asked by", "asks", "answer", "epsilon after")
+        for asked, spent in told.queries:
+            said = "given" if spent is not None else "refused" if asked.state == "refused" else "not needed"
+            after_it = "" if spent is None else as_number(spent)
+            table.add_row(as_time(asked.at_s), asked.id, asked.asked_by, asked.sentence, said, after_it)
+        table.print()
     title = (
         f"one example: epsilon {as_number(found.example_epsilon)} of {as_number(found.example_budget)} at delta "
         f"{found.delta:g}"

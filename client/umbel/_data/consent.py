@@ -15,8 +15,9 @@ from umbel._home.files import read_file
 from umbel_proto.errors import RefusedError, StorageError, UsageError
 
 TRAINING = "training"
-PURPOSES = (TRAINING,)
-"""What is asked for: keeping examples on the device, and training on them."""
+QUERIES = "queries"
+PURPOSES = (TRAINING, QUERIES)
+"""What is asked for: keeping examples on the device and training on them; and counting them for the fleet's queries."""
 
 State = Literal["unasked", "granted", "revoked"]
 
@@ -64,7 +65,7 @@ class Consent:
         """Allow a purpose from now on.
 
         Args:
-            purpose: ``training``.
+            purpose: ``training`` or ``queries``.
             by: Who allows it.
 
         Raises:
@@ -74,13 +75,13 @@ class Consent:
         self._write(_known(purpose), Decision("granted", self._clock(), by))
 
     def revoke(self, purpose: str = TRAINING, *, by: str = "user") -> int:
-        """Take consent back: every example on the device is deleted, and the key to them destroyed.
+        """Take consent back. Of training: every example on the device is deleted, and the key to them destroyed.
 
         What rounds have released already cannot be taken back. After a crash in the middle of it, whoever looks
         at the data next completes it.
 
         Args:
-            purpose: ``training``.
+            purpose: ``training`` or ``queries``.
             by: Who takes it back.
 
         Returns:
@@ -91,6 +92,8 @@ class Consent:
             StorageError: The disk cannot be written: the examples may still be there.
         """
         self._write(_known(purpose), Decision("revoked", self._clock(), by))
+        if purpose != TRAINING:
+            return 0
         return erase(self._home.examples, self._home.examples_key)
 
     def require(self, purpose: str = TRAINING) -> None:

@@ -111,6 +111,7 @@ class DeviceHome:
         self.trust: Path = path / "trust"
         self.telemetry_key: Path = path / "telemetry.pub"
         self.ledger: Path = path / "ledger.db"
+        self.queries: Path = path / "queries.db"
         self.spool: Path = path / "spool.db"
         self.shelf: Path = path / "shelf"
         self.incoming: Path = path / "incoming"

@@ -45,11 +45,13 @@ class Contribution:
         update: Local minus global parameters, shape (dim,).
         auxiliary: What the plan asks for beside it, each in [-1, 1].
         weight: How much of the update goes into the sum, in [0, 1].
+        query: Whether this is the answer to a query.
     """
 
     update: Vector = field(repr=False)
     auxiliary: tuple[float, ...] = field(repr=False)
     weight: float = field(repr=False)
+    query: bool = False
 
     def to_bytes(self) -> bytes:
         """Return it as bytes, for the device's memory only."""
@@ -57,13 +59,14 @@ class Contribution:
             update=self.update.astype("<f4", copy=False).tobytes(),
             auxiliary=self.auxiliary,
             weight=self.weight,
+            query=self.query,
         ).SerializeToString()
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Contribution:
         """Read what ``to_bytes`` gave."""
         m = saved_pb2.Contribution.FromString(data)
-        return cls(np.frombuffer(m.update, "<f4").astype(np.float32), tuple(m.auxiliary), m.weight)
+        return cls(np.frombuffer(m.update, "<f4").astype(np.float32), tuple(m.auxiliary), m.weight, m.query)
 
 
 def asked_for(plan: rounds_pb2.TrainPlan, descriptor: Descriptor) -> tuple[Quantity, ...]:

@@ -144,6 +144,19 @@ class Ledger:
             db.execute(_INSERT, _row(charge))
         return epsilon
 
+    def require_room(self, charge: Charge, *, budget_epsilon: float, budget_delta: float) -> None:
+        """Go on only if a query could be charged, and was not before; nothing is charged.
+
+        Raises:
+            BudgetError: The budget does not cover it.
+            RefusedError: The query was answered: each is answered once, whatever sessions it is put into.
+            StorageError: The file is damaged.
+        """
+        charges = self.charges()
+        if any(old.run == charge.run for old in charges):
+            raise RefusedError(f"This device has answered query {charge.run} already: each is answered once.")
+        check(charges, charge, budget_epsilon=budget_epsilon, budget_delta=budget_delta)
+
     def inherit(self, charges: Iterable[Charge]) -> int:
         """Enter what the fleet has on record and this ledger has not, whatever the budget; return how many those are.
 

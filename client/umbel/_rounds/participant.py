@@ -18,16 +18,20 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from umbel._data.consent import Consent
+from umbel._data.consent import QUERIES, TRAINING, Consent
 from umbel._data.dataset import DataSet
 from umbel._data.examples import Examples, read_examples
 from umbel._home.directory import DeviceHome
 from umbel._home.files import read_file
 from umbel._releases.shelf import Shelf
+from umbel._rounds import question
+from umbel._rounds.asked import AskedQueries
 from umbel._rounds.conditions import Conditions, NotNowError
 from umbel._rounds.contribution import Contribution, TrainerFactory, contribute
 from umbel._rounds.ledger import Ledger
 from umbel.train.onnx import OnnxTrainer
+from umbel_proto.analytics.query import Query, open_query, query_hash
+from umbel_proto.analytics.rules import check_fields, session_objection
 from umbel_proto.errors import (
     BudgetError,
     RefusedError,
@@ -158,27 +162,78 @@ class Participant:
     def _train(self, body: bytes, vector: bytes, saved: Saved | None) -> tuple[bytes, bytes, Saved | None]:
         """Phase 1: check the invitation, train, join. The update stays here."""
         request = parse(pb.TrainRequest, body, limit=MAX_SMALL_BYTES, peer=SERVER)
+        if request.query:
+            return self._ask(request, vector, saved)
         plan = parse(pb.TrainPlan, request.plan, limit=MAX_SMALL_BYTES, peer=SERVER)
         invited = Invited(request.descriptor, model_hash(vector), plan_hash(request.plan), self._clock())
         admission = PAIRWISE.join(self._member(), None if saved is None else saved.state, invited)
         if admission.repeated and saved is not None:
             return self._turn(admission.step, saved.contribution)
         self._conditions.check()
-        contribution = self._contribution(self._package(plan), admission.session, plan, vector)
+        package = self._package(plan.model, plan.package_version, plan.package_sha256.hex())
+        contribution = self._contribution(package, admission.session, plan, vector)
         return self._turn(admission.step, contribution.to_bytes())
 
-    def _package(self, plan: pb.TrainPlan) -> Package:
+    def _ask(
+        self, request: pb.TrainRequest, vector: bytes, saved: Saved | None
+    ) -> tuple[bytes, bytes, Saved | None]:
+        """Phase 1 of a query: check it, count, join. What was counted stays here."""
+        if request.plan or vector:
+            raise RemoteProtocolError(SERVER, "a query comes with a plan or a model")
+        member, now_s = self._member(), self._clock()
+        query = open_query(request.query, authority=member.authority, fleet=member.policy.fleet, now_s=now_s)
+        invited = Invited(request.descriptor, model_hash(vector), query_hash(request.query), now_s)
+        admission = PAIRWISE.join(member, None if saved is None else saved.state, invited)
+        if admission.repeated and saved is not None:
+            return self._turn(admission.step, saved.contribution)
+        with AskedQueries(self._home.queries) as asked:
+            try:
+                answer = self._counted(query, admission.session)
+            except question.NotAllowedError as exc:
+                log.warning("refused query %s: %s", query.id, exc)
+                asked.put(query, refused=str(exc), at_s=now_s)
+                raise NotNowError from exc
+            except NotNowError:
+                raise
+            except UmbelError as exc:
+                asked.put(query, refused=str(exc), at_s=now_s)
+                raise
+            # The log before the answer: what may be charged from now on says what it is for.
+            asked.put(query, at_s=now_s)
+        log.info("answers query %s of %s: %s", query.id, query.asked_by, query.sentence)
+        return self._turn(admission.step, Contribution(answer, (), 1.0, query=True).to_bytes())
+
+    def _counted(self, query: Query, session: Session) -> Vector:
+        """Return the answer to a query that fleet, user and budget allow."""
+        policy = self._member().policy
+        if reason := session_objection(query, session.descriptor, policy):
+            raise RemoteProtocolError(SERVER, reason)
+        question.check_owner(self._home, self._conditions)
+        self._conditions.check()
+        with Ledger(self._home.ledger) as ledger:
+            ledger.require_room(
+                self._charge_of(session),
+                budget_epsilon=policy.budget_epsilon,
+                budget_delta=policy.budget_delta,
+            )
+        package = self._package(query.model, query.version, query.package_sha256)
         try:
-            check_name(plan.model, "model")
+            check_fields(query, package.manifest)
+        except UsageError as exc:
+            raise RemoteProtocolError(SERVER, f"the query cannot be answered: {exc}") from exc
+        return question.answer(self._home, self._data, package, query, clock=self._clock)
+
+    def _package(self, model: str, version: int, sha256: str) -> Package:
+        try:
+            check_name(model, "model")
         except UsageError as exc:
             raise RemoteProtocolError(SERVER, f"the plan names no model: {exc}") from exc
         shelf = Shelf(self._home.shelf, self._home.release_authority())
-        wanted = plan.package_sha256.hex()
-        for installed in (shelf.active(plan.model), shelf.previous(plan.model)):
-            if installed is not None and installed.sha256 == wanted:
+        for installed in (shelf.active(model), shelf.previous(model)):
+            if installed is not None and installed.sha256 == sha256:
                 return shelf.package(installed)
         raise RefusedError(
-            f"This device has no package {plan.model} {plan.package_version} yet: it trains only what it has verified."
+            f"This device has no package {model} {version} yet: it trains only what it has verified."
         )
 
     def _contribution(
@@ -254,28 +309,36 @@ class Participant:
 
     def _give(self, due: Due, contribution: bytes) -> Turn:
         """Charge the ledger for a request that was checked, then encode and add noise."""
-        if Consent(self._home).decision().state == "revoked":
+        own, consent = Contribution.from_bytes(contribution), Consent(self._home)
+        purposes = (TRAINING, QUERIES) if own.query else (TRAINING,)
+        if any(consent.decision(purpose).state == "revoked" for purpose in purposes):
             raise NotNowError  # Taken back after training: what was computed from the examples stays here.
         session, policy = due.session, self._member().policy
+        with Ledger(self._home.ledger) as ledger:
+            ledger.charge(
+                self._charge_of(session),
+                budget_epsilon=policy.budget_epsilon,
+                budget_delta=policy.budget_delta,
+            )
+        encoded = encode(
+            own.update,
+            session.descriptor.encoding,
+            rotation_seed=rotation_seed(session.sid),
+            auxiliary=own.auxiliary,
+            weight=own.weight,
+        )
+        return due.give(encoded.words)
+
+    def _charge_of(self, session: Session) -> Charge:
+        """Return what a session costs this device."""
         descriptor = session.descriptor
-        charge = Charge(
+        return Charge(
             run=descriptor.run,
             round=descriptor.round,
             attempt=descriptor.attempt,
             sid=session.sid,
             bound_sq=descriptor.encoding.bound_sq,
             padded=descriptor.encoding.coordinates,
-            variance=policy.honest(descriptor.min_cohort) * descriptor.encoding.noise,
+            variance=self._member().policy.honest(descriptor.min_cohort) * descriptor.encoding.noise,
             at_s=self._clock(),
         )
-        with Ledger(self._home.ledger) as ledger:
-            ledger.charge(charge, budget_epsilon=policy.budget_epsilon, budget_delta=policy.budget_delta)
-        own = Contribution.from_bytes(contribution)
-        encoded = encode(
-            own.update,
-            descriptor.encoding,
-            rotation_seed=rotation_seed(session.sid),
-            auxiliary=own.auxiliary,
-            weight=own.weight,
-        )
-        return due.give(encoded.words)

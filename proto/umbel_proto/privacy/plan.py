@@ -187,7 +187,7 @@ def _planned(
             variance = ratio * bound_sq
         else:
             variance = variance_for(epsilon, bound_sq, padded + auxiliary, delta, participations)
-        noise = _fraction_above(variance / honest)
+        noise = fraction_above(variance / honest)
         if noise > MAX_VARIANCE or sums.headroom(scale, float(noise)) < MIN_HEADROOM:
             continue
         inflation = sums.inflation(scale, float(noise), ratio / honest)
@@ -373,7 +373,7 @@ def _best_scale(sums: _Sum, ratio: float) -> float | None:
     return math.exp(high) / sums.clip
 
 
-def _fraction_above(value: float) -> Fraction:
+def fraction_above(value: float) -> Fraction:
     """Return the least multiple of 2**-20 that is not below ``value``."""
     return Fraction(math.ceil(value * MAX_DENOMINATOR), MAX_DENOMINATOR)
 

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dumbel_proto/wire/rounds.proto\x12\rumbel.wire.v1\"0\n\x0cTrainRequest\x12\x12\n\ndescriptor\x18\x01 \x01(\x0c\x12\x0c\n\x04plan\x18\x02 \x01(\x0c\"\xcc\x03\n\tTrainPlan\x12\x0e\n\x06\x65pochs\x18\x01 \x01(\r\x12\x12\n\nbatch_size\x18\x02 \x01(\r\x12\x15\n\rlearning_rate\x18\x03 \x01(\x01\x12\x10\n\x08momentum\x18\x04 \x01(\x01\x12\x0c\n\x04seed\x18\x05 \x01(\x04\x12\x16\n\x0epackage_sha256\x18\x06 \x01(\x0c\x12\r\n\x05model\x18\x07 \x01(\t\x12\x17\n\x0fpackage_version\x18\x08 \x01(\r\x12*\n\tauxiliary\x18\t \x03(\x0b\x32\x17.umbel.wire.v1.Quantity\x12\x10\n\x08holdback\x18\n \x01(\x01\x12\x11\n\toptimizer\x18\x0b \x01(\t\x12\x10\n\x08nesterov\x18\x0c \x01(\x08\x12\x17\n\x0fsecond_momentum\x18\r \x01(\x01\x12\x12\n\nadaptivity\x18\x0e \x01(\x01\x12\x14\n\x0cweight_decay\x18\x0f \x01(\x01\x12\x15\n\rgradient_clip\x18\x10 \x01(\x01\x12\x12\n\nfedprox_mu\x18\x11 \x01(\x01\x12\x10\n\x08patience\x18\x12 \x01(\r\x12\x14\n\x0ctime_limit_s\x18\x13 \x01(\x01\x12\x14\n\x0c\x65xample_clip\x18\x14 \x01(\x01\x12\x15\n\rexample_noise\x18\x15 \x01(\x01\"3\n\x08Quantity\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0b\n\x03low\x18\x02 \x01(\x01\x12\x0c\n\x04high\x18\x03 \x01(\x01\"\xd5\x02\n\x11SessionDescriptor\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\x10\n\x08\x66leet_id\x18\x02 \x01(\t\x12\x0e\n\x06run_id\x18\x03 \x01(\t\x12\r\n\x05round\x18\x04 \x01(\r\x12\x0f\n\x07\x61ttempt\x18\x05 \x01(\r\x12\x0c\n\x04task\x18\x06 \x01(\t\x12\x12\n\nmodel_hash\x18\x07 \x01(\x0c\x12\x11\n\tplan_hash\x18\x08 \x01(\x0c\x12,\n\x08\x65ncoding\x18\t \x01(\x0b\x32\x1a.umbel.wire.v1.SumEncoding\x12\x12\n\nmin_cohort\x18\n \x01(\r\x12\x12\n\nmax_cohort\x18\x0b \x01(\r\x12\x18\n\x10\x63orrupt_fraction\x18\x0c \x01(\x01\x12\x18\n\x10\x64ropout_fraction\x18\r \x01(\x01\x12\x18\n\x10server_malicious\x18\x0e \x01(\x08\x12\x13\n\x0b\x63loses_at_s\x18\x0f \x01(\x04\"\xae\x01\n\x0bSumEncoding\x12\x0b\n\x03\x64im\x18\x01 \x01(\x04\x12\x0e\n\x06padded\x18\x02 \x01(\x04\x12\x0c\n\x04\x62its\x18\x03 \x01(\r\x12\x0c\n\x04\x63lip\x18\x04 \x01(\x01\x12\r\n\x05scale\x18\x05 \x01(\x01\x12\x10\n\x08\x62ound_sq\x18\x06 \x01(\x04\x12\x17\n\x0fnoise_numerator\x18\x07 \x01(\x04\x12\x19\n\x11noise_denominator\x18\x08 \x01(\x04\x12\x11\n\tauxiliary\x18\t \x03(\r\"p\n\tJoinEntry\x12\x12\n\ncredential\x18\x01 \x01(\x0c\x12\x10\n\x08mask_key\x18\x02 \x01(\x0c\x12\x11\n\tshare_key\x18\x03 \x01(\x0c\x12\x17\n\x0fseed_commitment\x18\x04 \x01(\x0c\x12\x11\n\tsignature\x18\x05 \x01(\x0c\"N\n\x06Roster\x12\x0b\n\x03sid\x18\x01 \x01(\x0c\x12&\n\x04rows\x18\x02 \x03(\x0b\x32\x18.umbel.wire.v1.RosterRow\x12\x0f\n\x07\x65ntries\x18\x03 \x03(\x0c\"2\n\tRosterRow\x12\x11\n\tdevice_id\x18\x01 \x01(\t\x12\x12\n\nentry_hash\x18\x02 \x01(\x0c\"\\\n\x0cSealedShares\x12\x0b\n\x03sid\x18\x01 \x01(\x0c\x12\x13\n\x0broster_hash\x18\x02 \x01(\x0c\x12*\n\x06shares\x18\x03 \x03(\x0b\x32\x1a.umbel.wire.v1.SealedShare\"(\n\x0bSealedShare\x12\x0c\n\x04peer\x18\x01 \x01(\r\x12\x0b\n\x03\x62ox\x18\x02 \x01(\x0c\"*\n\x06Masked\x12\x0b\n\x03sid\x18\x01 \x01(\x0c\x12\x13\n\x0broster_hash\x18\x02 \x01(\x0c\"=\n\tSurvivors\x12\x0b\n\x03sid\x18\x01 \x01(\x0c\x12\x13\n\x0broster_hash\x18\x02 \x01(\x0c\x12\x0e\n\x06\x62itmap\x18\x03 \x01(\x0c\"C\n\x0c\x43onfirmation\x12\x0b\n\x03sid\x18\x01 \x01(\x0c\x12\x13\n\x0broster_hash\x18\x02 \x01(\x0c\x12\x11\n\tsignature\x18\x03 \x01(\x0c\"c\n\rConfirmations\x12\x0b\n\x03sid\x18\x01 \x01(\x0c\x12\x13\n\x0broster_hash\x18\x02 \x01(\x0c\x12\x30\n\nsignatures\x18\x03 \x03(\x0b\x32\x1c.umbel.wire.v1.PeerSignature\"0\n\rPeerSignature\x12\x0c\n\x04peer\x18\x01 \x01(\r\x12\x11\n\tsignature\x18\x02 \x01(\x0c\"\x91\x01\n\x0eRevealedShares\x12\x0b\n\x03sid\x18\x01 \x01(\x0c\x12\x13\n\x0broster_hash\x18\x02 \x01(\x0c\x12.\n\x0bseed_shares\x18\x03 \x03(\x0b\x32\x19.umbel.wire.v1.PlainShare\x12-\n\nkey_shares\x18\x04 \x03(\x0b\x32\x19.umbel.wire.v1.PlainShare\")\n\nPlainShare\x12\x0c\n\x04peer\x18\x01 \x01(\r\x12\r\n\x05share\x18\x02 \x01(\x0c\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dumbel_proto/wire/rounds.proto\x12\rumbel.wire.v1\"?\n\x0cTrainRequest\x12\x12\n\ndescriptor\x18\x01 \x01(\x0c\x12\x0c\n\x04plan\x18\x02 \x01(\x0c\x12\r\n\x05query\x18\x03 \x01(\x0c\"\xcc\x03\n\tTrainPlan\x12\x0e\n\x06\x65pochs\x18\x01 \x01(\r\x12\x12\n\nbatch_size\x18\x02 \x01(\r\x12\x15\n\rlearning_rate\x18\x03 \x01(\x01\x12\x10\n\x08momentum\x18\x04 \x01(\x01\x12\x0c\n\x04seed\x18\x05 \x01(\x04\x12\x16\n\x0epackage_sha256\x18\x06 \x01(\x0c\x12\r\n\x05model\x18\x07 \x01(\t\x12\x17\n\x0fpackage_version\x18\x08 \x01(\r\x12*\n\tauxiliary\x18\t \x03(\x0b\x32\x17.umbel.wire.v1.Quantity\x12\x10\n\x08holdback\x18\n \x01(\x01\x12\x11\n\toptimizer\x18\x0b \x01(\t\x12\x10\n\x08nesterov\x18\x0c \x01(\x08\x12\x17\n\x0fsecond_momentum\x18\r \x01(\x01\x12\x12\n\nadaptivity\x18\x0e \x01(\x01\x12\x14\n\x0cweight_decay\x18\x0f \x01(\x01\x12\x15\n\rgradient_clip\x18\x10 \x01(\x01\x12\x12\n\nfedprox_mu\x18\x11 \x01(\x01\x12\x10\n\x08patience\x18\x12 \x01(\r\x12\x14\n\x0ctime_limit_s\x18\x13 \x01(\x01\x12\x14\n\x0c\x65xample_clip\x18\x14 \x01(\x01\x12\x15\n\rexample_noise\x18\x15 \x01(\x01\"3\n\x08Quantity\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0b\n\x03low\x18\x02 \x01(\x01\x12\x0c\n\x04high\x18\x03 \x01(\x01\"\xd5\x02\n\x11SessionDescriptor\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\x10\n\x08\x66leet_id\x18\x02 \x01(\t\x12\x0e\n\x06run_id\x18\x03 \x01(\t\x12\r\n\x05round\x18\x04 \x01(\r\x12\x0f\n\x07\x61ttempt\x18\x05 \x01(\r\x12\x0c\n\x04task\x18\x06 \x01(\t\x12\x12\n\nmodel_hash\x18\x07 \x01(\x0c\x12\x11\n\tplan_hash\x18\x08 \x01(\x0c\x12,\n\x08\x65ncoding\x18\t \x01(\x0b\x32\x1a.umbel.wire.v1.SumEncoding\x12\x12\n\nmin_cohort\x18\n \x01(\r\x12\x12\n\nmax_cohort\x18\x0b \x01(\r\x12\x18\n\x10\x63orrupt_fraction\x18\x0c \x01(\x01\x12\x18\n\x10\x64ropout_fraction\x18\r \x01(\x01\x12\x18\n\x10server_malicious\x18\x0e \x01(\x08\x12\x13\n\x0b\x63loses_at_s\x18\x0f \x01(\x04\"\xae\x01\n\x0bSumEncoding\x12\x0b\n\x03\x64im\x18\x01 \x01(\x04\x12\x0e\n\x06padded\x18\x02 \x01(\x04\x12\x0c\n\x04\x62its\x18\x03 \x01(\r\x12\x0c\n\x04\x63lip\x18\x04 \x01(\x01\x12\r\n\x05scale\x18\x05 \x01(\x01\x12\x10\n\x08\x62ound_sq\x18\x06 \x01(\x04\x12\x17\n\x0fnoise_numerator\x18\x07 \x01(\x04\x12\x19\n\x11noise_denominator\x18\x08 \x01(\x04\x12\x11\n\tauxiliary\x18\t \x03(\r\"p\n\tJoinEntry\x12\x12\n\ncredential\x18\x01 \x01(\x0c\x12\x10\n\x08mask_key\x18\x02 \x01(\x0c\x12\x11\n\tshare_key\x18\x03 \x01(\x0c\x12\x17\n\x0fseed_commitment\x18\x04 \x01(\x0c\x12\x11\n\tsignature\x18\x05 \x01(\x0c\"N\n\x06Roster\x12\x0b\n\x03sid\x18\x01 \x01(\x0c\x12&\n\x04rows\x18\x02 \x03(\x0b\x32\x18.umbel.wire.v1.RosterRow\x12\x0f\n\x07\x65ntries\x18\x03 \x03(\x0c\"2\n\tRosterRow\x12\x11\n\tdevice_id\x18\x01 \x01(\t\x12\x12\n\nentry_hash\x18\x02 \x01(\x0c\"\\\n\x0cSealedShares\x12\x0b\n\x03sid\x18\x01 \x01(\x0c\x12\x13\n\x0broster_hash\x18\x02 \x01(\x0c\x12*\n\x06shares\x18\x03 \x03(\x0b\x32\x1a.umbel.wire.v1.SealedShare\"(\n\x0bSealedShare\x12\x0c\n\x04peer\x18\x01 \x01(\r\x12\x0b\n\x03\x62ox\x18\x02 \x01(\x0c\"*\n\x06Masked\x12\x0b\n\x03sid\x18\x01 \x01(\x0c\x12\x13\n\x0broster_hash\x18\x02 \x01(\x0c\"=\n\tSurvivors\x12\x0b\n\x03sid\x18\x01 \x01(\x0c\x12\x13\n\x0broster_hash\x18\x02 \x01(\x0c\x12\x0e\n\x06\x62itmap\x18\x03 \x01(\x0c\"C\n\x0c\x43onfirmation\x12\x0b\n\x03sid\x18\x01 \x01(\x0c\x12\x13\n\x0broster_hash\x18\x02 \x01(\x0c\x12\x11\n\tsignature\x18\x03 \x01(\x0c\"c\n\rConfirmations\x12\x0b\n\x03sid\x18\x01 \x01(\x0c\x12\x13\n\x0broster_hash\x18\x02 \x01(\x0c\x12\x30\n\nsignatures\x18\x03 \x03(\x0b\x32\x1c.umbel.wire.v1.PeerSignature\"0\n\rPeerSignature\x12\x0c\n\x04peer\x18\x01 \x01(\r\x12\x11\n\tsignature\x18\x02 \x01(\x0c\"\x91\x01\n\x0eRevealedShares\x12\x0b\n\x03sid\x18\x01 \x01(\x0c\x12\x13\n\x0broster_hash\x18\x02 \x01(\x0c\x12.\n\x0bseed_shares\x18\x03 \x03(\x0b\x32\x19.umbel.wire.v1.PlainShare\x12-\n\nkey_shares\x18\x04 \x03(\x0b\x32\x19.umbel.wire.v1.PlainShare\")\n\nPlainShare\x12\x0c\n\x04peer\x18\x01 \x01(\r\x12\r\n\x05share\x18\x02 \x01(\x0c\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,37 +32,37 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'umbel_proto.wire.rounds_pb2
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_TRAINREQUEST']._serialized_start=48
-  _globals['_TRAINREQUEST']._serialized_end=96
-  _globals['_TRAINPLAN']._serialized_start=99
-  _globals['_TRAINPLAN']._serialized_end=559
-  _globals['_QUANTITY']._serialized_start=561
-  _globals['_QUANTITY']._serialized_end=612
-  _globals['_SESSIONDESCRIPTOR']._serialized_start=615
-  _globals['_SESSIONDESCRIPTOR']._serialized_end=956
-  _globals['_SUMENCODING']._serialized_start=959
-  _globals['_SUMENCODING']._serialized_end=1133
-  _globals['_JOINENTRY']._serialized_start=1135
-  _globals['_JOINENTRY']._serialized_end=1247
-  _globals['_ROSTER']._serialized_start=1249
-  _globals['_ROSTER']._serialized_end=1327
-  _globals['_ROSTERROW']._serialized_start=1329
-  _globals['_ROSTERROW']._serialized_end=1379
-  _globals['_SEALEDSHARES']._serialized_start=1381
-  _globals['_SEALEDSHARES']._serialized_end=1473
-  _globals['_SEALEDSHARE']._serialized_start=1475
-  _globals['_SEALEDSHARE']._serialized_end=1515
-  _globals['_MASKED']._serialized_start=1517
-  _globals['_MASKED']._serialized_end=1559
-  _globals['_SURVIVORS']._serialized_start=1561
-  _globals['_SURVIVORS']._serialized_end=1622
-  _globals['_CONFIRMATION']._serialized_start=1624
-  _globals['_CONFIRMATION']._serialized_end=1691
-  _globals['_CONFIRMATIONS']._serialized_start=1693
-  _globals['_CONFIRMATIONS']._serialized_end=1792
-  _globals['_PEERSIGNATURE']._serialized_start=1794
-  _globals['_PEERSIGNATURE']._serialized_end=1842
-  _globals['_REVEALEDSHARES']._serialized_start=1845
-  _globals['_REVEALEDSHARES']._serialized_end=1990
-  _globals['_PLAINSHARE']._serialized_start=1992
-  _globals['_PLAINSHARE']._serialized_end=2033
+  _globals['_TRAINREQUEST']._serialized_end=111
+  _globals['_TRAINPLAN']._serialized_start=114
+  _globals['_TRAINPLAN']._serialized_end=574
+  _globals['_QUANTITY']._serialized_start=576
+  _globals['_QUANTITY']._serialized_end=627
+  _globals['_SESSIONDESCRIPTOR']._serialized_start=630
+  _globals['_SESSIONDESCRIPTOR']._serialized_end=971
+  _globals['_SUMENCODING']._serialized_start=974
+  _globals['_SUMENCODING']._serialized_end=1148
+  _globals['_JOINENTRY']._serialized_start=1150
+  _globals['_JOINENTRY']._serialized_end=1262
+  _globals['_ROSTER']._serialized_start=1264
+  _globals['_ROSTER']._serialized_end=1342
+  _globals['_ROSTERROW']._serialized_start=1344
+  _globals['_ROSTERROW']._serialized_end=1394
+  _globals['_SEALEDSHARES']._serialized_start=1396
+  _globals['_SEALEDSHARES']._serialized_end=1488
+  _globals['_SEALEDSHARE']._serialized_start=1490
+  _globals['_SEALEDSHARE']._serialized_end=1530
+  _globals['_MASKED']._serialized_start=1532
+  _globals['_MASKED']._serialized_end=1574
+  _globals['_SURVIVORS']._serialized_start=1576
+  _globals['_SURVIVORS']._serialized_end=1637
+  _globals['_CONFIRMATION']._serialized_start=1639
+  _globals['_CONFIRMATION']._serialized_end=1706
+  _globals['_CONFIRMATIONS']._serialized_start=1708
+  _globals['_CONFIRMATIONS']._serialized_end=1807
+  _globals['_PEERSIGNATURE']._serialized_start=1809
+  _globals['_PEERSIGNATURE']._serialized_end=1857
+  _globals['_REVEALEDSHARES']._serialized_start=1860
+  _globals['_REVEALEDSHARES']._serialized_end=2005
+  _globals['_PLAINSHARE']._serialized_start=2007
+  _globals['_PLAINSHARE']._serialized_end=2048
 # @@protoc_insertion_point(module_scope)

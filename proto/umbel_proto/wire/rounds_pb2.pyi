@@ -7,12 +7,14 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class TrainRequest(_message.Message):
-    __slots__ = ("descriptor", "plan")
+    __slots__ = ("descriptor", "plan", "query")
     DESCRIPTOR_FIELD_NUMBER: _ClassVar[int]
     PLAN_FIELD_NUMBER: _ClassVar[int]
+    QUERY_FIELD_NUMBER: _ClassVar[int]
     descriptor: bytes
     plan: bytes
-    def __init__(self, descriptor: _Optional[bytes] = ..., plan: _Optional[bytes] = ...) -> None: ...
+    query: bytes
+    def __init__(self, descriptor: _Optional[bytes] = ..., plan: _Optional[bytes] = ..., query: _Optional[bytes] = ...) -> None: ...
 
 class TrainPlan(_message.Message):
     __slots__ = ("epochs", "batch_size", "learning_rate", "momentum", "seed", "package_sha256", "model", "package_version", "auxiliary", "holdback", "optimizer", "nesterov", "second_momentum", "adaptivity", "weight_decay", "gradient_clip", "fedprox_mu", "patience", "time_limit_s", "example_clip", "example_noise")

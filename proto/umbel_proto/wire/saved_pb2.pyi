@@ -77,11 +77,13 @@ class SavedHeld(_message.Message):
     def __init__(self, position: _Optional[int] = ..., seed: _Optional[bytes] = ..., key: _Optional[bytes] = ...) -> None: ...
 
 class Contribution(_message.Message):
-    __slots__ = ("update", "auxiliary", "weight")
+    __slots__ = ("update", "auxiliary", "weight", "query")
     UPDATE_FIELD_NUMBER: _ClassVar[int]
     AUXILIARY_FIELD_NUMBER: _ClassVar[int]
     WEIGHT_FIELD_NUMBER: _ClassVar[int]
+    QUERY_FIELD_NUMBER: _ClassVar[int]
     update: bytes
     auxiliary: _containers.RepeatedScalarFieldContainer[float]
     weight: float
-    def __init__(self, update: _Optional[bytes] = ..., auxiliary: _Optional[_Iterable[float]] = ..., weight: _Optional[float] = ...) -> None: ...
+    query: bool
+    def __init__(self, update: _Optional[bytes] = ..., auxiliary: _Optional[_Iterable[float]] = ..., weight: _Optional[float] = ..., query: bool = ...) -> None: ...

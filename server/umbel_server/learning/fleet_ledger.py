@@ -123,6 +123,8 @@ class FleetLedger:
                 break  # Those that began after it were checked against what it may take, and not the reverse.
             if record.state == "running":
                 reserved[record.id] = RunPlan.from_json(record.plan).most_participations
+        # Those that began after it were checked against all that it may take, whichever way round.
+        reserved |= {name: 1 for name in store.queries.running() if name != but}
         known = {
             run: Cost.load(runs / run)
             for run in {*reserved, *(r for by_run in charged.values() for r in by_run)}

@@ -23,13 +23,15 @@ class Invitation:
 
     Args:
         descriptor: The session.
-        plan: Serialized TrainPlan.
-        model: The global parameters, float32, little-endian.
+        plan: Serialized TrainPlan; empty in a query.
+        model: The global parameters, float32, little-endian; empty in a query.
+        query: A query as the authority signed it; empty in training.
     """
 
     descriptor: Descriptor
     plan: bytes
     model: bytes = field(repr=False)
+    query: bytes = b""
 
 
 def invite(

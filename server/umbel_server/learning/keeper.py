@@ -125,22 +125,19 @@ class Keeper:
     def _drive_on(self) -> None:
         """Start the server process of a run again that none drives: it, its SuperLink or the machine was lost."""
         now_s = self._clock()
-        for record in self._running():
+        for name in self._store.runs.driven():
             # Somebody else may have asked for it just now.
-            lost_s = self._lost_s.setdefault(record.id, now_s + START_S)
+            lost_s = self._lost_s.setdefault(name, now_s + START_S)
             try:
-                require_free(self._fleet.runs / record.id)
+                require_free(self._fleet.runs / name)
             except UsageError:
-                self._lost_s[record.id] = now_s + END_S
+                self._lost_s[name] = now_s + END_S
                 continue
             if now_s < lost_s:
                 continue
-            self._lost_s[record.id] = now_s + START_S
-            self._control.start(self._fleet, record.id)
-            log.warning("run %s was driven by nobody: its server process is started again", record.id)
-
-    def _running(self) -> list[RunRecord]:
-        return [record for record in self._store.runs.all() if record.state == "running"]
+            self._lost_s[name] = now_s + START_S
+            self._control.start(self._fleet, name)
+            log.warning("run %s was driven by nobody: its server process is started again", name)
 
     def _pack(self) -> None:
         for record in self._store.runs.all():

@@ -161,7 +161,10 @@ class _Round:
 
     def run(self) -> RoundOutcome:
         descriptor = self._invitation.descriptor
-        request = pb.TrainRequest(descriptor=descriptor.to_bytes(), plan=self._invitation.plan)
+        invitation = self._invitation
+        request = pb.TrainRequest(
+            descriptor=descriptor.to_bytes(), plan=invitation.plan, query=invitation.query
+        )
         invite = Payload(request.SerializeToString(deterministic=True), self._invitation.model)
         payloads = dict.fromkeys(self._members, invite)
         while not isinstance(self._state, Opened | Aborted):

@@ -23,6 +23,7 @@ from umbel_server.clock import Clock
 from umbel_server.store.audit import Audit, plain
 from umbel_server.store.database import Database
 from umbel_server.store.tables import participations, rounds, runs
+from umbel_server.store.tables_queries import queries
 
 RunState = Literal["running", "finished", "stopped", "failed"]
 RoundState = Literal["opened", "aborted"]
@@ -174,15 +175,21 @@ class Runs:
             raise UsageError(f"There is already a run {run}: choose another name.") from exc
 
     def get(self, run: RunId) -> RunRecord | None:
-        """Return a run; None if there is none of that name."""
+        """Return a run that trains; None if there is none of that name."""
         with self._database.read() as connection:
-            row = connection.execute(select(runs).where(runs.c.id == run)).one_or_none()
+            row = connection.execute(_TRAINING.where(runs.c.id == run)).one_or_none()
         return None if row is None else _run(row)
 
     def all(self) -> tuple[RunRecord, ...]:
-        """Return every run, oldest first."""
+        """Return every run that trains, oldest first; queries are runs of their own table."""
         with self._database.read() as connection:
-            return tuple(map(_run, connection.execute(select(runs).order_by(runs.c.created_s, runs.c.id))))
+            return tuple(map(_run, connection.execute(_TRAINING.order_by(runs.c.created_s, runs.c.id))))
+
+    def driven(self) -> tuple[RunId, ...]:
+        """Return what has not ended and wants a server process: runs that train, and queries; the oldest first."""
+        query = select(runs.c.id).where(runs.c.state == "running").order_by(runs.c.created_s, runs.c.id)
+        with self._database.read() as connection:
+            return tuple(RunId(name) for name in connection.execute(query).scalars())
 
     def page(self, *, after: str = "", limit: int) -> tuple[RunRecord, ...]:
         """Return runs that train by name, those after one, at most ``limit``."""
@@ -413,6 +420,9 @@ class Runs:
             return tuple(
                 DeviceId(each) for each in connection.execute(query.order_by(name).limit(limit)).scalars()
             )
+
+
+_TRAINING = select(runs).where(runs.c.id.not_in(select(queries.c.id)))
 
 
 def _change(connection: Connection, run: RunId, number: int, attempt: int, **values: object) -> None:

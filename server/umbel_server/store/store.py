@@ -29,6 +29,7 @@ from umbel_server.store.placements import Placements
 from umbel_server.store.progress import Progress
 from umbel_server.store.proposed_runs import ProposedRuns
 from umbel_server.store.quarantine import Quarantine
+from umbel_server.store.queries import Queries
 from umbel_server.store.releases import Releases
 from umbel_server.store.replies import Replies
 from umbel_server.store.reports import DeviceReports
@@ -73,6 +74,7 @@ class Store:
         self.placements = Placements(database, self.audit, clock)
         self.progress = Progress(database)
         self.runs = Runs(database, clock)
+        self.queries = Queries(database, self.audit, clock)
         self.participants = Participants(database)
         self.schedules = Schedules(database, self.audit, clock)
         self.alerts = Alerts(database, self.audit, clock)

@@ -1,0 +1,1 @@
+"""Federated analytics: declared questions that a fleet answers with one noised sum."""

@@ -1,0 +1,1 @@
+"""Federated analytics: questions put to a fleet, and what its noised sums say."""
