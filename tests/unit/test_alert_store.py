@@ -15,8 +15,8 @@ from umbel_proto.errors import RefusedError, UsageError
 from umbel_proto.ids import DeviceId
 from umbel_server.fleet.layout import FleetDir
 from umbel_server.monitor.alerts.evaluate import LEASE_S, Evaluator, rules_path
-from umbel_server.monitor.alerts.state import Notice, Timing
-from umbel_server.store.alerts import Alert, Reading, Telling, fingerprint
+from umbel_server.monitor.alerts.state import Acknowledged, Notice, Timing
+from umbel_server.store.alerts import Alert, OutdatedAlertError, Reading, Telling, fingerprint
 from umbel_server.store.batches import Arrival
 from umbel_server.store.store import Store, open_store
 
@@ -142,6 +142,28 @@ def test_what_people_do_is_recorded_with_who_and_why(store: Store, clock: Manual
         ("alert.unsilence", "ann", "not known"),
     ]
     assert [each.event for each in store.alerts.events(NAME)][1:] == ["acknowledge", "silence", "unsilence"]
+
+
+def test_an_alert_is_assigned_and_whoever_saw_an_older_state_of_it_changes_nothing(store: Store) -> None:
+    look(store, HOT)
+    first = store.alerts.get(NAME)
+    after = store.alerts.assign(NAME, to="carol", actor=ANN, reason="she knows it", revision=first.revision)
+    assert isinstance(after.state, Acknowledged)
+    assert (after.state.who, after.state.reason) == ("carol", "she knows it")
+    newest = store.audit.newest()
+    assert newest is not None
+    assert (newest.action, newest.actor) == ("alert.assign", "ann")
+    assert '"who":"carol"' in newest.after
+    for late in (
+        lambda: store.alerts.acknowledge(NAME, actor=ANN, reason="mine", revision=first.revision),
+        lambda: store.alerts.silence(
+            NAME, until_s=NOW_S + 60, actor=ANN, reason="x", revision=first.revision
+        ),
+        lambda: store.alerts.assign(NAME, to="ann", actor=ANN, reason="x", revision=first.revision),
+    ):
+        with pytest.raises(OutdatedAlertError, match="it is acknowledged"):
+            late()
+    assert store.alerts.get(NAME) == after
 
 
 def test_a_silenced_alert_tells_nobody_and_does_nothing_until_the_silence_ends(

@@ -11,12 +11,13 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, and_, delete, func, insert, select, update
 
-from umbel_proto.errors import UsageError
+from umbel_proto.errors import RefusedError, UsageError
 from umbel_server.access.actor import Actor
 from umbel_server.clock import Clock
 from umbel_server.monitor.alerts.state import (
     Acknowledge,
     Acknowledged,
+    Assign,
     Clears,
     Event,
     Firing,
@@ -53,6 +54,10 @@ _NAMES: Mapping[type[State], str] = {
 STATES = tuple(_NAMES.values())
 OPEN = ("firing", "acknowledged", "silenced")
 """The states of what people may have to do with."""
+
+
+class OutdatedAlertError(RefusedError):
+    """Somebody else changed the alert meanwhile: look again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,34 +266,69 @@ class Alerts:
             rows = connection.execute(query.order_by(alert_events.c.number, alert_events.c.part)).all()
         return tuple(AlertEvent(row.at_s, row.actor, row.event, row.reason) for row in rows)
 
-    def acknowledge(self, name: str, *, actor: Actor, reason: str) -> Alert:
+    def acknowledge(self, name: str, *, actor: Actor, reason: str, revision: int | None = None) -> Alert:
         """Note that somebody takes care of an alert: nobody is reminded of it.
+
+        Args:
+            name: The alert.
+            actor: Who does.
+            reason: In their words.
+            revision: The revision that they saw; None: whatever it is by now.
 
         Raises:
             UsageError: There is no such alert.
             RefusedError: It does not fire.
+            OutdatedAlertError: It was changed since that revision.
         """
-        return self._do(name, Acknowledge(actor.name, reason), actor, reason)
+        return self._do(name, Acknowledge(actor.name, reason), actor, reason, revision)
 
-    def silence(self, name: str, *, until_s: float, actor: Actor, reason: str) -> Alert:
+    def assign(self, name: str, *, to: str, actor: Actor, reason: str, revision: int | None = None) -> Alert:
+        """Note who is to take care of an alert: as if they had acknowledged it.
+
+        Args:
+            name: The alert.
+            to: Who is; whether there is such an account, the caller checks.
+            actor: Who says so.
+            reason: Why.
+            revision: The revision that they saw; None: whatever it is by now.
+
+        Raises:
+            UsageError: There is no such alert.
+            RefusedError: It neither fires nor is acknowledged.
+            OutdatedAlertError: It was changed since that revision.
+        """
+        return self._do(name, Assign(to, reason), actor, reason, revision)
+
+    def silence(
+        self, name: str, *, until_s: float, actor: Actor, reason: str, revision: int | None = None
+    ) -> Alert:
         """Tell nobody of an alert for some time, and do nothing because of it.
+
+        Args:
+            name: The alert.
+            until_s: Until when, Unix seconds.
+            actor: Who wants it so.
+            reason: Why.
+            revision: The revision that they saw; None: whatever it is by now.
 
         Raises:
             UsageError: There is no such alert, or the time is over.
             RefusedError: It is resolved.
+            OutdatedAlertError: It was changed since that revision.
         """
         if not self._clock() < until_s < 1e11:
             raise UsageError("A silence ends in the future: choose how long it lasts, as 2h or 7d.")
-        return self._do(name, Silence(actor.name, reason, until_s), actor, reason)
+        return self._do(name, Silence(actor.name, reason, until_s), actor, reason, revision)
 
-    def unsilence(self, name: str, *, actor: Actor, reason: str) -> Alert:
+    def unsilence(self, name: str, *, actor: Actor, reason: str, revision: int | None = None) -> Alert:
         """End a silence. If it still holds, it fires at the rule's next look, and its actions are done.
 
         Raises:
             UsageError: There is no such alert.
             RefusedError: It is not silenced.
+            OutdatedAlertError: It was changed since that revision.
         """
-        return self._do(name, Unsilence(), actor, reason)
+        return self._do(name, Unsilence(), actor, reason, revision)
 
     def prune(self, *, before_s: float) -> int:
         """Forget alerts that were resolved before a time, with what happened to them; return how many."""
@@ -298,10 +338,12 @@ class Alerts:
             connection.execute(delete(alert_events).where(alert_events.c.fingerprint.in_(names)))
             return connection.execute(delete(alerts).where(old)).rowcount
 
-    def _do(self, name: str, event: Event, actor: Actor, reason: str) -> Alert:
+    def _do(self, name: str, event: Event, actor: Actor, reason: str, revision: int | None = None) -> Alert:
         now_s = self._clock()
         with self._database.write() as connection:
             before = _found(connection, name)
+            if revision is not None and before.revision != revision:
+                raise OutdatedAlertError(f"The alert was changed meanwhile: it is {before.status}.")
             # What people do tells nobody and acts on nothing: both are for the next look.
             after = replace(
                 before,
@@ -320,6 +362,7 @@ class Alerts:
                 after={
                     "state": after.status,
                     **({"until_s": event.until_s} if isinstance(event, Silence) else {}),
+                    **({"who": event.who} if isinstance(event, Assign) else {}),
                 },
             )
         return after
@@ -338,6 +381,7 @@ class Alerts:
 
 _VERBS: Mapping[type[Event], str] = {
     Acknowledge: "acknowledge",
+    Assign: "assign",
     Silence: "silence",
     Unsilence: "unsilence",
 }

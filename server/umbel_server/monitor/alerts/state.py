@@ -150,11 +150,24 @@ class Silence:
 
 
 @dataclass(frozen=True, slots=True)
+class Assign:
+    """Somebody is to take care of it, because they or somebody else say so: as if they had acknowledged it.
+
+    Args:
+        who: Who takes care.
+        reason: Why, in the words of who says so.
+    """
+
+    who: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Unsilence:
     """Somebody ends its silence: what follows, the next look at its rule says."""
 
 
-Event: TypeAlias = Holds | Clears | Acknowledge | Silence | Unsilence
+Event: TypeAlias = Holds | Clears | Acknowledge | Assign | Silence | Unsilence
 
 
 class Notice(enum.StrEnum):
@@ -234,6 +247,8 @@ def step(state: State, event: Event, timing: Timing, *, now_s: float) -> Step:
             return _over(silenced.told, now_s)
         case Firing() as firing, Acknowledge(who, reason):
             return Step(Acknowledged(firing.since_s, firing.told, who, reason, firing.clear_s))
+        case ((Firing() | Acknowledged()) as active, Assign(who, reason)):
+            return Step(Acknowledged(active.since_s, active.told, who, reason, active.clear_s))
         case ((Pending() | Firing() | Acknowledged() | Silenced()) as loud, Silence(who, reason, until_s)):
             clear_s = None if isinstance(loud, Pending) else loud.clear_s
             return Step(Silenced(loud.since_s, loud.told, until_s, who, reason, clear_s))
@@ -283,6 +298,7 @@ _ASKS = {
     Holds: "to hold",
     Clears: "to end",
     Acknowledge: "to acknowledge it",
+    Assign: "to assign it",
     Silence: "to silence it",
     Unsilence: "to end its silence",
 }
