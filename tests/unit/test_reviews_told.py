@@ -33,7 +33,7 @@ def test_what_was_decided_and_how_much_stood_is_told_by_version(fleet: Reporters
     fleet.tell(fleet.names[11], counters={"predictions": 100})
     fleet.arrive()
     (told,) = found(fleet)
-    assert (told.model, told.version, told.devices) == ("digits", 1, 10)
+    assert (told.model, told.version) == ("digits", 1)
     assert (told.asked, told.resolved, told.changed) == (80, 50, 10)
     assert told.agreement is not None
     assert told.agreement.value == pytest.approx(0.8)
@@ -51,14 +51,21 @@ def test_two_people_who_say_the_same_are_counted_apart(fleet: Reporters) -> None
     assert told.alike.value == pytest.approx(0.75)
 
 
-def test_a_device_that_lies_of_its_reviews_moves_no_rate(fleet: Reporters) -> None:
+def test_more_changes_than_decisions_are_no_rate(fleet: Reporters) -> None:
     for name in fleet.names[:9]:
         fleet.tell(name, counters={"review.resolved": 10, "review.changed": 2})
     fleet.tell(fleet.names[9], counters={"review.resolved": 1, "review.changed": 10**6})
     fleet.arrive()
     (told,) = found(fleet)
-    assert told.agreement is not None
-    assert told.agreement.value == pytest.approx(0.8)
+    assert (told.resolved, told.agreement) == (91, None)
+
+
+def test_versions_are_told_apart_and_a_month_is_summed_by_days(fleet: Reporters) -> None:
+    fleet.tell(fleet.names[0], counters={"review.resolved": 4, "review.changed": 1}, ago_s=20 * DAY_S)
+    fleet.tell(fleet.names[0], counters={"review.resolved": 2}, version=2)
+    fleet.arrive()
+    told = reviews(fleet.store, since_s=NOW_S - 30 * DAY_S, until_s=NOW_S)
+    assert [(each.version, each.resolved) for each in told] == [(1, 4), (2, 2)]
 
 
 def test_nothing_is_told_where_nobody_reviewed_or_not_lately(fleet: Reporters) -> None:
