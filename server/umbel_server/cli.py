@@ -102,6 +102,7 @@ def create(
     superlink_port: Annotated[int, typer.Option(help="0: a free one.")] = 0,
     control_port: Annotated[int, typer.Option(help="0: a free one.")] = 0,
     api_port: Annotated[int, typer.Option(help="0: a free one.")] = 0,
+    console_port: Annotated[int, typer.Option(help="0: a free one.")] = 0,
     health_port: Annotated[int, typer.Option(help="0: a free one.")] = 0,
     server: Annotated[Trust, typer.Option(help="What devices assume of the server.")] = Trust.MALICIOUS,
     corrupt_fraction: Annotated[float, typer.Option(help="Devices assumed to collude.")] = 0.1,
@@ -151,6 +152,7 @@ def create(
         superlink_port=superlink_port,
         control_port=control_port,
         api_port=api_port,
+        console_port=console_port,
         health_port=health_port,
         ca_apart=True,
         approvals=approvals,
@@ -358,12 +360,13 @@ def gateway(
         if settings.processes > 1 and worker is None:
             serve_gateways(opened, signals)
             return
-        from umbel_server.gateway.core import keep_to_one_core, spare_collector
+        from umbel_server.gateway.core import finish_first, keep_to_one_core, spare_collector
         from umbel_server.gateway.server import Gateway
 
         if settings.one_core:
             # Gateways of several fleets on a machine have different ports.
             keep_to_one_core(opened.settings.ports.gateway + (worker or 0))
+        finish_first()
         with (
             opened.open_store() as store,
             Gateway(opened, store, shared=worker is not None) as running,

@@ -2,9 +2,13 @@
 
 The load comes from this process, so a machine's wall clock says little about the gateway. Rates are per second of
 processor time of the gateway's own processes, kernel and TLS and all: what one core does when it has nothing else
-to do. Latency is by the wall clock, and needs a quiet machine. PostgreSQL runs without fsync; SQLite with it.
+to do. Each process keeps to one core (``one_core = true``), and what loads it has the other cores. Latency is by the
+wall clock, and needs a quiet machine. PostgreSQL runs without fsync; SQLite with it.
 
-Usage: python tests/bench/service.py [--seconds 8]
+The baseline is a grpcio server with the same TLS, threads and core that reads nothing and keeps nothing, in turn with
+ours: what the machine and gRPC leave to be had.
+
+Usage: python tests/bench/service.py [--seconds 3]
 """
 
 from __future__ import annotations
@@ -19,16 +23,18 @@ import secrets
 import signal
 import socket
 import ssl
+import statistics
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import grpc
-from harness import QUICK, Report
+from harness import QUICK, Report, in_turn, medians
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
@@ -36,13 +42,17 @@ from postgresql_server import PostgresqlServer
 from service_fleet import PlainDevice, batch, make_fleet, window
 from umbel_proto.seal import seal
 from umbel_proto.wire import telemetry_pb2 as pb
+from umbel_server.clock import system_clock
 from umbel_server.files import write_atomically
 from umbel_server.fleet.ca import private_pem
 from umbel_server.fleet.layout import FleetDir
+from umbel_server.gateway.certificate import ServerCertificate
+from umbel_server.gateway.core import keep_to_one_core
 from umbel_server.gateway.settings import GatewaySettings
 from umbel_server.store.settings import StoreSettings
 
-DEVICES, IN_FLIGHT = 16, 8
+DEVICES, IN_FLIGHT, THREADS = 16, 8, 64
+TURNS = 3
 START_S, CALL_S = 60.0, 30.0
 TICK = os.sysconf("SC_CLK_TCK")
 SINGLE, HUNDRED = 1, 100
@@ -50,7 +60,9 @@ SINGLE, HUNDRED = 1, 100
 
 def fleet_in(root: Path, *, processes: int = 1, server: PostgresqlServer | None = None) -> FleetDir:
     made = make_fleet(root / f"garden{secrets.token_hex(2)}")
-    settings = dataclasses.replace(made.settings, intake=GatewaySettings(processes=processes, threads=64))
+    settings = dataclasses.replace(
+        made.settings, intake=GatewaySettings(processes=processes, threads=THREADS, one_core=True)
+    )
     if server is not None:
         url = server.database().render_as_string(hide_password=False)
         write_atomically(made.path / "store.url", url.encode())
@@ -64,13 +76,13 @@ class Running:
 
     def __init__(self, name: str, fleet: FleetDir, *, environment: Mapping[str, str] | None = None) -> None:
         self._name = name
-        self._fleet = fleet
+        self._command = self._started_by(name, fleet)
         self._environment = dict(os.environ) | dict(environment or {})
         self.start()
 
     def start(self) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "umbel", "serve", self._name, "--fleet", str(self._fleet.path)],
+            self._command,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,
@@ -81,6 +93,10 @@ class Running:
             raise RuntimeError(f"{self._name} did not start")
         # What it says later is read by nobody, and must not fill the pipe.
         threading.Thread(target=collections.deque, args=(self._process.stdout, 0), daemon=True).start()
+
+    @staticmethod
+    def _started_by(name: str, fleet: FleetDir) -> list[str]:
+        return [sys.executable, "-m", "umbel", "serve", name, "--fleet", str(fleet.path)]
 
     def end(self, number: signal.Signals) -> None:
         self._process.send_signal(number)
@@ -101,11 +117,35 @@ class Running:
         return os.sched_getaffinity(self._process.pid)
 
 
+class Bare(Running):
+    """A grpcio server on a gateway's port; its name is its number among several."""
+
+    @staticmethod
+    def _started_by(name: str, fleet: FleetDir) -> list[str]:
+        return [sys.executable, __file__, "--bare", str(fleet.path), "--number", name]
+
+
+def serve_bare(fleet: FleetDir, number: int) -> None:
+    """Answer each call with nothing, until SIGTERM."""
+    keep_to_one_core(fleet.settings.ports.gateway + number)
+    server = grpc.server(ThreadPoolExecutor(THREADS), options=[("grpc.so_reuseport", 1)])
+    upload = grpc.unary_unary_rpc_method_handler(lambda request, call: b"")
+    server.add_generic_rpc_handlers(
+        [grpc.method_handlers_generic_handler("umbel.wire.v1.Telemetry", {"Upload": upload})]
+    )
+    certificate = ServerCertificate(fleet, system_clock, mutual=True)
+    server.add_secure_port(fleet.settings.gateway, certificate.credentials())
+    server.start()
+    signal.signal(signal.SIGTERM, lambda *_: server.stop(0))
+    print("ready", flush=True)
+    server.wait_for_termination()
+
+
 @contextlib.contextmanager
-def beside(service: Running) -> Iterator[None]:
-    """Let what is started here run on the cores that a service leaves, where it leaves any."""
+def beside(services: Sequence[Running]) -> Iterator[None]:
+    """Let what is started here run on the cores that services leave, where they leave any."""
     all_ = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, all_ - service.cores() or all_)
+    os.sched_setaffinity(0, all_.difference(*(service.cores() for service in services)) or all_)
     try:
         yield
     finally:
@@ -113,8 +153,8 @@ def beside(service: Running) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def running(name: str, fleet: FleetDir) -> Iterator[Running]:
-    service = Running(name, fleet)
+def running(name: str, fleet: FleetDir, kind: type[Running] = Running) -> Iterator[Running]:
+    service = kind(name, fleet)
     try:
         yield service
     finally:
@@ -179,21 +219,28 @@ class Sender:
             out.append(time.perf_counter() - begin_s)
 
 
-def load(fleet: FleetDir, gateway: Running, *, windows: int, seconds: float, rate: float = 0.0) -> Load:
+def load(
+    fleet: FleetDir,
+    *gateways: Running,
+    windows: int,
+    seconds: float,
+    rate: float = 0.0,
+    senders: int = DEVICES,
+) -> Load:
     """Send from all devices for a while: as fast as it goes, or ``rate`` calls each second."""
-    devices = [PlainDevice() for _ in range(DEVICES)]
+    devices = [PlainDevice() for _ in range(senders)]
     with fleet.open_store() as store:
         for device in devices:
             device.admit(fleet, store)
     stop, latencies = threading.Event(), []
-    with beside(gateway), contextlib.ExitStack() as stack:
+    with beside(gateways), contextlib.ExitStack() as stack:
         channels = [stack.enter_context(device.channel(fleet)) for device in devices]
         for channel in channels:
             grpc.channel_ready_future(channel).result(START_S)
         threads = [
             threading.Thread(
                 target=Sender(fleet, device, windows).run,
-                args=(channel, stop, DEVICES / rate if rate else 0.0, latencies),
+                args=(channel, stop, senders / rate if rate else 0.0, latencies),
                 daemon=True,
             )
             for device, channel in zip(devices, channels, strict=True)
@@ -202,13 +249,17 @@ def load(fleet: FleetDir, gateway: Running, *, windows: int, seconds: float, rat
             thread.start()
         time.sleep(seconds / 4)  # Caches fill.
         del latencies[:]
-        begin, before = time.perf_counter(), gateway.cpu_s()
+        begin, before = time.perf_counter(), used_s(gateways)
         time.sleep(seconds)
-        calls, cpu_s, wall_s = len(latencies), gateway.cpu_s() - before, time.perf_counter() - begin
+        calls, cpu_s, wall_s = len(latencies), used_s(gateways) - before, time.perf_counter() - begin
         stop.set()
         for thread in threads:
             thread.join()
     return Load(calls, cpu_s, wall_s, latencies[:calls])
+
+
+def used_s(gateways: Sequence[Running]) -> float:
+    return sum(gateway.cpu_s() for gateway in gateways)
 
 
 def handshakes(fleet: FleetDir, gateway: Running, *, seconds: float) -> Load:
@@ -227,7 +278,7 @@ def handshakes(fleet: FleetDir, gateway: Running, *, seconds: float) -> Load:
     while time.perf_counter() - begin < seconds:
         start_s = time.perf_counter()
         with (
-            beside(gateway),
+            beside([gateway]),
             socket.create_connection(("127.0.0.1", fleet.settings.ports.gateway)) as plain,
             context.wrap_socket(plain, server_hostname="127.0.0.1") as secured,
         ):
@@ -236,56 +287,106 @@ def handshakes(fleet: FleetDir, gateway: Running, *, seconds: float) -> Load:
     return Load(len(latencies), gateway.cpu_s() - before, time.perf_counter() - begin, latencies)
 
 
+def measured(
+    report: Report, root: Path, kind: str, database: PostgresqlServer | None, seconds: float
+) -> None:
+    """Load one process, and in turn with it a server that keeps nothing."""
+    fleet, other = fleet_in(root, server=database), fleet_in(root)
+    with running("gateway", fleet) as gateway, running("0", other, Bare) as bare:
+        full = load(fleet, gateway, windows=HUNDRED, seconds=seconds)
+        report.value(
+            f"{kind}: records/s a core, in batches of 100",
+            HUNDRED * full.per_core,
+            unit="/s",
+            at_least=100_000,
+        )
+        ours: list[Load] = []
+
+        def single() -> float:
+            ours.append(load(fleet, gateway, windows=SINGLE, seconds=seconds))
+            return ours[-1].per_core
+
+        pairs = in_turn(
+            single, lambda: load(other, bare, windows=SINGLE, seconds=seconds).per_core, runs=TURNS
+        )
+        value, baseline = medians(pairs)
+        report.value(
+            f"{kind}: single batches/s a core, a server that keeps nothing beside it",
+            value,
+            unit="/s",
+            at_least=4000,
+            baseline=baseline,
+        )
+        wall = statistics.median(each.calls / each.wall_s for each in ours)
+        report.value(f"{kind}: single batches/s by the clock, on one core", wall, unit="/s")
+        slow_ms, plain_ms = (
+            1e3 * load(at, of, windows=SINGLE, seconds=seconds, rate=wall / 2).percentile(0.99)
+            for at, of in ((fleet, gateway), (other, bare))
+        )
+        report.value(
+            f"{kind}: p99 of an acknowledgment at half of that, a server that keeps nothing beside it",
+            slow_ms,
+            unit="ms",
+            at_most=50,
+            baseline=plain_ms,
+        )
+        if database is None:
+            pairs = in_turn(
+                lambda: handshakes(fleet, gateway, seconds=seconds).per_core,
+                lambda: handshakes(other, bare, seconds=seconds).per_core,
+                runs=TURNS,
+            )
+            value, baseline = medians(pairs)
+            report.value(
+                "new mutual-TLS connections/s a core, a server that keeps nothing beside it",
+                value,
+                unit="/s",
+                at_least=1000,
+                baseline=baseline,
+            )
+
+
+def two_processes(report: Report, root: Path, server: PostgresqlServer, seconds: float) -> None:
+    """Compare two processes, each with the load that one has, to one: in processor time, so without the senders'."""
+    rates, plain = [], []
+    for count in (1, 2):
+        fleet = fleet_in(root, processes=count, server=server)
+        with running("gateway", fleet) as gateway:
+            done = load(fleet, gateway, windows=SINGLE, seconds=seconds, senders=DEVICES * count)
+        rates.append(done.per_core)
+        with contextlib.ExitStack() as stack:
+            other = fleet_in(root)
+            bare = [stack.enter_context(running(str(each), other, Bare)) for each in range(count)]
+            done = load(other, *bare, windows=SINGLE, seconds=seconds, senders=DEVICES * count)
+        plain.append(done.per_core)
+    # Each with a core of its own: what they cost each other is in their processor time.
+    report.value(
+        "two processes on PostgreSQL, as many times one, servers that keep nothing beside them",
+        2 * rates[1] / rates[0],
+        unit="x",
+        at_least=1.7,
+        baseline=2 * plain[1] / plain[0],
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="The gateway under load.")
-    parser.add_argument("--seconds", type=float, default=1.0 if QUICK else 8.0, help="each measurement")
+    parser.add_argument("--seconds", type=float, default=1.0 if QUICK else 3.0, help="each measurement")
+    parser.add_argument("--bare", type=Path, help="be the baseline on the ports of this fleet")
+    parser.add_argument("--number", type=int, default=0, help="of several that share the port")
     options = parser.parse_args()
+    if options.bare is not None:
+        serve_bare(FleetDir.open(options.bare), options.number)
+        return
     report, seconds = Report("service"), options.seconds
     server = PostgresqlServer()
     with tempfile.TemporaryDirectory() as name, contextlib.closing(server):
         root = Path(name)
         for kind, database in (("SQLite", None), ("PostgreSQL", server)):
             with report.part(kind):
-                fleet = fleet_in(root, server=database)
-                with running("gateway", fleet) as gateway:
-                    full = load(fleet, gateway, windows=HUNDRED, seconds=seconds)
-                    report.value(
-                        f"{kind}: records/s a core, in batches of 100",
-                        HUNDRED * full.per_core,
-                        unit="/s",
-                        at_least=100_000,
-                    )
-                    single = load(fleet, gateway, windows=SINGLE, seconds=seconds)
-                    report.value(
-                        f"{kind}: single batches/s a core", single.per_core, unit="/s", at_least=4000
-                    )
-                    report.value(
-                        f"{kind}: single batches/s beside their sender",
-                        single.calls / single.wall_s,
-                        unit="/s",
-                    )
-                    half = load(
-                        fleet, gateway, windows=SINGLE, seconds=seconds, rate=single.calls / single.wall_s / 2
-                    )
-                    report.value(
-                        f"{kind}: p99 of an acknowledgment at half of that",
-                        1e3 * half.percentile(0.99),
-                        unit="ms",
-                        at_most=50,
-                    )
-                    if database is None:
-                        made = handshakes(fleet, gateway, seconds=seconds)
-                        report.value(
-                            "new mutual-TLS connections/s a core", made.per_core, unit="/s", at_least=1000
-                        )
+                measured(report, root, kind, database, seconds)
         with report.part("two processes"):
-            alone, both = (fleet_in(root, processes=count, server=server) for count in (1, 2))
-            rates = []
-            for fleet in (alone, both):
-                with running("gateway", fleet) as gateway:
-                    rates.append(load(fleet, gateway, windows=SINGLE, seconds=seconds).per_core)
-            # Each with a core of its own: what they cost each other is in their processor time.
-            report.value("two processes, as many times one", 2 * rates[1] / rates[0], unit="x", at_least=1.7)
+            two_processes(report, root, server, seconds)
     report.finish()
 
 

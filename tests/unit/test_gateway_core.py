@@ -1,4 +1,4 @@
-"""A gateway's process keeps to one core of those that it was given."""
+"""A gateway's process keeps to one core of those that it was given, and its threads let each other finish."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from umbel_server.gateway.core import keep_to_one_core
+from umbel_server.gateway.core import finish_first, keep_to_one_core
 
-pytestmark = pytest.mark.skipif(
+needs_choice = pytest.mark.skipif(
     not hasattr(os, "sched_setaffinity") or len(os.sched_getaffinity(0)) < 2,
     reason="The system gives this process no choice among cores.",
 )
@@ -31,17 +31,20 @@ def chosen(number: int) -> tuple[int | None, set[int], set[int]]:
         return pool.submit(choose).result()
 
 
+@needs_choice
 def test_a_process_and_the_threads_it_starts_run_on_one_core() -> None:
     core, own, inherited = chosen(0)
     assert core in os.sched_getaffinity(0)
     assert own == inherited == {core}
 
 
+@needs_choice
 def test_consecutive_processes_have_different_cores_and_all_cores_have_their_turn() -> None:
     cores = os.sched_getaffinity(0)
     assert {chosen(7 + number)[0] for number in range(len(cores))} == cores
 
 
+@needs_choice
 def test_who_was_given_one_core_keeps_it() -> None:
     def choose() -> tuple[int | None, set[int]]:
         (core, *_) = os.sched_getaffinity(0)
@@ -50,3 +53,16 @@ def test_who_was_given_one_core_keeps_it() -> None:
 
     with ThreadPoolExecutor(1) as pool:
         assert pool.submit(choose).result() == (None, set())
+
+
+@pytest.mark.skipif(not hasattr(os, "SCHED_BATCH"), reason="Only Linux has it.")
+def test_threads_let_each_other_finish_and_so_do_those_that_they_start() -> None:
+    def choose() -> tuple[bool, int, list[int]]:
+        said, inherited = finish_first(), list[int]()
+        child = threading.Thread(target=lambda: inherited.append(os.sched_getscheduler(0)))
+        child.start()
+        child.join()
+        return said, os.sched_getscheduler(0), inherited
+
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(choose).result() == (True, os.SCHED_BATCH, [os.SCHED_BATCH])

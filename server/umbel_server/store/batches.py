@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import datetime
+import functools
 import hmac
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+import json
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
-from sqlalchemy import Connection, Row, bindparam, func, select, update
+from sqlalchemy import Connection, Row, func, select, update
 
 from umbel_proto.errors import RefusedError
 from umbel_proto.ids import DeviceId
@@ -24,6 +26,7 @@ SEALED, OPENED, REJECTED = "sealed", "opened", "rejected"
 SEEN_EVERY_S = 5.0
 """How old the note may be of when a device was last heard of: a busy one is not written down with each batch."""
 UPLOADS_PER_COMMIT = 256
+_DAY_S = 86_400
 _LATEST_S = 253_402_300_800  # The year 10000: what a device's clock says must fit a date.
 # One statement and seven arrays, however many rows.
 _INSERT_ARRAYS = """
@@ -36,19 +39,27 @@ _INSERT_ARRAYS = """
 """
 
 # SQLite's driver lets go of Python at each statement, and has to wait for its turn again among all who call: so few
-# statements, of as many rows each, and of few sizes, which are prepared once.
-_SIZES = (64, 16, 4, 1)
+# statements, of as many rows each. The driver keeps 128 that it has prepared, twice as many as these.
+_MOST_ROWS = 64
 _INSERT_ROWS = {
     size: """
         INSERT INTO batches (device_id, batch_id, key_id, header, ciphertext, month, received_s, state)
         VALUES ROWS ON CONFLICT DO NOTHING
     """.replace("ROWS", ", ".join(["(?, ?, ?, ?, ?, ?, ?, 'sealed')"] * size))
-    for size in _SIZES
+    for size in range(1, _MOST_ROWS + 1)
 }
 _Row: TypeAlias = tuple[DeviceId, bytes, str, bytes, bytes, int, float]
-_KNOWN = select(
-    devices.c.id, devices.c.status, devices.c.enrolled_key, devices.c.last_seen_s, devices.c.quarantined_s
-).where(devices.c.id.in_(bindparam("names", expanding=True)))
+_Known: TypeAlias = Row[str, str, bytes, float, float | None]
+# One text however many devices: what SQLAlchemy would write anew for each number of them takes longer than to ask.
+_KNOWN_OF = {
+    "postgresql": """
+        SELECT id, status, enrolled_key, last_seen_s, quarantined_s FROM devices WHERE id = ANY(%b::text[])
+    """,
+    "sqlite": """
+        SELECT id, status, enrolled_key, last_seen_s, quarantined_s FROM devices
+        WHERE id IN (SELECT value FROM json_each(?))
+    """,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,14 +193,19 @@ class Batches:
 
 def month_of(created_s: float) -> int:
     """Return the month of a time, as a number: 202611 is November 2026."""
-    date = datetime.datetime.fromtimestamp(min(max(created_s, 0), _LATEST_S - 1), datetime.UTC)
+    return _month(int(min(max(created_s, 0), _LATEST_S - 1)) // _DAY_S)
+
+
+@functools.lru_cache(maxsize=64)
+def _month(day: int) -> int:
+    date = datetime.datetime.fromtimestamp(day * _DAY_S, datetime.UTC)
     return date.year * 100 + date.month
 
 
 def _store(connection: Connection, uploads: Sequence[_Upload]) -> tuple[int, int]:
     """Store uploads; return how many batches they are, and how many of these are new."""
     seen = {upload.device: upload.received_s for upload in uploads}
-    known = {row.id: row for row in connection.execute(_KNOWN, {"names": list(seen)})}
+    known = {row.id: row for row in _known(connection, list(seen))}
     for upload in uploads:
         upload.refusal = None if upload.key_hash is None else _refusal(upload, known.get(upload.device))
     taken = [upload for upload in uploads if upload.refusal is None]
@@ -215,7 +231,8 @@ def _store(connection: Connection, uploads: Sequence[_Upload]) -> tuple[int, int
     if rows and connection.dialect.name == "postgresql":
         new = connection.exec_driver_sql(_INSERT_ARRAYS, tuple(map(list, zip(*rows, strict=True)))).rowcount
     else:
-        for some in _parts(rows):
+        for begin in range(0, len(rows), _MOST_ROWS):
+            some = rows[begin : begin + _MOST_ROWS]
             values = tuple(itertools.chain.from_iterable(some))
             new += connection.exec_driver_sql(_INSERT_ROWS[len(some)], values).rowcount
     stale = {
@@ -228,16 +245,14 @@ def _store(connection: Connection, uploads: Sequence[_Upload]) -> tuple[int, int
     return len(rows), new
 
 
-def _parts(rows: Sequence[_Row]) -> Iterator[Sequence[_Row]]:
-    """Cut rows into parts of as many as there are statements for, in order, the largest first."""
-    begin = 0
-    for size in _SIZES:
-        while len(rows) - begin >= size:
-            yield rows[begin : begin + size]
-            begin += size
+def _known(connection: Connection, names: list[DeviceId]) -> Sequence[_Known]:
+    """Return what the store says of devices, of those that it knows."""
+    kind = connection.dialect.name
+    listed = names if kind == "postgresql" else json.dumps(names)
+    return connection.exec_driver_sql(_KNOWN_OF[kind], (listed,)).all()
 
 
-def _refusal(upload: _Upload, row: Row[str, str, bytes, float, float | None] | None) -> RefusedError | None:
+def _refusal(upload: _Upload, row: _Known | None) -> RefusedError | None:
     try:
         require_active(upload.device, None if row is None else row.status)
     except RefusedError as exc:
