@@ -13,56 +13,24 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from query_world import FLEET, KEY, a_query
 from umbel_proto.analytics.query import (
     FAIRNESS,
     HISTOGRAM,
     MAX_QUERY_BYTES,
     MEAN,
     QUANTILE,
-    Query,
     open_query,
     query_hash,
     sign_query,
 )
 from umbel_proto.analytics.tally import Rows, tally
 from umbel_proto.errors import CertificateError, RemoteProtocolError, UsageError
-from umbel_proto.ids import FleetId, ModelName, RunId
+from umbel_proto.ids import FleetId
 from umbel_proto.keys import SigningKey
 from umbel_proto.privacy.accounting import epsilon
 from umbel_proto.privacy.counts import plan_counts
 from umbel_proto.wire import identity_pb2, queries_pb2
-
-FLEET = FleetId("north")
-KEY = SigningKey.generate()
-
-
-def a_query(kind: str = HISTOGRAM, **changes: Any) -> Query:
-    own: dict[str, Any] = {
-        HISTOGRAM: {"field": "age", "edges": (10.0, 20.0)},
-        MEAN: {"field": "age", "low": -3.0, "high": 5.0},
-        QUANTILE: {"field": "age", "edges": (10.0, 20.0), "quantiles": (0.5,)},
-        FAIRNESS: {
-            "field": "prediction",
-            "categories": 3,
-            "cohort": "group",
-            "cohort_edges": (0.5, 1.5),
-            "positive": 1,
-        },
-    }[kind]
-    made: dict[str, Any] = {
-        "fleet": FLEET,
-        "id": RunId("q1"),
-        "kind": kind,
-        "model": ModelName("tiny"),
-        "version": 1,
-        "package_sha256": "ab" * 32,
-        "min_cohort": 3,
-        "noise_multiplier": 1.5,
-        "not_after_s": 1000,
-        "asked_by": "anna",
-        "why": "to know",
-    }
-    return Query(**{**made, **own, **changes})
 
 
 @pytest.mark.parametrize("kind", [HISTOGRAM, MEAN, QUANTILE, FAIRNESS])

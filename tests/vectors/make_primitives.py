@@ -116,7 +116,7 @@ def digests() -> list[Case]:
         ("a roster of two", "umbel/1/roster", [SID, "anna", fixed("hash a"), "bert", fixed("hash b")]),
         ("the model as received", "umbel/1/model", [b"parameters"]),
         ("the plan as received", "umbel/1/plan", [b"plan"]),
-        ("the query as received", "umbel/1/query-hash", [b"query"]),
+        ("the query as received", "umbel/1/question", [b"query"]),
         ("the seed of the rotation", "umbel/1/rotation", [SID]),
         ("the commitment to a seed", "umbel/1/seed", [SID, "anna", fixed("seed anna")]),
         ("a device's rank in the graph", "umbel/1/graph", [SID, ROSTER, "anna"]),

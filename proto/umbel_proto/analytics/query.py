@@ -25,7 +25,7 @@ OWN_FIELDS = (LABEL, PREDICTION, CONFIDENCE)
 """What every model's examples have beside their columns; a column of such a name cannot be asked about."""
 
 QUERY_LABEL = "umbel/1/query"
-HASH_LABEL = "umbel/1/query-hash"
+HASH_LABEL = "umbel/1/question"
 MAX_QUERY_BYTES = 1792
 """Of a signed query: with its descriptor it fits an invitation."""
 MAX_CELLS = 128

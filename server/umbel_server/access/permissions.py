@@ -27,6 +27,7 @@ class Permission(enum.StrEnum):
     RUNS_READ = "runs:read"
     RUNS_WRITE = "runs:write"
     PRIVACY_READ = "privacy:read"
+    QUERIES_WRITE = "queries:write"
     POLICY_READ = "policy:read"
     POLICY_WRITE = "policy:write"
     USERS_READ = "users:read"
@@ -66,6 +67,7 @@ HELD: Mapping[Role, frozenset[Permission]] = {
         _P.ENROLLMENT_WRITE,
         _P.ROLLOUTS_WRITE,
         _P.RUNS_WRITE,
+        _P.QUERIES_WRITE,
         _P.AUDIT_READ,
     },
     Role.ADMIN: frozenset(Permission),

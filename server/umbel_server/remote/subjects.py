@@ -13,10 +13,12 @@ if TYPE_CHECKING:
     from umbel_server.fleet.at_hand import FleetAtHand
     from umbel_server.learning.at_hand import RunsAtHand
     from umbel_server.monitor.alerts.at_hand import AlertsAtHand
+    from umbel_server.queries.at_hand import QueriesAtHand
     from umbel_server.registry.at_hand import RegistryAtHand
     from umbel_server.remote.access import AccessFar, AuditFar
     from umbel_server.remote.alerts import AlertsFar
     from umbel_server.remote.fleet import FleetFar
+    from umbel_server.remote.queries import QueriesFar
     from umbel_server.remote.registry import RegistryFar
     from umbel_server.remote.rollouts import RolloutsFar
     from umbel_server.remote.runs import RunsFar
@@ -83,3 +85,13 @@ def alerts_at(directory: Path | None, server: str | None) -> AbstractContextMana
     from umbel_server.remote.alerts import AlertsFar
 
     return at(directory, server, AlertsAtHand, AlertsFar)
+
+
+def queries_at(
+    directory: Path | None, server: str | None
+) -> AbstractContextManager[QueriesAtHand | QueriesFar]:
+    """Reach queries for the length of a block."""
+    from umbel_server.queries.at_hand import QueriesAtHand
+    from umbel_server.remote.queries import QueriesFar
+
+    return at(directory, server, QueriesAtHand, QueriesFar)
