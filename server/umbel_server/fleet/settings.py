@@ -17,6 +17,7 @@ from umbel_server.console.settings import ConsoleSettings
 from umbel_server.fleet.table import Table, literal, refuse_unknown, setting, typed
 from umbel_server.gateway.settings import GatewaySettings
 from umbel_server.monitor.alerts.settings import AlertSettings
+from umbel_server.monitor.prices import Prices
 from umbel_server.registry.settings import Registry
 from umbel_server.services.command import Services
 from umbel_server.services.health_settings import HealthSettings
@@ -111,6 +112,7 @@ class FleetSettings:
         alerts: Where the rules of alerts are.
         store: Where the store is.
         retention: For how long what devices report is kept.
+        prices: What energy and traffic cost.
     """
 
     name: FleetId
@@ -133,6 +135,7 @@ class FleetSettings:
     alerts: AlertSettings = field(default=AlertSettings())
     store: StoreSettings = field(default=StoreSettings())
     retention: RetentionPolicy = field(default=RetentionPolicy())
+    prices: Prices = field(default=Prices())
 
     def __post_init__(self) -> None:
         check_name(self.name, "fleet")

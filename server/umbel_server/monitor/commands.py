@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,10 +11,12 @@ import typer
 from umbel_server.fleet.layout import FleetDir
 from umbel_server.monitor.drift import FLOOR, LEVEL
 from umbel_server.monitor.drift_report import DAYS, MAX_DAYS
+from umbel_server.monitor.waive_commands import unwaive, waive, waivers
 
 if TYPE_CHECKING:
     from umbel_server.monitor.calibration import Calibration
     from umbel_server.monitor.drift_report import DriftLine
+    from umbel_server.monitor.fairness import CohortLine
     from umbel_server.monitor.performance import Estimated, Lineage
     from umbel_server.monitor.rates import Gap, Rate
 
@@ -40,6 +43,11 @@ DaysOption = Annotated[int, typer.Option(help="How many days to look at.", min=1
 @app.callback()
 def monitor() -> None:
     """See how the models of a fleet are doing."""
+
+
+app.command()(waive)
+app.command()(unwaive)
+app.command()(waivers)
 
 
 @app.command("drift")
@@ -185,7 +193,7 @@ def show_fairness(
                 "-" if line.others is None else f"{line.others:.1%}",
                 _gap(line.gap),
                 "-" if was is None or was.gap is None else f"{100 * was.gap.value:+.1f}",
-                "FINDING" if line.finding else "",
+                _verdict(line),
             )
         )
     print_table(("cohort", "figure", "here", "others", "gap, points", "days before", ""), rows)
@@ -206,8 +214,6 @@ def show_operations(
     as_json: JsonOption = False,
 ) -> None:
     """Say how devices run a model: how fast, how often it fails, what it costs, and what ends soon."""
-    import datetime
-
     from umbel_server.cli import print_json, print_table
     from umbel_server.monitor.looks import look_at_operations
     from umbel_server.monitor.operations import Operations
@@ -246,6 +252,14 @@ def show_operations(
     if now.odd:
         rows.append(("left out, not to be believed", ", ".join(now.odd[:10])))
     print_table((f"{look.model} {look.version}", f"last {days} days"), rows)
+
+
+def _verdict(line: CohortLine) -> str:
+    if line.waived is not None:
+        end = datetime.datetime.fromtimestamp(line.waived.expires_s, datetime.UTC)
+        told = f"waived by {line.waived.by} until {end:%Y-%m-%d}"
+        return f"FINDING, {told}" if line.finding else told
+    return "FINDING" if line.finding else ""
 
 
 def _rate(of: Rate | Estimated | None) -> str:

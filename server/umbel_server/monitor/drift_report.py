@@ -94,6 +94,7 @@ def drift(
     days: int = DAYS,
     level: float = LEVEL,
     floor: float = FLOOR,
+    until_s: float | None = None,
 ) -> Drift:
     """Return the drift of a version over the last days.
 
@@ -105,13 +106,14 @@ def drift(
         days: How long the time is, and the one before it.
         level: Chance of any false alarm against one reference, in (0, 1).
         floor: The share of values that must have moved, in [0, 1).
+        until_s: When the time ends, Unix seconds; None: now.
 
     Raises:
         UsageError: Nothing was reported of the model, or an argument is out of range.
     """
     if not (1 <= days <= MAX_DAYS and 0 < level < 1 and 0 <= floor < 1):
         raise UsageError(f"Drift takes 1 to {MAX_DAYS} days, a level in (0, 1) and a floor in [0, 1).")
-    until_s = store.clock()
+    until_s = store.clock() if until_s is None else until_s
     since_s = until_s - days * DAY_S
     version = usual_version(store, model, since_s=since_s, until_s=until_s) if version is None else version
     notes: list[str] = []

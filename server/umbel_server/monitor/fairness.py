@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import NormalDist
 
 from umbel_proto.errors import UsageError
@@ -26,6 +26,7 @@ from umbel_server.monitor.rates import Gap, Rate, difference, gap, rate
 from umbel_server.monitor.report import CONFIDENCE
 from umbel_server.monitor.suppress import shown
 from umbel_server.store.reports import Report, histograms
+from umbel_server.store.waivers import Waiver
 
 SELECTION, ACCURACY, TPR, FPR, CALIBRATION = (
     "selection rate",
@@ -40,6 +41,23 @@ _TRUTH = re.compile(r"app\.truth\.(\d{1,3})\.(\d{1,3})")
 
 
 @dataclass(frozen=True, slots=True)
+class Waived:
+    """Somebody lives with a gap for some time.
+
+    Args:
+        id: The waiver's name.
+        by: Who answers for it.
+        reason: Why.
+        expires_s: When the gap is open again, Unix seconds.
+    """
+
+    id: str
+    by: str
+    reason: str
+    expires_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class CohortLine:
     """A figure of a cohort, against all devices outside it.
 
@@ -50,6 +68,8 @@ class CohortLine:
         others: What it is outside; None likewise.
         gap: How much higher it is in the cohort, with an interval that holds for all lines together.
         finding: Whether the interval leaves out zero, and the gap is as large as what matters.
+        hidden: Whether a rate of either side is not told because fewer devices than the least told of it.
+        waived: Who lives with it, and until when; None: nobody. A finding that is waived is one all the same.
     """
 
     cohort: str
@@ -58,6 +78,13 @@ class CohortLine:
     others: float | None
     gap: Gap | None
     finding: bool
+    hidden: bool = False
+    waived: Waived | None = None
+
+    @property
+    def open(self) -> bool:
+        """Whether it is a finding that nobody has waived."""
+        return self.finding and self.waived is None
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +95,7 @@ class Fairness:
         label: The label that the rates are of.
         least: Of how many devices anything shown is at least.
         hidden: How many cohorts are not shown: they are small, or a small one would follow.
+        hidden_cohorts: Which.
         lines: By cohort and figure.
         blind: What the figures do not see.
     """
@@ -75,6 +103,7 @@ class Fairness:
     label: int
     least: int
     hidden: int
+    hidden_cohorts: tuple[str, ...]
     lines: tuple[CohortLine, ...]
     blind: tuple[str, ...]
 
@@ -115,9 +144,7 @@ def fairness(
         inside = [each for each in reports if str(each.device) in members[name]]
         outside = [each for each in reports if str(each.device) not in members[name]]
         for metric, of in metrics.items():
-            lines.append(
-                _line(name, metric, _shown(of(inside), least), _shown(of(outside), least), z, matters)
-            )
+            lines.append(_line(name, metric, of(inside), of(outside), least, z, matters))
         lines.append(_calibration(name, inside, outside, z, matters, least))
     blind = [
         "Cohorts are of devices: people who share a device, or use several, are not told apart.",
@@ -128,7 +155,25 @@ def fairness(
             "True and false positive rates are not known: no application counts truth.T.P, the label that was right "
             "and the one that was given."
         )
-    return Fairness(label, least, len(members) - len(open_), tuple(lines), tuple(blind))
+    hidden = tuple(sorted(members.keys() - open_))
+    return Fairness(label, least, len(hidden), hidden, tuple(lines), tuple(blind))
+
+
+def with_waivers(found: Fairness, waivers: Mapping[tuple[str, str], Waiver]) -> Fairness:
+    """Return what is known with the waivers that are in force beside their gaps.
+
+    Args:
+        found: What is known.
+        waivers: By cohort and figure.
+    """
+
+    def line(each: CohortLine) -> CohortLine:
+        waiver = waivers.get((each.cohort, each.metric))
+        if waiver is None:
+            return each
+        return replace(each, waived=Waived(waiver.id, waiver.created_by, waiver.reason, waiver.expires_s))
+
+    return replace(found, lines=tuple(map(line, found.lines)))
 
 
 Told = Callable[[Sequence[Report]], Rate | None]
@@ -173,8 +218,15 @@ def _shown(found: Rate | None, least: int) -> Rate | None:
 
 
 def _line(
-    cohort: str, metric: str, own: Rate | None, others: Rate | None, z: float, matters: float
+    cohort: str,
+    metric: str,
+    inside: Rate | None,
+    outside: Rate | None,
+    least: int,
+    z: float,
+    matters: float,
 ) -> CohortLine:
+    own, others = _shown(inside, least), _shown(outside, least)
     apart = None if own is None or others is None else gap(own, others, z)
     return CohortLine(
         cohort,
@@ -183,6 +235,7 @@ def _line(
         None if others is None else others.value,
         apart,
         apart is not None and apart.certain and abs(apart.value) >= matters,
+        hidden=own is not inside or others is not outside,
     )
 
 
@@ -197,13 +250,13 @@ def _calibration(
     """Return how much more often labels agree than confidences promise, in a cohort and outside."""
     both = []
     for reports in (inside, outside):
-        real = _shown(
-            rate((each.counters.get(AGREED, 0), each.counters.get(FEEDBACK, 0)) for each in reports), least
-        )
+        labeled = rate((each.counters.get(AGREED, 0), each.counters.get(FEEDBACK, 0)) for each in reports)
+        real = _shown(labeled, least)
         told = [each for each in histograms(reports, CONFIDENCE) if each.edges == EDGES]
         sure = estimated(told) if len(told) >= least else None
         if real is None or sure is None:
-            return CohortLine(cohort, CALIBRATION, None, None, None, False)
+            few = labeled is not None and bool(told)
+            return CohortLine(cohort, CALIBRATION, None, None, None, False, hidden=few)
         wide = z / NormalDist().inv_cdf(0.975)
         both.append(
             difference(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ from umbel_server.fleet.layout import FleetDir
 from umbel_server.monitor.baseline import Baseline, released
 from umbel_server.monitor.calibration import RIGHT, WRONG
 from umbel_server.monitor.drift_report import DAY_S, DAYS, MAX_DAYS, usual_version
-from umbel_server.monitor.fairness import Fairness, fairness
+from umbel_server.monitor.fairness import Fairness, fairness, with_waivers
 from umbel_server.monitor.operations import Ending, Operations, operations
 from umbel_server.monitor.performance import Performance, performance
 from umbel_server.monitor.report import CONFIDENCE, LABELS, LATENCY
@@ -62,10 +62,12 @@ class _Span:
     until_s: float
 
     @classmethod
-    def of(cls, store: Store, model: str, version: int | None, days: int) -> _Span:
+    def of(
+        cls, store: Store, model: str, version: int | None, days: int, until_s: float | None = None
+    ) -> _Span:
         if not 1 <= days <= MAX_DAYS:
             raise UsageError(f"Days are 1 to {MAX_DAYS}, not {days}.")
-        until_s = store.clock()
+        until_s = store.clock() if until_s is None else until_s
         since_s = until_s - days * DAY_S
         if version is None:
             version = usual_version(store, model, since_s=since_s, until_s=until_s)
@@ -96,7 +98,13 @@ class _Span:
 
 
 def look_at_performance(
-    fleet: FleetDir, store: Store, model: str, version: int | None = None, *, days: int = DAYS
+    fleet: FleetDir,
+    store: Store,
+    model: str,
+    version: int | None = None,
+    *,
+    days: int = DAYS,
+    until_s: float | None = None,
 ) -> Look:
     """Return how often a version is right.
 
@@ -106,11 +114,12 @@ def look_at_performance(
         model: The model.
         version: The version; None: the one that most was reported of.
         days: How long the time is, and the one before it.
+        until_s: When it ends, Unix seconds; None: now.
 
     Raises:
         UsageError: Nothing was reported of the model.
     """
-    span = _Span.of(store, model, version, days)
+    span = _Span.of(store, model, version, days, until_s)
     confidences = _baseline(fleet, span).histograms.get(CONFIDENCE)
     read, earlier = (span.reports((CONFIDENCE, RIGHT, WRONG), back=back) for back in (0, 1))
     return span.look(read, performance(read.devices, confidences), performance(earlier.devices, confidences))
@@ -126,6 +135,7 @@ def look_at_fairness(
     days: int = DAYS,
     least: int = LEAST_DEVICES,
     matters: float = MATTERS,
+    until_s: float | None = None,
 ) -> Look:
     """Return how a version treats cohorts.
 
@@ -138,6 +148,7 @@ def look_at_fairness(
         days: How long the time is, and the one before it.
         least: Of how many devices anything shown is at least.
         matters: How large a gap must be for a finding.
+        until_s: When the time ends, Unix seconds; None: now.
 
     Raises:
         UsageError: Nothing was reported of the model, or it has no such label.
@@ -145,30 +156,71 @@ def look_at_fairness(
     """
     if least < 2 or not 0 <= matters < 1:
         raise UsageError("Figures are of 2 devices or more, and a gap that matters is in [0, 1).")
-    span = _Span.of(store, model, version, days)
+    span = _Span.of(store, model, version, days, until_s)
     labels = released(fleet, store, model, span.version).labels
-    number = labels.index(label) if label in labels else int(label) if label.isdecimal() else -1
-    if not 0 <= number < len(labels):
-        known = ", ".join(labels[:10]) or "none: it is a regression"
-        raise UsageError(f"Model {model} has no label {label[:40]!r}; it has {known}.")
+    number = label_number(labels, label, model)
 
     def treated(read: Reports, back: int) -> Fairness:
         own = span.own(back=back).devices
         return fairness(read.devices, own, labels=len(labels), label=number, least=least, matters=matters)
 
     read, earlier = (span.reports((CONFIDENCE, LABELS), back=back) for back in (0, 1))
-    return span.look(read, treated(read, 0), treated(earlier, 1))
+    waivers = store.waivers.in_force(model, span.version, number, at_s=span.until_s)
+    return span.look(read, with_waivers(treated(read, 0), waivers), treated(earlier, 1))
+
+
+def label_of_model(fleet: FleetDir, store: Store, model: str, version: int | None, label: str) -> int:
+    """Return the number of a label of a released version.
+
+    Args:
+        fleet: The fleet, for the package's labels.
+        store: Its store.
+        model: The model.
+        version: The version; None: the newest that is released.
+        label: By name or number.
+
+    Raises:
+        UsageError: It has no such label.
+        PackageError: It is not released: its labels are not known.
+    """
+    if version is None:
+        version = max((each.version for each in store.releases.all() if each.model == model), default=0)
+    return label_number(released(fleet, store, model, version).labels, label, model)
+
+
+def label_number(labels: Sequence[str], label: str, model: str) -> int:
+    """Return the number of a label.
+
+    Args:
+        labels: Names of the model's labels, in order.
+        label: By name or number.
+        model: Whose, for the sentence.
+
+    Raises:
+        UsageError: It has no such label.
+    """
+    number = labels.index(label) if label in labels else int(label) if label.isdecimal() else -1
+    if not 0 <= number < len(labels):
+        known = ", ".join(labels[:10]) or "none: it is a regression"
+        raise UsageError(f"Model {model} has no label {label[:40]!r}; it has {known}.")
+    return number
 
 
 def look_at_operations(
-    fleet: FleetDir, store: Store, model: str, version: int | None = None, *, days: int = DAYS
+    fleet: FleetDir,
+    store: Store,
+    model: str,
+    version: int | None = None,
+    *,
+    days: int = DAYS,
+    until_s: float | None = None,
 ) -> Look:
     """Return how devices run a version; arguments as of ``look_at_performance``.
 
     Raises:
         UsageError: Nothing was reported of the model.
     """
-    span = _Span.of(store, model, version, days)
+    span = _Span.of(store, model, version, days, until_s)
     read, own = span.reports((LATENCY,)), span.own(("memory_mib",))
     delivered = store.batches.deliveries()
     return span.look(

@@ -7,6 +7,7 @@ import json
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from sqlalchemy import select
 
@@ -15,6 +16,7 @@ from umbel_proto.ids import DeviceId
 from umbel_server.store.database import Database
 from umbel_server.store.histograms import histogram_of
 from umbel_server.store.tables import devices, rollups
+from umbel_server.store.tables_devices import device_days
 from umbel_server.store.tables_rollouts import device_tags
 
 ROWS = 20_000
@@ -122,14 +124,77 @@ class DeviceReports:
                 if read >= rows:
                     break
         usual = _usual(found.values())
-        return Reports(
-            tuple(
-                Report(DeviceId(name), dict(sums.counters), _told(sums, usual), frozenset(tags.get(name, ())))
-                for name, sums in sorted(found.items())
-            ),
-            asked,
-            len(order),
-        )
+        return Reports(_reports(found, usual, tags), asked, len(order))
+
+    def by_day(
+        self,
+        model: str,
+        version: int,
+        *,
+        since_s: float,
+        until_s: float,
+        wanted: Collection[str] | None = None,
+        rows: int = ROWS,
+    ) -> dict[int, Reports]:
+        """Return what devices reported of a version on each day that began in ``[since_s, until_s)``, the oldest first.
+
+        Devices are the same ones every day, those that ``of`` takes.
+
+        Args:
+            model: As of ``of``.
+            version: As of ``of``.
+            since_s: From which day on, Unix seconds by the devices' clocks.
+            until_s: To when.
+            wanted: As of ``of``.
+            rows: After how many days of devices no further devices are read.
+        """
+        of = device_days.c
+        with self._database.read() as connection:
+            names = connection.execute(
+                select(devices.c.id).where(devices.c.status == "active", devices.c.quarantined_s.is_(None))
+            )
+            order = sorted(names.scalars(), key=lambda name: _place(model, name))
+            found: dict[int, dict[str, _Sums]] = {}
+            tags: dict[str, set[str]] = {}
+            read = asked = 0
+            for begin in range(0, len(order), _CHUNK):
+                some = order[begin : begin + _CHUNK]
+                query = select(of.device_id, of.day_s, of.counters, of.histograms).where(
+                    of.device_id.in_(some),
+                    of.model == model,
+                    of.version == version,
+                    of.day_s >= since_s,
+                    of.day_s < until_s,
+                )
+                for device, day_s, counters, histograms in connection.execute(query):
+                    sums = found.setdefault(day_s, {}).setdefault(device, _Sums())
+                    _add_counters(sums, counters)
+                    if wanted is None or wanted:
+                        for body in json.loads(histograms):
+                            _add_histogram(sums, body["name"], body, wanted)
+                    read += 1
+                asked += len(some)
+                tagged = select(device_tags.c.device_id, device_tags.c.tag).where(
+                    device_tags.c.device_id.in_(some)
+                )
+                for device, tag in connection.execute(tagged):
+                    tags.setdefault(device, set()).add(tag)
+                if read >= rows:
+                    break
+        usual = _usual([sums for day in found.values() for sums in day.values()])
+        return {
+            day_s: Reports(_reports(day, usual, tags), asked, len(order))
+            for day_s, day in sorted(found.items())
+        }
+
+
+def _reports(
+    found: Mapping[str, _Sums], usual: Mapping[str, _Kind], tags: Mapping[str, set[str]]
+) -> tuple[Report, ...]:
+    return tuple(
+        Report(DeviceId(name), dict(sums.counters), _told(sums, usual), frozenset(tags.get(name, ())))
+        for name, sums in sorted(found.items())
+    )
 
 
 def _place(model: str, name: str) -> bytes:
@@ -137,17 +202,25 @@ def _place(model: str, name: str) -> bytes:
 
 
 def _add(sums: _Sums, counters: str, histograms: str, wanted: Collection[str] | None) -> None:
-    for name, count in json.loads(counters).items():
-        sums.counters[name] = min(sums.counters[name] + count, MAX_COUNT)
+    _add_counters(sums, counters)
     if wanted is not None and not wanted:
         return
     for name, body in json.loads(histograms).items():
-        if wanted is not None and not _is_wanted(name, wanted):
-            continue
-        histogram = histogram_of(name, body)
-        kind = name, histogram.edges, histogram.epsilon
-        before = sums.kinds.get(kind)
-        sums.kinds[kind] = histogram if before is None else _merged(before, histogram)
+        _add_histogram(sums, name, body, wanted)
+
+
+def _add_counters(sums: _Sums, counters: str) -> None:
+    for name, count in json.loads(counters).items():
+        sums.counters[name] = min(sums.counters[name] + count, MAX_COUNT)
+
+
+def _add_histogram(sums: _Sums, name: str, body: Mapping[str, Any], wanted: Collection[str] | None) -> None:
+    if wanted is not None and not _is_wanted(name, wanted):
+        return
+    histogram = histogram_of(name, body)
+    kind = name, histogram.edges, histogram.epsilon
+    before = sums.kinds.get(kind)
+    sums.kinds[kind] = histogram if before is None else _merged(before, histogram)
 
 
 def _merged(left: Histogram, right: Histogram) -> Histogram:

@@ -41,6 +41,7 @@ from umbel_server.store.schedules import Schedules
 from umbel_server.store.schema import prepare
 from umbel_server.store.sessions import Sessions
 from umbel_server.store.tokens import Tokens
+from umbel_server.store.waivers import Waivers
 
 
 class Store:
@@ -73,6 +74,7 @@ class Store:
         self.placed = PlacedDevices(database)
         self.placements = Placements(database, self.audit, clock)
         self.progress = Progress(database)
+        self.waivers = Waivers(database, self.audit, clock)
         self.runs = Runs(database, clock)
         self.queries = Queries(database, self.audit, clock)
         self.participants = Participants(database)

@@ -1,4 +1,4 @@
-"""Monitoring: how models are doing, by what devices report. Nothing here changes anything."""
+"""Monitoring: how models are doing, by what devices report; and the gaps that somebody lives with."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from pydantic import BaseModel, Field
 
 from umbel_server.access.permissions import Permission
 from umbel_server.api.guard import GuardedRoute, may
-from umbel_server.api.service import ServiceOf
-from umbel_server.api.texts import Named
+from umbel_server.api.problems import missing
+from umbel_server.api.service import ActorOf, ServiceOf, StoreOf
+from umbel_server.api.texts import Asked, Name, Named, Reason, Why, Words
 from umbel_server.monitor.drift import FLOOR, LEVEL, Comparison
 from umbel_server.monitor.drift_report import DAYS, MAX_DAYS, Reference, drift
 from umbel_server.monitor.fairness import Fairness
@@ -19,12 +20,15 @@ from umbel_server.monitor.looks import (
     LEAST_DEVICES,
     MATTERS,
     Look,
+    label_of_model,
     look_at_fairness,
     look_at_operations,
     look_at_performance,
 )
 from umbel_server.monitor.operations import Operations
 from umbel_server.monitor.performance import Performance
+from umbel_server.store.waivers import MAX_DAYS as MAX_WAIVED_DAYS
+from umbel_server.store.waivers import Gap
 
 router = APIRouter(prefix="/api/v1/monitor", tags=["monitor"], route_class=GuardedRoute)
 
@@ -90,6 +94,41 @@ class FairnessShown(Of):
 
     now: Fairness
     before: Fairness
+
+
+class WaiverShown(BaseModel):
+    """A gap that somebody lives with for some time."""
+
+    id: str
+    model: str
+    version: int | None = Field(description="Null: every version.")
+    label: int
+    cohort: str
+    metric: str
+    reason: str
+    created_s: float
+    created_by: str
+    expires_s: float = Field(description="When the gap is open again, Unix seconds.")
+    ended_s: float | None = Field(description="Null: nobody ended it before.")
+    ended_by: str | None
+    holds: bool = Field(description="Whether it is in force.")
+
+
+class Waivers(BaseModel):
+    """Waivers, the newest first."""
+
+    items: list[WaiverShown]
+
+
+class NewWaiver(Asked):
+    """A gap to live with for some time."""
+
+    cohort: Name
+    metric: Annotated[Words, Field(description="The figure, as fairness names it.")]
+    label: Annotated[Words, Field(min_length=1, description="By name or number.")]
+    version: Annotated[int, Field(ge=1, lt=1 << 31)] | None = Field(None, description="Null: every version.")
+    days: Annotated[float, Field(gt=0, le=MAX_WAIVED_DAYS, description="For how long from now on.")]
+    reason: Reason
 
 
 class OperationsShown(Of):
@@ -158,6 +197,31 @@ def get_operations(
     return OperationsShown(
         **_told(look_at_operations(service.fleet, service.store, name, version, days=days))
     )
+
+
+@router.get("/{name}/waivers", dependencies=[may(Permission.TELEMETRY_READ)])
+def list_waivers(store: StoreOf, name: Named) -> Waivers:
+    """List the gaps of a model that somebody lives with or did, the newest first."""
+    now_s = store.clock()
+    return Waivers(items=[WaiverShown(**each.to_json(now_s)) for each in store.waivers.of(name)])
+
+
+@router.post("/{name}/waivers", status_code=201, dependencies=[may(Permission.REGISTRY_APPROVE)])
+def waive(service: ServiceOf, actor: ActorOf, name: Named, new: NewWaiver) -> WaiverShown:
+    """Live with a gap for some days. It is shown as waived, never hidden, and is open again afterwards."""
+    store = service.store
+    label = label_of_model(service.fleet, store, name, new.version, new.label)
+    gap = Gap(name, new.version, label, new.cohort, new.metric)
+    made = store.waivers.waive(gap, days=new.days, reason=new.reason, actor=actor)
+    return WaiverShown(**made.to_json(store.clock()))
+
+
+@router.post("/{name}/waivers/{id}/end", dependencies=[may(Permission.REGISTRY_APPROVE)])
+def end_waiver(store: StoreOf, actor: ActorOf, name: Named, id: Named, why: Why) -> WaiverShown:  # noqa: A002
+    """End a waiver before its time: the gap is open again."""
+    if all(each.id != id for each in store.waivers.of(name)):
+        raise missing(f"waiver {id}")
+    return WaiverShown(**store.waivers.end(id, reason=why.reason, actor=actor).to_json(store.clock()))
 
 
 def _told(look: Look) -> dict[str, Any]:

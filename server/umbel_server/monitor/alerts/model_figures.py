@@ -11,7 +11,7 @@ from umbel_server.monitor.alerts.rules import EVERY_MODEL, Rule
 from umbel_server.monitor.alerts.scene import Scene, percent, points
 from umbel_server.monitor.baseline import Baseline, released
 from umbel_server.monitor.drift_report import DAY_S, examined, usual_version
-from umbel_server.monitor.fairness import fairness
+from umbel_server.monitor.fairness import fairness, with_waivers
 from umbel_server.monitor.features import WANTED
 from umbel_server.monitor.operations import quantiles
 from umbel_server.monitor.performance import performance
@@ -166,7 +166,7 @@ def _fairness(subject: _Subject) -> list[Reading]:
     )
     if not 0 <= number < len(names):
         return []  # A rule for every model is of those that have this label.
-    told = fairness(
+    found = fairness(
         subject.reports((CONFIDENCE, LABELS)),
         subject.own(),
         labels=len(names),
@@ -174,10 +174,15 @@ def _fairness(subject: _Subject) -> list[Reading]:
         least=max(rule.least_devices, 2),
         matters=rule.threshold,
     )
+    # A gap that somebody lives with fires nothing until its waiver is over.
+    waivers = subject.scene.store.waivers.in_force(
+        subject.model, subject.version, number, at_s=subject.scene.now_s
+    )
+    told = with_waivers(found, waivers)
     return [
         Reading(
             {**subject.labels, "cohort": line.cohort, "metric": line.metric},
-            line.finding if line.gap is not None else None,
+            line.open if line.gap is not None else None,
             None if line.gap is None else line.gap.value,
             "too little was told"
             if line.gap is None
