@@ -14,7 +14,7 @@ from service_fleet import make_fleet
 PROGRAM = Path(__file__).parents[1] / "crashing_enrollment.py"
 
 
-@pytest.mark.parametrize("how", ["approved", "replaced"])
+@pytest.mark.parametrize("how", ["new", "approved", "replaced"])
 def test_whoever_is_killed_lets_in_the_same_device_once(tmp_path: Path, how: str) -> None:
     fleet = make_fleet(tmp_path / "garden")
     ran = subprocess.run(
