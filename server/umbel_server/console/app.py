@@ -12,6 +12,7 @@ from umbel_server.api.shell import HEADERS, Shell
 from umbel_server.console import errors, live, static_files
 from umbel_server.console.page import templates
 from umbel_server.console.screens import (
+    alerts,
     approvals,
     audit,
     bulk,
@@ -23,6 +24,7 @@ from umbel_server.console.screens import (
     model_version,
     models,
     overview,
+    proposals,
     rollout,
     rollout_new,
     rollouts,
@@ -51,7 +53,9 @@ ROUTERS: tuple[APIRouter, ...] = (
     model_version.router,
     version_actions.router,
     approvals.router,
+    alerts.router,
     schedules.router,
+    proposals.router,
     runs.router,
     rollouts.router,
     rollout_new.router,
