@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
@@ -10,6 +11,7 @@ from sqlalchemy import func, select
 from umbel_proto.ids import DeviceId, ModelName
 from umbel_server.store.database import Database
 from umbel_server.store.tables import batches, devices
+from umbel_server.store.tables_enrollment import quarantined_batches
 from umbel_server.store.tables_rollouts import device_models, device_tags, pins
 
 _MOST_FACTS = 5000
@@ -85,8 +87,18 @@ class PlacedDevices:
         with self._database.read() as connection:
             return [(row[0] or "", row[1], row[2]) for row in connection.execute(query)]
 
+    def kept_apart(self) -> int:
+        """Return how many batches of quarantined devices are kept and never opened."""
+        with self._database.read() as connection:
+            return connection.execute(select(func.count()).select_from(quarantined_batches)).scalar_one()
+
     def arrived(self, *, since_s: float) -> int:
         """Return how many batches came since."""
         query = select(func.count()).where(batches.c.received_s >= since_s)
         with self._database.read() as connection:
             return connection.execute(query).scalar_one()
+
+
+def facts_of(stated: str | None) -> dict[str, str | int]:
+    """Return what a device states that it is, of the JSON that is kept."""
+    return {} if stated is None else dict(json.loads(stated))
