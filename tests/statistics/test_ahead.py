@@ -21,7 +21,6 @@ from umbel_proto.prg import Keystream
 ALARM = 1e-9
 DIM = 2 * LEAST + 1
 """A second thread draws for three quarters of so many, and not for the last one."""
-DRAWN = 3 * DIM // 4
 
 
 class Flat:
@@ -70,7 +69,7 @@ def test_what_is_taken_was_drawn_for_one_step() -> None:
             noise.begin()
             taken.append(noise.take().copy())
     for one in taken:
-        assert len(one) == DRAWN
+        assert len(one) == DIM
         assert stats.kstest(one, "norm").pvalue > ALARM
     for one, two in zip(taken, [*taken[1:], taken[0]], strict=True):
         assert (one == two).sum() < 10
@@ -80,12 +79,16 @@ def test_nothing_is_taken_that_was_not_begun_or_was_taken_before() -> None:
     with ahead(DIM) as noise:
         assert len(noise.take()) == 0
         noise.begin()
-        assert len(noise.take()) == DRAWN
+        assert len(noise.take()) == DIM
         assert len(noise.take()) == 0
 
 
-def test_every_piece_of_a_sum_has_noise_of_its_own_once(cores: int) -> None:
+@pytest.mark.parametrize("most", [1 << 18, 1 << 20])
+def test_every_piece_of_a_sum_has_noise_of_its_own_once(
+    cores: int, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Pieces left out, done twice or under one key on two threads would show in the variance or the correlation."""
+    monkeypatch.setattr(module, "MOST", most)
     total = np.zeros(4 * PIECE + 5, np.float32)
     with ahead(len(total)) as noise:
         noise.begin()

@@ -22,8 +22,11 @@ from umbel_proto.privacy.normal import Normal
 LEAST = 1 << 17
 """Values of noise below which a second thread gains nothing."""
 
-MOST = 3 << 19
-"""Values that are drawn ahead at most, 12 MiB of them. Of a smaller network's step it is three quarters of them."""
+MOST = 5 << 19
+"""Values that are drawn ahead at most, 20 MiB of them: of a smaller network's step they are all there are."""
+
+AT_ONCE = 1 << 14
+"""Values that a thread draws at once: of a thousand each would cost four times as much, for the steps of numpy."""
 
 PIECE = 1 << 17
 """Values that one of two threads works on at once: in smaller pieces each would wait for the other's Python."""
@@ -39,11 +42,11 @@ class Ahead:
 
     def __init__(self, pool: ThreadPoolExecutor | None, count: int) -> None:
         self._pool = pool
-        self._values = np.empty(0 if pool is None else min(3 * count // 4, MOST))
-        # Where two threads draw, both at once, in pieces that are large for a step of theirs and small beside a model.
-        # One that draws by itself waits for nobody's Python, and needs less memory.
-        self._own = Normal(count if pool is None else (count - len(self._values)) >> 5)
-        self._other = Normal(0 if pool is None else max(self._own.size, count >> 6))
+        self._values = np.empty(0 if pool is None else min(count, MOST))
+        self._left = count - len(self._values)
+        # Where two threads draw, both at once, they do it in pieces so large that neither waits much for the other's Python.
+        self._own = Normal(count if pool is None else self._left >> 5)
+        self._other = Normal(0 if pool is None else max(AT_ONCE, self._left >> 5))
         self._drawn: Future[None] | None = None
 
     def begin(self) -> None:
@@ -62,7 +65,7 @@ class Ahead:
     def onto(
         self, total: NDArray[np.floating], *, deviation: float, stream: Keystream, divisor: float
     ) -> None:
-        """Put noise onto a sum, in place: see ``noised``. Each thread takes a piece until none is left."""
+        """Put noise onto a sum, in place: see ``noised``. Where some is still to draw, each thread takes a piece until none is left."""
         drawn, begins = self.take(), deque(range(0, len(total), PIECE))
 
         def work(normal: Normal, stream: Keystream) -> None:
@@ -78,7 +81,9 @@ class Ahead:
                     divisor=divisor,
                 )
 
-        other = None if self._pool is None else self._pool.submit(work, self._other, Keystream())
+        # Noise that is drawn is put on sooner than another thread is awake.
+        pool = self._pool if self._left else None
+        other = None if pool is None else pool.submit(work, self._other, Keystream())
         work(self._own, stream)
         if other is not None:
             other.result()
