@@ -26,6 +26,8 @@ class Permission(enum.StrEnum):
     ROLLOUTS_WRITE = "rollouts:write"
     RUNS_READ = "runs:read"
     RUNS_WRITE = "runs:write"
+    ALERTS_READ = "alerts:read"
+    ALERTS_WRITE = "alerts:write"
     PRIVACY_READ = "privacy:read"
     QUERIES_WRITE = "queries:write"
     POLICY_READ = "policy:read"
@@ -48,6 +50,7 @@ _LOOK = frozenset(
         _P.REGISTRY_READ,
         _P.ROLLOUTS_READ,
         _P.RUNS_READ,
+        _P.ALERTS_READ,
         _P.PRIVACY_READ,
         _P.POLICY_READ,
         _P.HEALTH_READ,
@@ -67,6 +70,7 @@ HELD: Mapping[Role, frozenset[Permission]] = {
         _P.ENROLLMENT_WRITE,
         _P.ROLLOUTS_WRITE,
         _P.RUNS_WRITE,
+        _P.ALERTS_WRITE,
         _P.QUERIES_WRITE,
         _P.AUDIT_READ,
     },

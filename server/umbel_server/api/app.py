@@ -11,6 +11,7 @@ from umbel_server.access.oidc import Errands
 from umbel_server.api import problems
 from umbel_server.api.failures import Failures
 from umbel_server.api.routes import (
+    alerts,
     audit,
     devices,
     enrollment,
@@ -55,6 +56,11 @@ ROUTERS: tuple[APIRouter, ...] = (
     runs.reports,
     runs.privacy,
     queries.router,
+    alerts.router,
+    alerts.rules,
+    alerts.channels,
+    alerts.notices,
+    alerts.proposals,
     policy.router,
     policy.health,
     users.router,

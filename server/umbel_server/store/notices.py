@@ -116,9 +116,11 @@ class Notices:
         with self._database.write() as connection:
             connection.execute(update(alert_notices).where(_still(notice)).values(due_s=again_s, said=said))
 
-    def recent(self, *, limit: int = 100) -> tuple[Queued, ...]:
-        """Return notices, the newest first."""
+    def recent(self, *, limit: int = 100, before: int | None = None) -> tuple[Queued, ...]:
+        """Return notices, the newest first; those before a number only, if it is given."""
         query = select(alert_notices).order_by(alert_notices.c.id.desc()).limit(limit)
+        if before is not None:
+            query = query.where(alert_notices.c.id < before)
         with self._database.read() as connection:
             return tuple(_notice(row, tries=row.tries) for row in connection.execute(query))
 
