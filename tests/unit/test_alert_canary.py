@@ -10,14 +10,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rollout_world import DIGITS, HALF, World
+from rollout_world import DIGITS, HALF, World, sha256
 from service_fleet import ManualClock, make_fleet
 from umbel_proto.histogram import CONFIDENCE, LATENCY_US, Histogram
 from umbel_server.fleet.layout import FleetDir
 from umbel_server.monitor.alerts.defaults import DEFAULT_TOML
 from umbel_server.monitor.alerts.evaluate import Evaluator, rules_path
 from umbel_server.rollouts.decider import Decider
-from umbel_server.rollouts.plan import DEFAULT_GATES, Kind, RolloutPlan, Step
+from umbel_server.rollouts.offers import Offers, Said
+from umbel_server.rollouts.plan import DEFAULT_GATES, Gate, Kind, RolloutPlan, Step
 from umbel_server.store.batches import Arrival
 from umbel_server.store.rollups import Rollup, Verdict
 from umbel_server.store.store import Store, open_store
@@ -127,3 +128,36 @@ def test_an_injected_regression_is_taken_back_within_two_windows_with_its_reason
 
 def test_a_canary_that_is_as_good_is_left_alone(world: World, directory: FleetDir) -> None:
     assert windows_until_rolled_back(world, directory, PLAN, 7, wrong=0.0) == (WINDOWS + 2, "", "")
+
+
+def test_five_points_fewer_answers_that_agree_beside_what_answers_are_taken_back_within_two_windows(
+    world: World,
+) -> None:
+    steps = (Step("beside", 50, least_s=3600.0, shadow=True), *PLAN.steps)
+    made = world.start(3, RolloutPlan(steps=steps, gates=(Gate(Kind.AGREEMENT, 0.02),)))
+    offers, said = (
+        Offers(world.store.releases, world.store.placements),
+        Said(able=True, shadows={sha256(3): ""}),
+    )
+    asked = [
+        device
+        for device in world.names
+        for offer in offers.for_device(device, {"digits": 2}, set(), said)
+        if offer.one_in is not None
+    ]
+    rng, decider, windows = np.random.default_rng(7), Decider(world.store), 0
+    while world.store.rollouts.get(made.id).status == "running" and windows <= WINDOWS:
+        windows += 1
+        hour_s = int(world.clock.now_s) // 3600 * 3600
+        told = []
+        for device in asked:
+            agreed = int(rng.binomial(PREDICTIONS, 0.95))
+            counters = {"shadow.compared": PREDICTIONS, "shadow.agreed": agreed}
+            told.append(Rollup(device, DIGITS, 3, "fp32", "onnx", hour_s, 1, hour_s + 60, counters, {}))
+        arrive(world.store, world, told)
+        world.clock.advance(WINDOW_S)
+        decider.run_once()
+    assert windows <= WINDOWS
+    last = world.store.rollouts.events(made.id)[-1]
+    assert (last.actor, last.event) == ("service:rollouts", "rollback")
+    assert "gate agreement: agrees with the active version in 9" in last.reason
