@@ -84,7 +84,8 @@ class Together(Generic[_Item]):
             last = some[0]
             for each in some[1:]:
                 if each.done:
-                    last.after = last = each
+                    last.after = each
+                    last = each
 
     def _settle(self, some: Sequence[_Waiting[_Item]]) -> None:
         try:
