@@ -142,7 +142,7 @@ prepare(database)
 def test_the_memory_that_a_backfill_takes_does_not_grow_with_the_fleet(tmp_path: Path) -> None:
     """What Python holds; the driver holds a device's rows, as the statement asks for no more."""
     peaks = []
-    for devices in (20, 120):
+    for devices in (10, 60):
         place = tmp_path / f"{devices}.db"
         database = store_of_before(place, devices)
         upgrade(database, BEFORE)  # Alembic is loaded, and the migrations are.
