@@ -1,0 +1,181 @@
+"""What the screen of explanations shows: which inputs decide, as packages tell, and which of them are not as they were."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from umbel_proto.errors import UmbelError
+from umbel_proto.package import read_unsigned
+from umbel_server.fleet.layout import FleetDir
+from umbel_server.monitor.drift_report import Drift
+from umbel_server.monitor.report import COLUMN
+from umbel_server.registry.figures import Metric, figures_of
+from umbel_server.store.store import Store
+
+SECTION, LOST = "explanations", "accuracy lost without "
+RESIDUAL = "integrated gradients, greatest completeness residual"
+MOST_VERSIONS = 6
+
+
+@dataclass(frozen=True, slots=True)
+class Input:
+    """How much an input decides, and whether it is as it was.
+
+    Args:
+        name: The input: a column, or a region of an image.
+        lost: Accuracy that is lost when it is shuffled among examples.
+        low: Where its interval of 95 % begins; None: the card does not tell.
+        high: Where it ends.
+        before: The same of the version before; None: there is none that tells.
+        moved: The share of its values that moved on devices; None: nothing is known.
+        drifted: Whether chance does not explain that.
+    """
+
+    name: str
+    lost: float
+    low: float | None
+    high: float | None
+    before: float | None
+    moved: float | None
+    drifted: bool
+
+    @property
+    def weight(self) -> float:
+        """How much of what decides has moved: what to look at first."""
+        return max(self.lost, 0.0) * (self.moved or 0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Explained:
+    """All of it.
+
+    Args:
+        inputs: What decides most first; empty: the package does not tell.
+        versions: By version, the oldest first, accuracy lost without each input.
+        residual: How far local explanations are from complete at most; None: the card does not tell.
+        parts: How good the model is on parts of the data, as its card tells.
+        graph: Whether the package brings what explains single predictions on the device.
+    """
+
+    inputs: tuple[Input, ...]
+    versions: Mapping[int, Mapping[str, float]]
+    residual: float | None
+    parts: tuple[Metric, ...]
+    graph: bool
+
+
+def explained(fleet: FleetDir, store: Store, model: str, version: int, drift: Drift | None) -> Explained:
+    """Return which inputs decide.
+
+    Args:
+        fleet: The fleet, for packages.
+        store: Its store.
+        model: The model.
+        version: Its version.
+        drift: What is known of its drift; None: nothing.
+    """
+    cards: dict[int, Mapping[str, Any]] = {}
+    parts: tuple[Metric, ...] = ()
+    graph = False
+    released = sorted(
+        (each for each in store.releases.all() if each.model == model and each.version <= version),
+        key=lambda each: -each.version,
+    )
+    for release in released[:MOST_VERSIONS]:
+        try:
+            package = read_unsigned(fleet.package(release.sha256).read_bytes())
+            told = figures_of(package)
+        except (OSError, UmbelError):
+            continue
+        cards[release.version] = told.sections.get(SECTION, {})
+        if release.version == version:
+            parts = tuple(each for each in told.metrics if each.part)
+            graph = "explain" in package.manifest.graphs
+    own = cards.get(version, {})
+    versions = {number: _lost(cards[number]) for number in sorted(cards) if _lost(cards[number])}
+    before = next((versions[number] for number in sorted(versions, reverse=True) if number < version), {})
+    moved = _moved(drift)
+    inputs = [
+        Input(
+            name,
+            value,
+            _number(own, f"{LOST}{name} low"),
+            _number(own, f"{LOST}{name} high"),
+            before.get(name),
+            *moved.get(name, (None, False)),
+        )
+        for name, value in _lost(own).items()
+    ]
+    return Explained(
+        tuple(sorted(inputs, key=lambda each: (-each.lost, each.name))),
+        versions,
+        _number(own, RESIDUAL),
+        parts,
+        graph,
+    )
+
+
+def importance(found: Explained) -> dict[str, Any]:
+    """Return the chart of what decides."""
+    return {
+        "kind": "bar",
+        "x": {"type": "category", "name": "input", "values": [each.name for each in found.inputs]},
+        "unit": "%",
+        "y": {"name": "accuracy lost without it"},
+        "series": [
+            {
+                "name": "accuracy lost without it",
+                "tone": "accent",
+                "values": [each.lost for each in found.inputs],
+                "low": [each.low for each in found.inputs],
+                "high": [each.high for each in found.inputs],
+            }
+        ],
+        **({} if found.inputs else {"empty": "The package's card does not tell which inputs decide."}),
+    }
+
+
+def by_version(found: Explained, names: Sequence[str]) -> dict[str, Any]:
+    """Return the chart of how what decides changed from version to version."""
+    tones = ("accent", "info", "warn", "ok", "bad", "muted")
+    versions = list(found.versions)
+    return {
+        "kind": "line",
+        "x": {"type": "category", "name": "version", "values": [str(number) for number in versions]},
+        "unit": "%",
+        "y": {"name": "accuracy lost without it"},
+        "series": [
+            {"name": name, "tone": tone, "values": [found.versions[number].get(name) for number in versions]}
+            for name, tone in zip(names, tones, strict=False)
+        ],
+        **(
+            {}
+            if len(versions) > 1
+            else {"empty": "Fewer than two released versions tell which inputs decide."}
+        ),
+    }
+
+
+def _lost(section: Mapping[str, Any]) -> dict[str, float]:
+    found = {}
+    for name, value in section.items():
+        if name.startswith(LOST) and not name.endswith((" low", " high")) and isinstance(value, float | int):
+            found[name.removeprefix(LOST)] = float(value)
+    return found
+
+
+def _number(section: Mapping[str, Any], name: str) -> float | None:
+    value = section.get(name)
+    return float(value) if isinstance(value, float | int) else None
+
+
+def _moved(drift: Drift | None) -> dict[str, tuple[float | None, bool]]:
+    if drift is None:
+        return {}
+    return {
+        line.finding.feature.removeprefix(COLUMN): (line.finding.comparison.moved, line.finding.drifted)
+        for line in drift.lines
+        if line.against == "baseline" and line.finding.comparison is not None
+    }

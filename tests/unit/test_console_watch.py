@@ -1,0 +1,200 @@
+"""Screens that watch a model: the figures of the command line, hidden cells as such, waivers, and no page that waits."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from console_world import ConsoleWorld, Visitor, console_world, text_of
+from umbel_server.access.actor import Role
+from umbel_server.monitor.drift_report import drift
+from umbel_server.monitor.looks import look_at_performance
+from umbel_server.monitor.performance import Performance
+from watch_seed import MODEL, watch
+
+SCREENS = ("/drift", "/performance", "/fairness", "/explanations", "/energy")
+CHARTS = (
+    "/drift/heat.json", "/drift/feature.json?feature=input_mean", "/performance/accuracy.json",
+    "/performance/calibration.json", "/performance/latency.json", "/fairness/gaps.json?label=3",
+    "/fairness/trend.json?label=3", "/explanations/importance.json", "/explanations/versions.json",
+    "/energy/traffic.json", "/energy/days.json",
+)  # fmt: skip
+PATIENCE = 300
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ConsoleWorld]:
+    with console_world(tmp_path_factory.mktemp("watch")) as made:
+        watch(made)
+        yield made
+
+
+@pytest.fixture(scope="module")
+def reviewer(world: ConsoleWorld) -> Visitor:
+    return world.signed_in(Role.REVIEWER)
+
+
+@pytest.fixture(scope="module")
+def viewer(world: ConsoleWorld) -> Visitor:
+    return world.signed_in(Role.VIEWER)
+
+
+def settled(visitor: Visitor, path: str) -> str:
+    """Return what a screen says once its figures are made, as a browser that asks again sees it."""
+    for _ in range(PATIENCE):
+        answer = visitor.get(path)
+        assert answer.status_code == 200, answer.text
+        if "being computed" not in answer.text:
+            return answer.text
+        time.sleep(0.05)
+    raise AssertionError(f"{path} is not made")
+
+
+@pytest.mark.parametrize("path", SCREENS)
+def test_every_screen_says_what_it_is_of_and_gives_its_table_as_a_file(viewer: Visitor, path: str) -> None:
+    page = settled(viewer, path)
+    assert f"{MODEL} 1" in text_of(page)
+    assert "n = " in page or "devices looked at" in page or path == "/explanations"
+    told = viewer.get(f"{path}?format=csv")
+    assert told.headers["content-type"].startswith("text/csv")
+    rows = list(csv.reader(io.StringIO(told.text)))
+    assert len(viewer.get(f"{path}?format=json").json()) == len(rows) - 1
+
+
+@pytest.mark.parametrize("path", CHARTS)
+def test_every_chart_has_numbers_or_says_why_not(viewer: Visitor, path: str) -> None:
+    told = viewer.get(path).json()
+    assert "NaN" not in json.dumps(told)
+    if path.startswith("/explanations"):
+        assert told["empty"]
+    else:
+        assert "empty" not in told
+        assert told.get("series") or told.get("cells")
+
+
+def test_drift_is_that_of_the_command_line_and_days_are_marked_when_the_inputs_changed(
+    world: ConsoleWorld, viewer: Visitor
+) -> None:
+    known = drift(world.fleet, world.store, MODEL, 1)
+    rows = viewer.get("/drift?format=json").json()
+    assert [(row["against"], row["feature"], row["drifted"]) for row in rows] == [
+        (line.against, line.finding.feature, line.finding.drifted) for line in known.lines
+    ]
+    told = viewer.get("/drift/heat.json").json()
+    place = told["y"]["values"].index("input_mean")
+    moved = [cell[2] for cell in told["cells"] if cell[1] == place]
+    # The last three days the inputs are others: what moved is not as on the days before.
+    assert max(moved[-3:]) < min(moved[:-3])
+    text = text_of(settled(viewer, "/drift?feature=input_mean"))
+    assert "pixel above 280 1.0 %" in text
+
+
+def test_performance_is_that_of_the_command_line_with_its_calibration(
+    world: ConsoleWorld, viewer: Visitor
+) -> None:
+    now = look_at_performance(world.fleet, world.store, MODEL, 1).now
+    assert isinstance(now, Performance)
+    assert now.curve is not None
+    rows = {row["figure"]: row for row in viewer.get("/performance?format=json").json() if row["of"] == "now"}
+    assert rows["realized"]["value"] == pytest.approx(now.realized and now.realized.value)
+    assert rows["calibration error"]["value"] == pytest.approx(now.curve.error)
+    plot = viewer.get("/performance/calibration.json").json()
+    assert plot["series"][0]["values"] == pytest.approx([each.right for each in now.curve.cells])
+    text = text_of(settled(viewer, "/performance"))
+    for sentence in (*now.blind, "miscalibrated", "two people agree", "aarch64-4g-onnx"):
+        assert sentence in text
+
+
+def test_a_small_cohort_is_shown_as_hidden_and_never_by_its_figures(viewer: Visitor) -> None:
+    page = settled(viewer, "/fairness?label=3")
+    row = next(each for each in page.split("<tr>") if ">attic<" in each)
+    assert "hidden for privacy (n &lt; 10" in row
+    assert "%" not in text_of(row)
+    told = [each for each in viewer.get("/fairness?label=3&format=json").json() if each["cohort"] == "attic"]
+    assert [(each["hidden"], each["gap"], each["here"]) for each in told] == [(True, None, None)]
+    assert "attic" not in viewer.get("/fairness/gaps.json?label=3").text
+
+
+def test_a_gap_is_waived_shown_as_waived_and_opened_again(reviewer: Visitor, viewer: Visitor) -> None:
+    path = "/fairness?label=3"
+    page = settled(reviewer, path)
+    link = re.search(r'href="(/fairness/waive\?[^"]*cohort=north[^"]*)"', page)
+    assert link
+    assert viewer.get("/fairness/waive").status_code == 403
+    assert "/fairness/waive?" not in settled(viewer, path)
+    form = {"model": MODEL, "version": "1", "label": "3", "cohort": "north", "metric": "selection rate"}
+    for wrong, problem in (
+        ({"days": "10", "reason": ""}, "needs a reason"),
+        ({"days": "999", "reason": "x"}, "at most 180 days"),
+        ({"days": "soon", "reason": "x"}, "give the days as a number"),
+        ({"days": "10", "reason": "x", "cohort": "<b>"}, "Nothing was done"),
+    ):
+        refused = reviewer.post("/fairness/waive", **{**form, "scope": "this", **wrong})
+        assert refused.status_code == 422
+        assert problem in text_of(refused.text)
+    assert "<b>" not in refused.text
+    script = "<script>alert(1)</script> the north sees more threes"
+    good = {**form, "scope": "this", "days": "10", "reason": script}
+    done = reviewer.post("/fairness/waive", **good)
+    assert done.status_code == 303
+    shown = settled(viewer, path)
+    assert "<script>alert" not in shown
+    row = next(each for each in shown.split("<tr>") if "selection rate" in each and ">finding<" in each)
+    assert all(word in row for word in (">waived<", "by a-reviewer", "+20.0"))  # Never hidden.
+    again = reviewer.post("/fairness/waive", **good)
+    assert again.status_code == 409
+    assert "a-reviewer has waived this already" in text_of(again.text)
+    assert "the north sees more threes" in again.text  # What was typed is not lost.
+    waiver = re.search(r"/fairness/waivers/(waiver-[0-9a-f]+)/end", settled(reviewer, path))
+    assert waiver
+    end = f"/fairness/waivers/{waiver[1]}/end"
+    assert reviewer.post(end, reason="").status_code == 422
+    assert reviewer.post(end, reason="it is mended").status_code == 303
+    assert reviewer.post(end, reason="it is mended").status_code == 409
+    assert reviewer.get("/fairness/waivers/waiver-0000000000/end").status_code == 404
+    assert "in force" not in text_of(settled(viewer, path))
+    assert "ended" in text_of(settled(viewer, path))
+
+
+def test_costs_name_their_method_and_what_nobody_measures_has_no_figure(viewer: Visitor) -> None:
+    text = text_of(settled(viewer, "/energy"))
+    assert "0.0900 J" in text
+    assert "RAPL: the processor's own counters" in text
+    assert re.search(r"Energy of a round no data", text)
+    rows = {row["figure"]: row for row in viewer.get("/energy?format=json").json()}
+    # Of all devices and days: 2,000 bytes for each device's 100 predictions.
+    assert rows["reports, of a thousand predictions"]["value"] == pytest.approx(20_000)
+    assert all(row["method"] for row in rows.values())
+
+
+def test_explanations_say_what_is_not_reported_and_how_to_get_it(viewer: Visitor) -> None:
+    text = text_of(settled(viewer, "/explanations"))
+    assert "does not tell which inputs decide" in text
+    assert "umbel model assess" in text
+    assert "model.explain" in text
+
+
+def test_a_model_nobody_reported_of_and_days_too_many_are_said_in_a_sentence(viewer: Visitor) -> None:
+    assert "No device has reported of model" in text_of(settled(viewer, "/drift?model=nothing&version=1"))
+    assert "has no label" in text_of(settled(viewer, "/fairness?label=cat"))
+    answer = viewer.get("/drift?from=2026-01-01&to=2026-03-01")
+    assert answer.status_code == 422
+    assert "At most 30 days" in answer.text
+
+
+def test_without_any_report_each_screen_says_why_it_is_empty(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    with console_world(tmp_path_factory.mktemp("empty")) as empty:
+        visitor = empty.signed_in(Role.VIEWER)
+        for path in SCREENS:
+            answer = visitor.get(path)
+            assert answer.status_code == 200
+            assert "No device has reported of a model in this time." in text_of(answer.text)
+            assert "umbel run" in answer.text
