@@ -1,7 +1,7 @@
 """How devices run a model: how fast, how often it fails, what it costs, and what comes to an end.
 
-Every figure of cost names its method. What no device tells is not made up: how full its spool is, what it drew from a
-battery.
+Every figure of cost names its method. What no device tells is not made up: what it drew from a
+battery, what a round took in energy.
 """
 
 from __future__ import annotations
