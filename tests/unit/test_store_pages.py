@@ -19,6 +19,7 @@ from umbel_server.learning.fleet_ledger import Cost
 from umbel_server.monitor.spending import spending
 from umbel_server.store.store import Store, open_store
 from umbel_server.store.tables import participations, rounds, runs
+from umbel_server.store.tables_queries import queries
 from umbel_server.store.tables_rollouts import rollouts
 
 MANY, PAGE = 3000, 700
@@ -64,7 +65,9 @@ def fill(store: Store) -> None:
         for d in (n, (n + 1) % MANY)
     ]  # fmt: skip
     with store.database.write() as connection:
-        connection.execute(insert(runs), all_runs)
+        connection.execute(insert(runs), [*all_runs, {**plan, "id": "run-0500-asks", "created_s": 1.0}])
+        asked = {"id": "run-0500-asks", "kind": "mean", "asked_by": "ann", "why": "", "signed": b"s"}
+        connection.execute(insert(queries).values(asked))  # It is a run too, and none that trains.
         connection.execute(insert(rounds), attempts)
         connection.execute(insert(participations), parts)
         first = connection.execute(rollouts.select().where(rollouts.c.id == made.id)).one()

@@ -185,17 +185,17 @@ class Runs:
         with self._database.read() as connection:
             return tuple(map(_run, connection.execute(_TRAINING.order_by(runs.c.created_s, runs.c.id))))
 
+    def page(self, *, after: str = "", limit: int) -> tuple[RunRecord, ...]:
+        """Return runs that train by name, those after one, at most ``limit``."""
+        query = _TRAINING.where(runs.c.id > after).order_by(runs.c.id).limit(limit)
+        with self._database.read() as connection:
+            return tuple(map(_run, connection.execute(query)))
+
     def driven(self) -> tuple[RunId, ...]:
         """Return what has not ended and wants a server process: runs that train, and queries; the oldest first."""
         query = select(runs.c.id).where(runs.c.state == "running").order_by(runs.c.created_s, runs.c.id)
         with self._database.read() as connection:
             return tuple(RunId(name) for name in connection.execute(query).scalars())
-
-    def page(self, *, after: str = "", limit: int) -> tuple[RunRecord, ...]:
-        """Return runs that train by name, those after one, at most ``limit``."""
-        query = select(runs).where(runs.c.id > after).order_by(runs.c.id).limit(limit)
-        with self._database.read() as connection:
-            return tuple(map(_run, connection.execute(query)))
 
     def begin_round(self, run: RunId, number: int, attempt: int) -> None:
         """Put an attempt at a round on record, before anyone hears of it.
