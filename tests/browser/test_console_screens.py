@@ -25,6 +25,9 @@ ALL = RUN % json.dumps(["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"])
 COLORS = RUN % json.dumps({"type": "rule", "values": ["color-contrast"]})
 DRAWN = "[...document.querySelectorAll('[data-chart]')].every((each) => each.dataset.drawn === 'done')"
 DEEP: tuple[str, ...] = (
+    "/devices/rose",
+    "/devices/rose/revoke",
+    "/enrollment/invite",
     "/sign-in",
     "/nowhere",
     "/models/digits",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +14,7 @@ from umbel.cli import main as program
 from umbel_proto.ids import DeviceId
 from umbel_server.access.actor import Role, local_actor
 from umbel_server.console import words
-from umbel_server.console.live import Pulse, sign_of
+from umbel_server.console.pulse import Pulse, sign_of
 from umbel_server.console.screens.health import endings
 from umbel_server.store.tables import batches
 
@@ -141,13 +140,28 @@ def test_the_line_to_a_screen_says_changed_and_ends_with_the_service(
 
 
 def test_fifty_screens_cost_one_look(world: ConsoleWorld) -> None:
-    pulse = Pulse(world.store)
+    pulse, looks = Pulse(world.store), 0
+    look = pulse.look
 
-    async def fifty() -> int:
-        seen = await asyncio.gather(*(pulse.signs() for _ in range(50)))
-        return len({id(each) for each in seen})
+    def counted() -> dict[str, str]:
+        nonlocal looks
+        looks += 1
+        return look()
 
-    assert asyncio.run(fifty()) == 1
+    pulse.look = counted  # type: ignore[method-assign]
+    assert len({pulse.sign("devices") for _ in range(50)}) == 1
+    assert looks == 1
+
+
+def test_what_changed_before_the_line_was_there_is_told_at_once(
+    world: ConsoleWorld, operator: Visitor
+) -> None:
+    found = re.search(r'data-live="devices" data-sign="([0-9a-f]{16})"', operator.get("/devices").text)
+    assert found
+    world.store.placements.tag(DeviceId("odd"), ["few"], actor=local_actor())
+    headers = {"accept": "text/event-stream"}
+    with operator.client.stream("GET", f"/live?about=devices&seen={found[1]}", headers=headers) as stream:
+        assert next(line for line in stream.iter_lines() if line.startswith("event")) == "event: changed"
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from umbel_server.api.service import Service
 from umbel_server.api.shell import HEADERS, Shell
 from umbel_server.console import errors, live, static_files
 from umbel_server.console.page import templates
+from umbel_server.console.pulse import Pulse
 from umbel_server.console.screens import (
     alerts,
     approvals,
@@ -132,7 +133,7 @@ def create_app(fleet: FleetDir, store: Store) -> FastAPI:
     """
     app = make_app()
     failures = Failures(fleet.settings.api.failures_per_minute, store.clock)
-    app.state.pulse = live.Pulse(store)
+    app.state.pulse = Pulse(store)
     app.state.service = Service(fleet, store, failures, Errands(store.clock))
     return app
 

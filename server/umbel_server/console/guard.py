@@ -52,8 +52,7 @@ class ScreenRoute(APIRoute):
             # Neither is somebody there: the screen looks again, and waits to be told to.
             waits = request.headers.get("accept", "") == "text/event-stream"
             busy = REFRESH not in request.headers and not waits
-            store = service_of(request).store
-            session = await run_in_threadpool(session_of_cookie, store, request, busy=busy)
+            session = await run_in_threadpool(_arrive, request, busy=busy)
             if session is None:
                 return to_sign_in(request)
             request.state.session = session
@@ -95,6 +94,14 @@ class NotAllowed(Problem):
     def __init__(self, permission: Permission) -> None:
         super().__init__(HTTPStatus.FORBIDDEN, f"This asks for {permission}.")
         self.permission = permission
+
+
+def _arrive(request: Request, *, busy: bool) -> Session | None:
+    session = session_of_cookie(service_of(request).store, request, busy=busy)
+    if session is not None and request.method == "GET":
+        # Before the screen is made: what changes meanwhile is told to it afterwards.
+        request.state.signs = request.app.state.pulse.signs()
+    return session
 
 
 def to_sign_in(request: Request) -> Response:

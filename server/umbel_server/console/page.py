@@ -19,6 +19,7 @@ from umbel_server.api import cookies
 from umbel_server.api.service import service_of
 from umbel_server.console import words
 from umbel_server.console.nav import SCREENS, Screen, screen_at
+from umbel_server.console.pulse import sign_of
 from umbel_server.console.range import RANGES, REFRESHES, refresh_of
 from umbel_server.console.session import Session
 from umbel_server.console.static_files import static
@@ -143,6 +144,9 @@ def _around(request: Request, title: str) -> dict[str, Any]:
         "when": lambda unix_s: words.when(unix_s, now_s),
         "theme": theme if theme in THEMES else "system",
         "refresh": refresh_of(request),
+        "sign": lambda about: sign_of(
+            getattr(request.state, "signs", None) or request.app.state.pulse.signs(), about
+        ),
         "REFRESH_S": REFRESHES,
     }
 

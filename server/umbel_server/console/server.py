@@ -6,7 +6,7 @@ from types import TracebackType
 
 from umbel_server.api.server import HttpsServer
 from umbel_server.console.app import create_app
-from umbel_server.console.live import Pulse
+from umbel_server.console.pulse import Pulse
 from umbel_server.fleet.layout import FleetDir
 from umbel_server.store.store import Store
 

@@ -9,7 +9,7 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import BeforeValidator, Field
 
-from umbel_proto.ids import DeviceId
+from umbel_proto.ids import DeviceId, ModelName
 from umbel_server.access.permissions import Permission
 from umbel_server.api.paging import page_of
 from umbel_server.api.routes.devices import last_of, place_of
@@ -155,7 +155,7 @@ def _row(line: Line) -> Sequence[object]:
     )  # fmt: skip
 
 
-def _pairs(versions: Mapping[str, int]) -> str:
+def _pairs(versions: Mapping[ModelName, int]) -> str:
     return " ".join(f"{model}@{version}" for model, version in versions.items())
 
 

@@ -14,7 +14,7 @@
   // ---- Looking again -------------------------------------------------------------------------------------------
   const busy = () => {
     const at = document.activeElement;
-    if (at && at.matches("input, textarea, select") && screen()?.contains(at)) return true;
+    if (at && at.matches("input:not([type=checkbox], [type=radio]), textarea, select") && screen()?.contains(at)) return true;
     return Boolean(screen()?.querySelector(".pick[open], input[type=checkbox]:checked, form[data-changed]"));
   };
 
@@ -54,7 +54,7 @@
     stream = null;
     const main = screen();
     if (!main || main.dataset.live === undefined || main.dataset.refresh || document.hidden) return;
-    const from = new EventSource(`/live?about=${encodeURIComponent(main.dataset.live)}`);
+    const from = new EventSource(`/live?about=${encodeURIComponent(main.dataset.live)}&seen=${main.dataset.sign}`);
     from.addEventListener("open", () => { stream = from; });
     from.addEventListener("changed", look);
     from.addEventListener("error", () => { if (from.readyState === EventSource.CLOSED) stream = null; });
@@ -125,7 +125,10 @@
       if (search) { event.preventDefault(); search.focus(); }
     }
   });
-  document.addEventListener("input", (event) => { event.target.closest?.("#screen form:not([method=get])")?.setAttribute("data-changed", ""); });
+  document.addEventListener("input", (event) => {
+    if (event.target.matches?.("[type=checkbox], [type=radio]")) return;  // Ticked or not is seen, above.
+    event.target.closest?.("#screen form:not([method=get])")?.setAttribute("data-changed", "");
+  });
   document.addEventListener("change", (event) => { if (event.target.matches?.("[data-submit]")) event.target.form.requestSubmit(); });
   // A form that was sent is not sent again by a second click.
   document.addEventListener("submit", (event) => {
