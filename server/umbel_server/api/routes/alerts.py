@@ -16,7 +16,7 @@ from umbel_server.api.service import ActorOf, Service, ServiceOf
 from umbel_server.api.texts import Asked, Named, Reason, Why
 from umbel_server.monitor.alerts.act import require_possible
 from umbel_server.monitor.alerts.at_hand import rules_json
-from umbel_server.monitor.alerts.evaluate import rules_of
+from umbel_server.monitor.alerts.evaluate import rules_of, rules_shown
 from umbel_server.monitor.alerts.shown import (
     alert_json,
     event_json,
@@ -170,7 +170,7 @@ def list_alerts(
     state: Annotated[list[State] | None, Query(description="In these states only.")] = None,
 ) -> Page[AlertShown]:
     """List the alerts by fingerprint."""
-    last, known = after(cursor) or "", rules_of(service.fleet)
+    last, known = after(cursor) or "", rules_shown(service.fleet)
     found = sorted(service.store.alerts.all(states=state or STATES), key=lambda each: each.fingerprint)
     those = [each for each in found if each.fingerprint > last]
     return page_of(
@@ -279,7 +279,7 @@ def _proposal(service: Service, number: int) -> ProposedRun:
 
 def _shown(service: Service, alert: Alert) -> AlertStatus:
     events = [event_json(each) for each in service.store.alerts.events(alert.fingerprint)]
-    return AlertStatus.model_validate({**alert_json(alert, rules_of(service.fleet)), "events": events})
+    return AlertStatus.model_validate({**alert_json(alert, rules_shown(service.fleet)), "events": events})
 
 
 def _proposed(proposed: ProposedRun) -> ProposedShown:

@@ -12,7 +12,7 @@ from umbel_server.access.actor import local_actor
 from umbel_server.access.chain import keep_checkpoint
 from umbel_server.fleet.layout import FleetDir
 from umbel_server.monitor.alerts.act import require_possible
-from umbel_server.monitor.alerts.evaluate import rules_of
+from umbel_server.monitor.alerts.evaluate import rules_of, rules_shown
 from umbel_server.monitor.alerts.rules import Rules
 from umbel_server.monitor.alerts.send import Sender
 from umbel_server.monitor.alerts.shown import (
@@ -43,7 +43,7 @@ class AlertsAtHand:
 
     def all(self, states: Sequence[str], rule: str | None) -> list[dict[str, Any]]:
         """Return alerts in some states, those that began last first."""
-        rules = rules_of(self._fleet)
+        rules = rules_shown(self._fleet)
         return [alert_json(each, rules) for each in self._store.alerts.all(states=states, rule=rule)]
 
     def show(self, name: str) -> dict[str, Any]:
@@ -118,7 +118,7 @@ def shown(fleet: FleetDir, store: Store, name: str) -> dict[str, Any]:
     """
     alert = store.alerts.get(name)
     events = [event_json(each) for each in store.alerts.events(alert.fingerprint)]
-    return {**alert_json(alert, rules_of(fleet)), "events": events}
+    return {**alert_json(alert, rules_shown(fleet)), "events": events}
 
 
 def rules_json(rules: Rules) -> dict[str, Any]:

@@ -48,6 +48,17 @@ def rules_of(fleet: FleetDir) -> Rules:
     return read_rules(rules_path(fleet))
 
 
+def rules_shown(fleet: FleetDir) -> Rules:
+    """Return the rules as alerts are shown with; none while the file cannot be read.
+
+    What fires is seen and silenced also while somebody mends the rules, which only lend it a runbook.
+    """
+    try:
+        return rules_of(fleet)
+    except UmbelError:
+        return Rules(directory=fleet.path)
+
+
 def rules_path(fleet: FleetDir) -> Path:
     """Return where the rules of a fleet are."""
     return fleet.path / fleet.settings.alerts.rules
