@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from console_world import ConsoleWorld
+from operations_seed import operations
 from registry_seed import registry
 
 
@@ -16,6 +17,7 @@ def devices(world: ConsoleWorld) -> None:
 SEEDS: tuple[Callable[[ConsoleWorld], None], ...] = (
     devices,
     registry,
+    operations,
 )
 """Each adds its own; order matters where one builds on another."""
 

@@ -6,7 +6,7 @@ import secrets
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-from rollout_world import ANN, DIGITS, World
+from rollout_world import ANN, World
 from service_fleet import ManualClock
 from umbel_proto.histogram import CONFIDENCE, LATENCY_US, Histogram
 from umbel_proto.ids import DeviceId, ModelName
@@ -42,7 +42,7 @@ class Shop(World):
             self.names = self.store.placements.eligible()
 
     def begin(self, version: int = 3, plan: ExperimentPlan = PLAN, name: str | None = None) -> Experiment:
-        proposal = design(self.store, DIGITS, version, plan, name=name)
+        proposal = design(self.store, self.model, version, plan, name=name)
         return begin(self.store, proposal, plan, actor=ANN)[0]
 
     def sell(
@@ -73,7 +73,7 @@ class Shop(World):
             rollups += [
                 Rollup(
                     device,
-                    DIGITS,
+                    self.model,
                     version,
                     "fp32",
                     "onnx",

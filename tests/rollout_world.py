@@ -39,9 +39,10 @@ class World:
         store: The store.
         clock: Its clock.
         devices: How many devices there are.
-        releases: The versions of digits that are released.
+        releases: The versions of the model that are released.
         has: Which version answers on each device that has asked.
         failed: Versions that failed on a device.
+        model: The model.
     """
 
     store: Store
@@ -50,6 +51,7 @@ class World:
     releases: Iterable[int] = (1, 2, 3)
     has: dict[DeviceId, int] = field(default_factory=dict)
     failed: dict[DeviceId, set[int]] = field(default_factory=dict)
+    model: ModelName = DIGITS
 
     def __post_init__(self) -> None:
         self.names = [DeviceId(f"device-{number:03d}") for number in range(self.devices)]
@@ -57,21 +59,29 @@ class World:
         for version in self.releases:
             self.release(version)
 
+    def sha256(self, version: int) -> bytes:
+        return (
+            sha256(version)
+            if self.model == DIGITS
+            else hashlib.sha256(f"{self.model} {version}".encode()).digest()
+        )
+
     def release(self, version: int) -> None:
-        self.store.releases.publish(DIGITS, version, sha256=sha256(version), size=1000)
+        self.store.releases.publish(self.model, version, sha256=self.sha256(version), size=1000)
 
     def hold(self, version: int) -> None:
-        self.store.rollouts.hold(DIGITS, version, actor=ANN)
+        self.store.rollouts.hold(self.model, version, actor=ANN)
 
     def start(self, version: int, plan: RolloutPlan = HALF) -> Rollout:
-        return begin(self.store, propose(self.store, DIGITS, version, plan), actor=ANN)
+        return begin(self.store, propose(self.store, self.model, version, plan), actor=ANN)
 
     def ask(self, device: DeviceId) -> Offer | None:
         """What a device is offered when it says truly what it has."""
         offers = Offers(self.store.releases, self.store.placements)
-        active = {"digits": self.has[device]} if device in self.has else {}
-        failed = {sha256(version) for version in self.failed.get(device, ())}
-        return next(iter(offers.for_device(device, active, failed)), None)
+        active = {str(self.model): self.has[device]} if device in self.has else {}
+        failed = {self.sha256(version) for version in self.failed.get(device, ())}
+        offered = offers.for_device(device, active, failed)
+        return next((each for each in offered if each.release.model == self.model), None)
 
     def check(self, *which: DeviceId) -> dict[DeviceId, int]:
         """Let devices ask, install by the rules of the device, and tell which version they have now."""
@@ -99,7 +109,7 @@ class World:
             histograms = {"latency_us": Histogram.empty("latency_us", LATENCY_US).observe(times)}
             wrong = round(100 * (errors or {}).get(version, 0.0))
             counters = {"predictions": 100, **({"errors": wrong} if wrong else {})}
-            of = (device, DIGITS, version, "fp32", "onnx")
+            of = (device, self.model, version, "fp32", "onnx")
             rollups.append(Rollup(*of, hour_s, 1, hour_s + 60, counters, histograms))
         # One batch of all: who sent what is not what is tested here.
         self.store.batches.append(self.names[0], [Arrival(secrets.token_bytes(16), "key", b"h", b"sealed")])

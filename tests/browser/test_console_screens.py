@@ -11,6 +11,7 @@ import pytest
 from playwright.sync_api import Page
 
 from browser.conftest import SHOTS, Open
+from operations_seed import DRIFTED
 from umbel_server.access.actor import Role
 from umbel_server.console.app import make_app
 from umbel_server.console.nav import SCREENS
@@ -45,6 +46,16 @@ DEEP: tuple[str, ...] = (
     "/settings/users/pipeline",
     "/settings/roles",
     "/settings/sign-in",
+    "/rollouts/scent-4",
+    "/rollouts/-/pins",
+    "/rollouts/-/new?filled=1&model=scent&version=5&steps=10,100&gate.failed=on&tolerance.failed=0.05",
+    "/experiments/taste-3-ab",
+    "/experiments/-/new",
+    "/runs/autumn",
+    "/runs/-/schedules",
+    "/runs/-/proposals",
+    "/alerts/-/rules",
+    f"/alerts/{DRIFTED}",
 )
 """Pages that the menu does not list."""
 PAGES = (*(each.path for each in SCREENS if each.path in make_app().state.paths), *DEEP)

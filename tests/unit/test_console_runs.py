@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import html
 import io
+import json
 import re
 from collections.abc import Iterator
 from dataclasses import replace
@@ -230,6 +231,9 @@ def test_figures_that_a_round_lacks_are_missing_and_not_nothing(console: Console
     assert (seen.metrics, seen.scored, seen.phases) == ((), "", ())
     for chart in CHARTS.values():
         assert chart(seen)["empty"]
+    # A fleet without a budget has no line to draw, and JSON no word for infinite.
+    endless = CHARTS["privacy"](replace(seen, budget=float("inf")))
+    assert json.loads(json.dumps(endless, allow_nan=False)) == endless
 
 
 def hidden(page: str) -> dict[str, str]:

@@ -106,7 +106,7 @@ def alert_rows(
     ]
     if who:
         found = [each for each in found if each.who == who]
-    order = {name: place for place, name in enumerate(SEVERITIES)}
+    order: dict[str, int] = {name: place for place, name in enumerate(SEVERITIES)}
     return tuple(sorted(found, key=lambda each: (each.alert.status != "firing", order[each.alert.severity])))
 
 

@@ -144,7 +144,7 @@ def course_chart(plan: ExperimentPlan, reading: Reading | None) -> dict[str, Any
         "kind": "line",
         "unit": "",
         "x": {"type": "time", "values": [each["at_s"] for each in course]},
-        "y": {"name": f"{plan.metric}, treatment minus control"},
+        "y": {"name": ""},
         "series": [
             {
                 "name": "difference",

@@ -263,7 +263,7 @@ def failures_of(found: Iterable[tuple[str, str | None, int]]) -> tuple[Failure, 
     """Return why devices do not run a candidate, by class of device or their own word, the most frequent first."""
     counts: Counter[tuple[str, str]] = Counter()
     for kind, told, devices in found:
-        where = (told or "") if kind == "no shadow" else class_of(from_json(told) if told else {})
+        where = (told or "") if kind == "no shadow" else (class_of(from_json(told)) if told else "")
         counts[_FAILED[kind], where] += devices
     return tuple(Failure(what, where, devices) for (what, where), devices in counts.most_common())
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -259,7 +260,12 @@ def privacy_chart(run: RunSeen) -> dict[str, Any]:
         unit="",
         empty="Nobody was charged yet, or the plan adds no noise and epsilon is infinite.",
     )
+    spent = [each.figure("epsilon_server") or 0.0 for each in counted]
+    # The budget is in sight, however little of it is spent.
     chart["y"] = {"name": "epsilon", "min": 0}
+    if not math.isfinite(run.budget):
+        return chart
+    chart["y"]["max"] = max([run.budget * 1.1, *spent])
     chart["bounds"] = [{"value": run.budget, "name": "budget of a device", "tone": "bad"}]
     return chart
 
