@@ -270,6 +270,15 @@ def test_no_log_holds_a_secret_or_what_a_device_sent(fleet: FleetDir) -> None:
 def test_every_service_is_run_once(tmp_path: Path) -> None:
     services = [service.name for service in services_of(make_fleet(tmp_path / "garden"))]
     assert len(services) == len(set(services))
-    assert {"superlink", "superexec", "runs", "gateway", "opener", "rollouts", "alerts", "api", "console", "health"} <= set(
-        services
-    )
+    assert {
+        "superlink",
+        "superexec",
+        "runs",
+        "gateway",
+        "opener",
+        "rollouts",
+        "alerts",
+        "api",
+        "console",
+        "health",
+    } <= set(services)

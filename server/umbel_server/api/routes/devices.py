@@ -94,7 +94,9 @@ def list_devices(
         limit=limit + 1, sort=sort, descending=descending, after=last, after_value=last_value,
     )  # fmt: skip
     now_s = store.clock()
-    return page_of(found, limit, key=lambda device: place_of(device, sort), show=lambda each: show(each, now_s))
+    return page_of(
+        found, limit, key=lambda device: place_of(device, sort), show=lambda each: show(each, now_s)
+    )
 
 
 @router.get("/facets", dependencies=[may(Permission.DEVICES_READ)])
