@@ -125,7 +125,7 @@ class Queue:
         self.store = store
         self.tell = tell
         self.judge = judge
-        self.labeled = Labeled()
+        self.labeled: Labeled = Labeled()
         self.data = data
         self.clock = clock
         self._unkept: deque[tuple[Prediction, float, NDArray[Any]]] = deque()
