@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from umbel._predict.open import UnverifiedPackageWarning, load
     from umbel._privacy import Privacy
     from umbel._quantize.report import Quantization, QuantizedForm
+    from umbel._releases.shadows import ShadowRelease
     from umbel._review.review import Case, Feedback, Review, Ruling
     from umbel._rounds.conditions import Conditions, Verdict
     from umbel._rounds.probes import Reading
@@ -77,6 +78,7 @@ __all__ = [
     "Review",
     "Rules",
     "Ruling",
+    "ShadowRelease",
     "Status",
     "StorageError",
     "Telemetry",
@@ -113,6 +115,7 @@ _ELSEWHERE = {
     "QuantizedForm": "umbel._quantize.report",
     "Retention": "umbel._data.rows",
     "Rules": "umbel_proto.conditions",
+    "ShadowRelease": "umbel._releases.shadows",
     "Verdict": "umbel._rounds.conditions",
     "TensorSpec": "umbel_proto.manifest",
     "UnverifiedPackageWarning": "umbel._predict.open",

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from umbel._predict.model import Model
     from umbel._privacy import Privacy
     from umbel._releases.follow import Follower
+    from umbel._releases.shadows import ShadowRelease
     from umbel._releases.shelf import Installed, Shelf
     from umbel._review.desk import Desk
     from umbel._rounds.conditions import Conditions, Verdict
@@ -82,6 +83,7 @@ class Status:
         releases_until_s: Until when what the fleet signed of its releases holds, as far as the device knows; after it
             nothing new is installed. None before the first check for releases.
         failed: Releases that failed on this device; ``umbel model retry`` lets them be tried again.
+        shadows: Releases that a rollout tries here beside those that answer.
         spooled_batches: Reports that wait to be sent.
         spooled_bytes: Their size.
         dropped_batches: Reports that were given up, most for want of room.
@@ -101,6 +103,7 @@ class Status:
     models: tuple[Release, ...]
     releases_until_s: float | None
     failed: tuple[FailedRelease, ...]
+    shadows: tuple[ShadowRelease, ...]
     spooled_batches: int
     spooled_bytes: int
     dropped_batches: int
@@ -294,6 +297,7 @@ class Device:
             StorageError: One of its files is damaged.
         """
         from umbel._fleet.trust import trusted_until_s
+        from umbel._releases.shadows import shadows
         from umbel._rounds.ledger import Ledger
 
         policy, depth = self.home.open_policy(), self._spool.depth()
@@ -315,6 +319,7 @@ class Device:
             models=tuple(_release(item) for item in active if item is not None),
             releases_until_s=trusted_until_s(self.home),
             failed=tuple(FailedRelease(name, each.version, each.why, each.at_s) for name, each in failed),
+            shadows=shadows(self._shelf),
             spooled_batches=depth.batches,
             spooled_bytes=depth.bytes,
             dropped_batches=depth.dropped,

@@ -6,12 +6,13 @@ import contextlib
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from umbel._data.consent import QUERIES, TRAINING, Consent
 from umbel._data.store import Store
 from umbel._home.directory import DeviceHome
+from umbel._releases.shadows import ShadowRelease, bounds, shadows
 from umbel._releases.versions import Versions
 from umbel._review.store import ReviewStore
 from umbel._rounds.asked import AskedQueries, AskedQuery
@@ -57,12 +58,14 @@ class Privacy:
         spending: Every charge.
         queries: What the fleet asked of its examples, the oldest first, each with the epsilon after the answer; None:
             it gave none.
+        shadows: Releases that a rollout tries on the device's examples, beside those that answer.
     """
 
     sentences: tuple[str, ...]
     runs: tuple[RunShare, ...]
     spending: Spending
     queries: tuple[tuple[AskedQuery, float | None], ...] = ()
+    shadows: tuple[ShadowRelease, ...] = ()
 
     @property
     def epsilon(self) -> float:
@@ -89,6 +92,7 @@ class Privacy:
             "sentences": list(self.sentences),
             "runs": runs,
             "queries": queries,
+            "shadows": [asdict(each) for each in self.shadows],
             **self.spending.to_json(),
         }
 
@@ -107,6 +111,7 @@ def account(home: DeviceHome, conditions: Conditions | None = None) -> Privacy:
     spent = spending(home)
     queries = _queries(home, spent)
     runs = _runs(spent, frozenset(asked.id for asked, _ in queries))
+    tried = _tried(home)
     sentences = (
         _examples(home),
         *_reviews(home),
@@ -119,8 +124,9 @@ def account(home: DeviceHome, conditions: Conditions | None = None) -> Privacy:
         *_example_cost(spent),
         _reports(home),
         *_randomized(home),
+        *(_trial(shadow) for shadow in tried if not shadow.why),
     )
-    return Privacy(sentences, runs, spent, queries)
+    return Privacy(sentences, runs, spent, queries, tried)
 
 
 def _queries(home: DeviceHome, spent: Spending) -> tuple[tuple[AskedQuery, float | None], ...]:
@@ -281,6 +287,23 @@ def _reports(home: DeviceHome) -> str:
     return (
         f"Reports: {sent} sent, {depth.batches} waiting, {depth.dropped} given up; last contact {as_time(last_s)}. They "
         "hold counts and histograms of what models did, no example and no single prediction, sealed to the fleet."
+    )
+
+
+def _tried(home: DeviceHome) -> tuple[ShadowRelease, ...]:
+    if not Versions(home.shelf, clock=time.time).models():
+        return ()
+    from umbel._releases.shelf import open_shelf
+
+    return shadows(open_shelf(home, clock=time.time))
+
+
+def _trial(shadow: ShadowRelease) -> str:
+    since = "" if shadow.since_s is None else f" since {as_time(shadow.since_s)}"
+    return (
+        f"Version {shadow.version} of model {shadow.model} is tried{since} beside version {shadow.beside}, which answers: "
+        f"on {bounds(shadow)}; {_count(shadow.examples, 'example')} so far. They stay on this device, and nobody hears "
+        "what it says of them: reports count how often it says the same."
     )
 
 

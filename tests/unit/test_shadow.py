@@ -258,8 +258,13 @@ def test_a_candidate_is_fetched_and_tried_and_what_answers_stays(phone: Phone) -
     active = phone.shelf.active("digits")
     assert active is not None
     assert active.version == 2
-    assert phone.beside() == Beside(sha256(GOOD).hex(), 3, 4, 0.1)
+    begun = phone.beside()
+    assert begun == Beside(sha256(GOOD).hex(), 3, 4, 0.1)
     assert phone.check() == []
+    again = phone.beside()
+    assert begun is not None
+    assert again is not None
+    assert 0 < begun.since_s == again.since_s
     heard = phone.gateway.heard[-1]
     assert [(each.version, each.why) for each in heard.shadows] == [(3, "")]
     assert heard.may_shadow

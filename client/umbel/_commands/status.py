@@ -20,6 +20,7 @@ from umbel._words import as_number, as_time
 def status(*, home: Path | None, as_json: bool) -> None:
     """Show who the device is, what it runs, what it has still to send and what privacy it has spent."""
     from umbel._device import Device
+    from umbel._releases.shadows import bounds
 
     if (pending := device_home(home).pending) is not None:
         if as_json:
@@ -53,6 +54,11 @@ def status(*, home: Path | None, as_json: bool) -> None:
         )
     for failure in now.failed:
         table.add_row("not used", f"{failure.model} {failure.version}: it {failure.why}")
+    for shadow in now.shadows:
+        tried = f"{shadow.model} {shadow.version} beside {shadow.beside}"
+        since = "" if shadow.since_s is None else f" since {as_time(shadow.since_s)}"
+        said = f"not run: it {shadow.why}" if shadow.why else f"{shadow.examples} examples, {bounds(shadow)}"
+        table.add_row("shadow", f"{tried}{since}: {said}")
     dropped = f", {now.dropped_batches} dropped" if now.dropped_batches else ""
     table.add_row("to send", f"{now.spooled_batches} reports, {now.spooled_bytes} bytes{dropped}")
     table.add_row(

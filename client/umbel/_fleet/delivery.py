@@ -145,7 +145,7 @@ class Delivery:
                 before = None
             if shadow is None or each.active is None or not self._is_wanted(shadow.release):
                 continue
-            beside = _beside(shadow)
+            beside = _beside(shadow, now_s=self._clock())
             if before is not None and not before.why and self._shelf.file(beside.sha256).exists():
                 self._shelf.versions.accompany(model, beside)
                 continue
@@ -382,10 +382,10 @@ def shadowing(shelf: Shelf) -> list[pb.Shadowing]:
     ]
 
 
-def _beside(shadow: pb.Shadow) -> Beside:
+def _beside(shadow: pb.Shadow, *, now_s: float) -> Beside:
     release = shadow.release
     within = shadow.within if 0 <= shadow.within < math.inf else 0.0
-    return Beside(release.sha256.hex(), release.version, max(shadow.one_in, 1), within)
+    return Beside(release.sha256.hex(), release.version, max(shadow.one_in, 1), within, since_s=now_s)
 
 
 def _checked(release: pb.Release) -> pb.Release:

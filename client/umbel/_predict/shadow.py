@@ -129,6 +129,7 @@ class Shadow:
         # To count takes no lock: who holds one could be interrupted, and a prediction would wait.
         self._missed = count().__next__
         self._told = -1
+        self._put_to = self._put_to_told = 0  # Each is written by one thread.
 
     def _renew_in_child(self) -> None:
         """In a forked process nobody asks the candidate: whoever follows releases begins with it anew."""
@@ -150,6 +151,12 @@ class Shadow:
         self.end()
         if self._thread.is_alive():
             self._thread.join(CLOSE_S)
+
+    def asked(self) -> int:
+        """Return how many examples were put to the candidate since the last call. One thread calls it."""
+        number, before = self._put_to, self._put_to_told
+        self._put_to_told = number
+        return number - before
 
     def offer(self, x: object, said: Prediction | Estimate) -> None:
         """Take note of an answer, if it is this one's turn. It never raises, and never waits.
@@ -218,6 +225,7 @@ class Shadow:
         """
         begin = perf_counter()
         candidate.compare(x, said)
+        self._put_to += 1
         candidate.window.dropped(self._dropped())
         return (perf_counter() - begin) * (1 / SHARE - 1)
 

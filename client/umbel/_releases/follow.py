@@ -113,6 +113,7 @@ class Follower:
         What cannot be replaced goes on answering.
         """
         with self._lock:
+            self._note_asked()
             for (name, how), model in list(self._models.items()):
                 self._update(model, name, how)
             for name in {name for name, _ in self._models} | self._shadows.keys():
@@ -134,11 +135,21 @@ class Follower:
                 model._shadow = None
             for _, shadow in self._shadows.values():
                 shadow.close()
+            self._note_asked()
             self._shadows.clear()
             try:
                 self._prove(0.0)
             except UmbelError as exc:
                 self._say("", exc)
+
+    def _note_asked(self) -> None:
+        """Note with the shelf how many examples were put to what is run beside. It never raises."""
+        for name, (pair, shadow) in self._shadows.items():
+            if number := shadow.asked():
+                try:
+                    self._shelf.versions.asked(name, pair.partition(" ")[0], number)
+                except UmbelError as exc:
+                    self._say(name, exc)
 
     def _accompany(self, name: str) -> None:
         """Let what the fleet wants be run beside the models of a name, and nothing else. It never raises."""

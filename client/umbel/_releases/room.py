@@ -16,6 +16,11 @@ SHARE = 4
 """A second version takes no more than one in so many bytes that are free: the rest is the application's."""
 
 
+def beside_bytes(size: int) -> int:
+    """Return the memory that a package of ``size`` bytes is taken to need beside another one."""
+    return TIMES * size + BESIDE_BYTES
+
+
 def require_memory(size: int, *, limit_bytes: int | None, root: Path = Path("/")) -> None:
     """Check that a package can be loaded beside another one.
 
@@ -27,7 +32,7 @@ def require_memory(size: int, *, limit_bytes: int | None, root: Path = Path("/")
     Raises:
         RefusedError: It cannot. The sentence begins with the version.
     """
-    need = TIMES * size + BESIDE_BYTES
+    need = beside_bytes(size)
     if limit_bytes is not None and need > limit_bytes:
         raise RefusedError(
             f"would take {need >> 20} MiB of memory beside the active version, and the owner allows "

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 MAX_FAILURES = 16
@@ -47,6 +47,9 @@ class Beside:
         within: Of a model that answers with numbers, how far its may be from the active one's to agree, in standard
             deviations of its golden answers.
         why: Why this device does not run it, the end of a sentence that begins with the version; empty: it does.
+        since_s: Since when the fleet wants it here, Unix seconds; 0 where an older umbel began it. What the device notes
+            itself makes no other wish of it.
+        examples: How many examples were put to it here.
     """
 
     sha256: str
@@ -54,6 +57,8 @@ class Beside:
     one_in: int = 10
     within: float = 0.1
     why: str = ""
+    since_s: float = field(default=0.0, compare=False)
+    examples: int = field(default=0, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,8 +100,17 @@ class Slots:
         return replace(self, failed=failed, beside=None if gone else self.beside)
 
     def accompanied(self, beside: Beside | None) -> Slots:
-        """Return the slots with another version, or none, to be run beside the active one."""
+        """Return the slots with a version, or none, to be run beside the active one; of the same one what is known stays."""
+        known = self.beside
+        if beside is not None and known is not None and beside.sha256 == known.sha256:
+            beside = replace(beside, since_s=known.since_s, examples=known.examples)
         return replace(self, beside=beside)
+
+    def asked(self, sha256: str, examples: int) -> Slots:
+        """Return the slots after so many more examples were put to the version beside the active one, if it still is."""
+        if self.beside is None or self.beside.sha256 != sha256:
+            return self
+        return replace(self, beside=replace(self.beside, examples=self.beside.examples + examples))
 
     def fell_back(self, failure: Failure) -> Slots:
         """Return the slots after the active version failed: the one before it answers again.
@@ -184,6 +198,8 @@ def _beside(fields: dict[str, Any] | None) -> Beside | None:
         max(int(fields["one_in"]), 1),
         float(fields["within"]),
         str(fields["why"]),
+        float(fields.get("since_s", 0.0)),
+        int(fields.get("examples", 0)),
     )
 
 

@@ -147,6 +147,17 @@ class Versions:
             if slots.beside != beside:
                 self.write(model, slots.accompanied(beside))
 
+    def asked(self, model: str, sha256: str, examples: int) -> None:
+        """Count examples that were put to the version beside the active one.
+
+        Raises:
+            StorageError: The disk is full or damaged.
+        """
+        with self.changing():
+            slots = self.slots(model)
+            if (after := slots.asked(sha256, examples)) is not slots:
+                self.write(model, after)
+
     def lose(self, model: str, sha256: str) -> bool:
         """Take away a package that is damaged on the disk, so that it is fetched again.
 
