@@ -24,6 +24,7 @@ GROUPS = {
     "models": ("export", "training", "inference", "quantized", "tflite", "compression"),
     "device": ("sdk", "sdk_switch", "startup"),
     "service": ("service", "soak_service", "store", "rollouts"),
+    "console": ("console",),
 }
 LIMIT_S = 1800.0
 """No benchmark takes half of it on a quiet machine."""

@@ -50,8 +50,8 @@ BATCH_BYTES = 600
 """What 100 counted predictions are, sealed."""
 
 
-def filled(url: URL, count: int, now_s: int) -> None:
-    """Fill a store as if it had run for 30 days."""
+def filled(url: URL, count: int, now_s: int, *, days: int = DAYS) -> None:
+    """Fill a store as if it had run for 30 days; of devices it has the first ``days``, of cohorts all."""
     chance = random.Random(1)
     bodies = [body(chance) for _ in range(64)]
     sums = [body(chance, many=True) for _ in range(64)]
@@ -83,7 +83,7 @@ def filled(url: URL, count: int, now_s: int) -> None:
             (
                 (name(each), *MODELS[each % 6], VARIANTS[each % 2], "onnx", hour_s, 60, hour_s + HOUR_S)
                 + bodies[(each + day) % 64]
-                for day in range(DAYS)
+                for day in range(days)
                 for hour_s in [begin_s + day * DAY_S + 12 * HOUR_S]
                 for each in range(count)
             ),
@@ -104,7 +104,7 @@ def filled(url: URL, count: int, now_s: int) -> None:
                     *listed(bodies[(each + day) % 64]),
                     0,
                 )
-                for day in range(DAYS)
+                for day in range(days)
                 for day_s in [begin_s + day * DAY_S]
                 for each in range(count)
             ),

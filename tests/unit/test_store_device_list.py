@@ -33,6 +33,9 @@ SOUGHT = [
     Wanted(model="digits"),
     Wanted(model="digits", version=2),
     Wanted(status="online", tag="ward-0", model="digits", version=1),
+    Wanted(status="stale", tag="ward-1"),
+    Wanted(begins="device-1"),
+    Wanted(begins="device-1", tag="ward-2", model="faults"),
     Wanted(tag="nowhere"),
 ]
 
@@ -77,6 +80,7 @@ def sought(store: Store, wanted: Wanted, now_s: float) -> list[Device]:
             and (wanted.tag is None or wanted.tag in tags)
             and (wanted.model is None or wanted.model in situation.has)
             and (wanted.version is None or situation.has[wanted.model or ""] == wanted.version)
+            and device.id.startswith(wanted.begins or "")
         ):
             found.append(device)
     return found
@@ -120,3 +124,5 @@ def test_facets_count_what_a_look_at_each_device_would(store: Store, clock: Manu
         has = [(*item, 0) for each in expected for item in store.placements.situation(each.id).has.items()]
         counted = Counter((model, version) for model, version, _ in has)
         assert {(model, version): count for model, version, count in found.versions} == counted
+        for counts in (found.statuses, found.tags, found.versions):
+            assert list(counts) == sorted(counts)

@@ -6,7 +6,19 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, cast
 
-from sqlalchemy import ColumnElement, and_, case, exists, func, select, tuple_
+from sqlalchemy import (
+    ColumnElement,
+    Row,
+    Select,
+    and_,
+    case,
+    func,
+    literal,
+    null,
+    select,
+    tuple_,
+    union_all,
+)
 
 from umbel_proto.ids import ModelName
 from umbel_server.clock import Clock
@@ -87,23 +99,29 @@ class DeviceList:
     def facets(self, wanted: Wanted = ANY) -> Facets:
         """Return what the devices are that somebody wants to see, counted."""
         matching = self._matching(wanted)
-        status = status_of(self._clock()).label("status")
-        statuses = select(status, func.count()).where(*matching).group_by(status).order_by(status)
-        model = (device_models.c.model, device_models.c.version)
-        versions = select(*model, func.count()).group_by(*model).order_by(*model)
-        tag = device_tags.c.tag
-        tags = select(tag, func.count()).group_by(tag).order_by(tag)
+        chosen = select(devices.c.id, status_of(self._clock()).label("status")).where(*matching)
+        # Made once for all three counts, where it is a choice: who is wanted is a look at every device.
+        them = chosen.cte("them").prefix_with("MATERIALIZED") if matching else chosen.subquery("them")
+        model, tag = (device_models.c.model, device_models.c.version), device_tags.c.tag
+        statuses = (
+            _counted(literal("status"), them.c.status, null()).select_from(them).group_by(them.c.status)
+        )
+        versions = _counted(literal("model"), *model).select_from(device_models).group_by(*model)
+        tags = _counted(literal("tag"), tag, null()).select_from(device_tags).group_by(tag)
         if matching:
-            versions = versions.join(devices, devices.c.id == device_models.c.device_id).where(*matching)
-            tags = tags.join(devices, devices.c.id == device_tags.c.device_id).where(*matching)
+            ids = select(them.c.id)
+            versions = versions.where(device_models.c.device_id.in_(ids))
+            tags = tags.where(device_tags.c.device_id.in_(ids))
         with self._database.read() as connection:
-            found = tuple((cast("Status", row[0]), row[1]) for row in connection.execute(statuses))
-            return Facets(
-                sum(count for _, count in found),
-                found,
-                tuple((ModelName(row[0]), row[1], row[2]) for row in connection.execute(versions)),
-                tuple((row[0], row[1]) for row in connection.execute(tags)),
-            )
+            found: dict[str, list[Row[Any]]] = {"status": [], "model": [], "tag": []}
+            for row in connection.execute(union_all(statuses, versions, tags)):
+                found[row.kind].append(row)
+        return Facets(
+            sum(row.devices for row in found["status"]),
+            tuple(sorted((cast("Status", row.word), row.devices) for row in found["status"])),
+            tuple(sorted((ModelName(row.word), row.version, row.devices) for row in found["model"])),
+            tuple(sorted((row.word, row.devices) for row in found["tag"])),
+        )
 
     def _matching(self, wanted: Wanted) -> Collection[ColumnElement[bool]]:
         found: list[ColumnElement[bool]] = []
@@ -113,16 +131,24 @@ class DeviceList:
             # A range, which the order of names answers; no name holds a character after the last of these.
             found.append(and_(devices.c.id >= wanted.begins, devices.c.id < f"{wanted.begins}\x7f"))
         if wanted.tag is not None:
-            # Names of their own: facets count the same tables.
+            # A list of devices, not a question about each: SQLite begins with it where it is short.
             tags = device_tags.alias("wanted_tags")
-            found.append(exists().where(tags.c.device_id == devices.c.id, tags.c.tag == wanted.tag))
+            found.append(devices.c.id.in_(select(tags.c.device_id).where(tags.c.tag == wanted.tag)))
         if wanted.model is not None:
             slots = device_models.alias("wanted_models")
-            slot = and_(slots.c.device_id == devices.c.id, slots.c.model == wanted.model)
+            having = select(slots.c.device_id).where(slots.c.model == wanted.model)
             if wanted.version is not None:
-                slot = and_(slot, slots.c.version == wanted.version)
-            found.append(exists().where(slot))
+                having = having.where(slots.c.version == wanted.version)
+            found.append(devices.c.id.in_(having))
         return found
+
+
+def _counted(
+    kind: ColumnElement[str], word: ColumnElement[str], version: ColumnElement[Any]
+) -> Select[tuple[str, str, Any, int]]:
+    return select(
+        kind.label("kind"), word.label("word"), version.label("version"), func.count().label("devices")
+    )
 
 
 def status_of(now_s: float, *, online_s: float = ONLINE_S, stale_s: float = STALE_S) -> ColumnElement[str]:

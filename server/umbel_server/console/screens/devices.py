@@ -18,6 +18,7 @@ from umbel_server.api.texts import Name
 from umbel_server.console.export import export
 from umbel_server.console.guard import ScreenRoute, may
 from umbel_server.console.page import page
+from umbel_server.console.seen.counted import counted
 from umbel_server.monitor.report import status_of
 from umbel_server.rollouts.classes import class_of
 from umbel_server.store.batches import Deliveries
@@ -122,7 +123,7 @@ def devices(
         live="devices",
         lines=lines(store, shown.items),
         next=shown.next,
-        facets=store.device_list.facets(wanted),
+        facets=counted(store, wanted),
         wanted=wanted,
         sort=sort,
         descending=descending,

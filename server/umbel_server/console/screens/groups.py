@@ -1,8 +1,6 @@
-"""Groups and cohorts: what operators put together by tags, and what devices are by themselves, each counted now."""
+"""Groups and cohorts: what operators put together by tags, and what devices are by themselves, each counted."""
 
 from __future__ import annotations
-
-from collections import Counter
 
 from fastapi import APIRouter, Request, Response
 
@@ -15,29 +13,19 @@ from umbel_server.console.form import FormOf
 from umbel_server.console.guard import ScreenRoute, may
 from umbel_server.console.page import done, page
 from umbel_server.console.screens.devices import named
+from umbel_server.console.seen.counted import classes, counted
 from umbel_server.console.session import ActorOf
-from umbel_server.rollouts.classes import class_of
-from umbel_server.store.placed import facts_of
-from umbel_server.store.store import Store
 
 router = APIRouter(route_class=ScreenRoute)
 MOST = 1000
 _SHOWN = 100
 
 
-def classes(store: Store) -> list[tuple[str, int]]:
-    """Return how many active devices are of which class, the largest first."""
-    counts: Counter[str] = Counter()
-    for facts, count in store.placed.stated():
-        counts[class_of(facts_of(facts))] += count
-    return counts.most_common()
-
-
 @router.get("/groups", dependencies=[may(Permission.DEVICES_READ)])
 def groups(request: Request, service: ServiceOf) -> Response:
     """Show the groups of a fleet."""
     store, least = service.store, service.fleet.policy().min_cohort
-    facets, by_class = store.device_list.facets(), classes(store)
+    facets, by_class = counted(store), classes(store)
     file = export(
         request,
         "groups",

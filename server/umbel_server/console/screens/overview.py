@@ -13,6 +13,7 @@ from umbel_server.access.permissions import Permission
 from umbel_server.api.service import Service, ServiceOf
 from umbel_server.console.guard import ScreenRoute, may
 from umbel_server.console.page import page
+from umbel_server.console.seen.counted import counted
 from umbel_server.console.seen.kept import Kept
 from umbel_server.console.session import SessionOf
 from umbel_server.monitor.operations import ENERGY, RAPL
@@ -120,7 +121,7 @@ def overview(request: Request, service: ServiceOf, session: SessionOf) -> Respon
         request,
         "overview.html",
         live="overview",
-        facets=store.device_list.facets(),
+        facets=counted(store),
         pending=len(store.applications.pending()) if may_admit else None,
         rollouts=_live(store.rollouts.all()),
         runs=store.runs.driven(),

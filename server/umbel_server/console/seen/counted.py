@@ -1,0 +1,66 @@
+"""What devices are, counted: a look at each of them, made once for all who look."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Hashable
+from typing import Any, TypeVar, cast
+from weakref import WeakKeyDictionary
+
+from umbel_proto.errors import UnavailableError
+from umbel_server.console.seen.kept import Kept
+from umbel_server.rollouts.classes import class_of
+from umbel_server.store.device_list import Facets
+from umbel_server.store.placed import facts_of
+from umbel_server.store.store import Store
+from umbel_server.store.wanted import ANY, Wanted
+
+FRESH_S = 5.0
+"""Counts so old are shown as they are: a device is online for two minutes after it called."""
+OLDEST_S = 60.0
+"""Older ones are never shown; those between are, where counting anew takes longer than WAIT_S."""
+WAIT_S, PATIENCE = 0.05, 600
+
+T = TypeVar("T")
+_kept: WeakKeyDictionary[Store, Kept[Any]] = WeakKeyDictionary()
+
+
+def counted(store: Store, wanted: Wanted = ANY) -> Facets:
+    """Return what the devices are that somebody wants to see; what a person changed is in it at once.
+
+    Args:
+        store: The store.
+        wanted: Which ones.
+
+    Raises:
+        UnavailableError: The database takes half a minute and more.
+    """
+    return _made(store, wanted, lambda: store.device_list.facets(wanted))
+
+
+def classes(store: Store) -> list[tuple[str, int]]:
+    """Return how many active devices are of which class, the largest first.
+
+    Raises:
+        UnavailableError: The database takes half a minute and more.
+    """
+
+    def made() -> list[tuple[str, int]]:
+        counts: Counter[str] = Counter()
+        for facts, count in store.placed.stated():
+            counts[class_of(facts_of(facts))] += count
+        return counts.most_common()
+
+    return _made(store, "classes", made)
+
+
+def _made(store: Store, what: Hashable, make: Callable[[], T]) -> T:
+    # Every change by a person is in the audit log, and so is every device that was let in.
+    newest = store.audit.newest()
+    key = (what, newest.sequence if newest else 0, store.clock() // OLDEST_S)
+    kept = _kept.setdefault(store, Kept(store.clock, fresh_s=FRESH_S, wait_s=WAIT_S))
+    for _ in range(PATIENCE):
+        found = kept.get(key, make)
+        if found is not None:
+            return cast("T", found)
+    raise UnavailableError("The devices are still being counted: open the page again in a minute.")
