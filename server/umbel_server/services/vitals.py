@@ -13,8 +13,12 @@ from sqlalchemy import case, func, select
 from umbel_proto.errors import StorageError, UmbelError, UnavailableError
 from umbel_server.files import read_file
 from umbel_server.fleet.layout import FleetDir
+from umbel_server.monitor.alerts.rules import SEVERITIES
+from umbel_server.services.memory import resident_bytes
 from umbel_server.store.admission import ACTIVE
+from umbel_server.store.alerts import OPEN
 from umbel_server.store.batches import SEALED
+from umbel_server.store.rollouts import STATES
 from umbel_server.store.store import Store
 from umbel_server.store.tables import batches, devices
 
@@ -81,6 +85,14 @@ class Vitals:
         for what, expires_s in expiries(self._fleet):
             expiry.add_metric([what], expires_s)
         yield expiry
+        memory = Gauge(
+            "umbel_service_resident_bytes",
+            "Resident memory of the services on this machine.",
+            labels=["service"],
+        )
+        for service, size in sorted(resident_bytes(self._fleet.path).items()):
+            memory.add_metric([service], size)
+        yield memory
 
     def _of_store(self, now_s: float) -> Iterator[Metric]:
         from prometheus_client.metrics_core import GaugeMetricFamily as Gauge
@@ -106,6 +118,19 @@ class Vitals:
         yield Gauge("umbel_batches_waiting", "Sealed batches that wait for the opener.", value=waiting)
         lag_s = 0.0 if oldest_s is None else max(now_s - oldest_s, 0.0)
         yield Gauge("umbel_opener_lag_seconds", "How long the oldest of them has waited.", value=lag_s)
+        rollouts, by_state = (
+            self._store.rollouts.counts(),
+            Gauge("umbel_rollouts", "Rollouts.", labels=["state"]),
+        )
+        for state in STATES:
+            by_state.add_metric([state], rollouts.get(state, 0))
+        yield by_state
+        alerts = Gauge("umbel_alerts", "Alerts that are not resolved.", labels=["severity", "state"])
+        counted = self._store.alerts.counts()
+        for severity in SEVERITIES:
+            for state in OPEN:
+                alerts.add_metric([severity, state], counted.get((severity, state), 0))
+        yield alerts
 
 
 def expiries(fleet: FleetDir) -> Iterator[tuple[str, float]]:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Row, and_, delete, insert, or_, select, update
+from sqlalchemy import Connection, Row, and_, delete, func, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
 
 from umbel_proto.errors import RefusedError, UsageError
@@ -42,6 +42,7 @@ _NAMES: Mapping[type[State], str] = {
     RolledBack: "rolled-back",
     Finished: "finished",
 }
+STATES = tuple(_NAMES.values())
 SERVICE = Actor("service:rollouts", frozenset())
 """Who acts where a rollout's own gates do."""
 
@@ -178,11 +179,17 @@ class Rollouts:
             rows = connection.execute(select(rollouts).order_by(rollouts.c.created_s.desc(), rollouts.c.id))
             return tuple(map(_rollout, rows))
 
-    def page(self, *, after: str = "", limit: int) -> tuple[Rollout, ...]:
-        """Return rollouts by name, those after one, at most ``limit``."""
+    def page(self, *, after: str = "", limit: int | None = None) -> tuple[Rollout, ...]:
+        """Return rollouts by name, those after one, at most ``limit``; None: all."""
         query = select(rollouts).where(rollouts.c.id > after).order_by(rollouts.c.id).limit(limit)
         with self._database.read() as connection:
             return tuple(map(_rollout, connection.execute(query)))
+
+    def counts(self) -> dict[str, int]:
+        """Return how many rollouts there are by state."""
+        query = select(rollouts.c.state, func.count()).group_by(rollouts.c.state)
+        with self._database.read() as connection:
+            return {row.state: row[1] for row in connection.execute(query)}
 
     def running(self) -> tuple[Rollout, ...]:
         """Return the rollouts that are running, the oldest first."""
