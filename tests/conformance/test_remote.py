@@ -9,15 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 import typer
 from typer.testing import CliRunner
 
 from api_world import ApiWorld, api_world
 from model_packages import RELEASE
+from monitor_world import DAY_S, HOUR_S, Reporters
 from registry_world import ANNA, governed, package
 from rollout_world import World as Devices
-from umbel_proto.errors import CertificateError, RefusedError, UmbelError, UsageError
+from umbel_proto.errors import CertificateError, RefusedError, RemoteProtocolError, UmbelError, UsageError
+from umbel_proto.histogram import CONFIDENCE, LATENCY_US, Histogram
 from umbel_proto.ids import DeviceId, ModelName, RunId
 from umbel_server.access.actor import Role, local_actor
 from umbel_server.access.audit_command import app as audit
@@ -27,9 +30,11 @@ from umbel_server.cli import fleet
 from umbel_server.fleet.publish import publish
 from umbel_server.learning.commands import app as rounds
 from umbel_server.learning.plan import RunPlan
+from umbel_server.monitor.commands import app as monitor
 from umbel_server.registry.command import app as registry
 from umbel_server.registry.versions import add, describe
 from umbel_server.remote.client import Client, Place, trusting
+from umbel_server.remote.monitor import MonitorFar
 from umbel_server.rollouts.command import app as rollout
 from umbel_server.store.registry import Line
 from umbel_server.store.runs import Participation, RoundRecord
@@ -37,7 +42,7 @@ from umbel_server.store.runs import Participation, RoundRecord
 RUNNER = CliRunner()
 APPS: dict[str, typer.Typer] = {
     "fleet": fleet, "registry": registry, "rollout": rollout, "rounds": rounds, "user": user, "access": access,
-    "audit": audit,
+    "audit": audit, "monitor": monitor,
 }  # fmt: skip
 PLAN = 'model = "digits"\nversion = 1\nrounds = 2\ndevices = 8\n'
 PLAN += "[privacy]\nclip = 1.0\nnoise_multiplier = 4.0\ndelta = 1e-6\n"
@@ -107,6 +112,33 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
         yield full
 
 
+@pytest.fixture(scope="module")
+def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
+    """A fleet whose devices report, some of them randomized, and of which some are in a cohort."""
+    path = tmp_path_factory.mktemp("watched")
+    with api_world(path) as made:
+        made.fleet.release_key.write_bytes(RELEASE.to_pem())
+        made.fleet.release_pub.write_bytes(RELEASE.public.raw)
+        full = Fleet(made.fleet, made.store, made.clock, made.client)
+        full.path, full.tokens = path, {"root": made.token(made.user("root", Role.ADMIN), HELD[Role.ADMIN])}
+        describe(made.store, Line(ModelName("digits"), "anna", "reads digits", "minimal"), ANNA)
+        for version in (1, 2):
+            publish(made.fleet, made.store, package(version), actor=ANNA)
+        reporters = Reporters(made.store, made.clock, count=60)
+        reporters.tag("north", reporters.names[:30])
+        sure = Histogram.empty("confidence", CONFIDENCE).observe(np.linspace(0.5, 0.99, 50))
+        hidden = Histogram("confidence", sure.edges, tuple(each + 3 for each in sure.counts), 0.0, 1.5)
+        told = {"predictions": 50, "label.3": 20, "label.1": 30, "feedback": 5, "feedback.agreed": 4}
+        # Not near the ends of any time that is asked about: here and there are asked at two moments.
+        for days, slower in ((2.5, 3.0), (9.5, 1.0)):
+            for device in reporters.names:
+                fast = Histogram.empty("latency_us", LATENCY_US).observe(np.full(50, 500.0) * slower)
+                reporters.tell(device, sure, fast, ago_s=days * DAY_S, counters={**told, "errors": 2})
+                reporters.tell(device, hidden, ago_s=days * DAY_S - HOUR_S, counters=told, version=2)
+        reporters.arrive()
+        yield full
+
+
 def record(world: ApiWorld, run: str) -> None:
     plan = RunPlan.from_mapping(RECORDED)
     world.store.runs.create(RunId(run), ModelName("digits"), plan.to_json())
@@ -172,6 +204,65 @@ def test_what_people_read_reads_the_same(world: Fleet, words: str) -> None:
         return re.sub(r"\d+ (s|min)\b", "a while", text)
 
     assert still(world.run(words, "far")) == still(world.run(words, "here"))
+
+
+WATCHED = [
+    "fleet telemetry --sum --json",
+    "fleet telemetry --sum --days 5 --json",
+    "monitor drift digits --version 1 --json",
+    "monitor drift digits --version 2 --days 5 --level 0.1 --floor 0.2 --json",
+    "monitor performance digits --version 1 --json",
+    "monitor fairness digits --version 1 --label 3 --least-devices 20 --matters 0.1 --json",
+    "monitor operations digits --version 1 --days 5 --json",
+]
+ASKED_AT = {"since_s", "until_s", "at_s"}
+
+
+def timeless(value: Any) -> Any:
+    """Return JSON without the moments at which it was asked for."""
+    match value:
+        case dict():
+            return {key: timeless(each) for key, each in value.items() if key not in ASKED_AT}
+        case list():
+            return [timeless(each) for each in value]
+    return value
+
+
+@pytest.mark.parametrize("words", WATCHED)
+def test_what_is_seen_of_models_is_seen_the_same(watched: Fleet, words: str) -> None:
+    here, far = (json.loads(watched.run(words, where)) for where in ("here", "far"))
+    assert timeless(far) == timeless(here)
+    assert timeless(here)
+    text = words.removesuffix(" --json")
+    assert watched.run(text, "far") == watched.run(text, "here") != ""
+
+
+def test_a_service_tells_of_no_single_device_what_it_reported(watched: Fleet) -> None:
+    assert len(json.loads(watched.run("fleet telemetry --json", "here"))) == 60
+    for words in ("fleet telemetry", "fleet telemetry --json --limit 1", "fleet telemetry --tag north"):
+        with pytest.raises(UsageError, match="of no single device"):
+            watched.run(words, "far")
+
+
+@pytest.mark.parametrize("words", ["drift", "performance", "operations", "fairness --label 3"])
+def test_what_was_not_reported_is_refused_the_same_way(watched: Fleet, words: str) -> None:
+    what, *options = words.split()
+    told = set()
+    for where in ("here", "far"):
+        with pytest.raises(UsageError, match="No device has reported of model 'nothing'") as refused:
+            watched.run(" ".join(("monitor", what, "nothing", *options)), where)
+        told.add(str(refused.value))
+    assert len(told) == 1
+
+
+def test_figures_of_another_kind_than_this_umbel_knows_are_refused(watched: Fleet) -> None:
+    class Odd(httpx.BaseTransport):
+        def handle_request(self, request: httpx.Request) -> httpx.Response:
+            return httpx.Response(200, json={"now": {"devices": "many"}})
+
+    place = Place(str(watched.client.base_url), watched.tokens["root"], watched.fleet.ca_pem.read_text())
+    with Client(place, through=Odd()) as client, pytest.raises(RemoteProtocolError, match="another version"):
+        MonitorFar(client).operations("digits", 1, days=7)
 
 
 # Each is done to one thing in the directory, and to its like at the service.

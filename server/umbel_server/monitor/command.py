@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from umbel_proto.errors import UsageError
 from umbel_server.clock import system_clock
-from umbel_server.fleet.layout import FleetDir
 from umbel_server.fleet.wanted import TABLE_ROWS, StatusOption, TagOption, VersionOption, wanted_of
+from umbel_server.remote.place import FleetOption, ServerOption
+from umbel_server.remote.subjects import monitor_at
 from umbel_server.store.wanted import ANY
 
 if TYPE_CHECKING:
@@ -23,9 +23,8 @@ _HISTOGRAM_HEAD = ("model", "what", "epsilon", "count", "mean", "p10", "p50", "p
 
 
 def telemetry(
-    directory: Annotated[
-        Path, typer.Option("--fleet", envvar="UMBEL_FLEET", help="The fleet's directory.", show_default=False)
-    ],
+    directory: FleetOption = None,
+    server: ServerOption = None,
     as_sum: Annotated[bool, typer.Option("--sum", help="All devices together, in more detail.")] = False,
     days: Annotated[
         float | None, typer.Option(min=0, help="Of the last so many days.", show_default=False)
@@ -40,27 +39,18 @@ def telemetry(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
 ) -> None:
     """List what devices reported, by model, version and variant."""
-    from umbel_server.access.actor import local_actor
-    from umbel_server.access.chain import keep_checkpoint
-    from umbel_server.fleet.at_hand import pages
-    from umbel_server.monitor import report
-
     wanted = wanted_of(status, version, tag)
     if as_sum and wanted != ANY:
         raise UsageError("--sum is of all devices: leave --status, --version and --tag out.")
     most = TABLE_ROWS if limit is None and not as_json else limit
-    fleet = FleetDir.open(directory)
-    since_s = 0.0 if days is None else system_clock() - days * DAY_S
-    with fleet.open_store() as store:
+    since_s = 0.0 if days is None else max(0.0, system_clock() - days * DAY_S)
+    with monitor_at(directory, server) as monitor:
         if as_json:
-            # What leaves as data is on record; a look at a table is not.
-            store.audit.record(local_actor(), action="telemetry.export", object=f"fleet:{fleet.name}")
-            keep_checkpoint(fleet, store)
+            monitor.export()
         if as_sum:
-            _show_sum(report.together(store, since_s=since_s), as_json=as_json)
+            _show_sum(monitor.together(since_s=since_s), as_json=as_json)
             return
-        found = pages(store, wanted, limit=most, after=after)
-        lines = [line for page in found for line in report.telemetry(store, page, since_s=since_s)]
+        lines = monitor.devices(wanted, limit=most, after=after, since_s=since_s)
     _show(lines, as_json=as_json)
     if not as_json and len(lines) == most:
         typer.echo(f"There may be more:  --after {lines[-1].device}", err=True)

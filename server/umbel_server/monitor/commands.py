@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from umbel_server.fleet.layout import FleetDir
 from umbel_server.monitor.drift import FLOOR, LEVEL
 from umbel_server.monitor.drift_report import DAYS, MAX_DAYS
 from umbel_server.monitor.waive_commands import unwaive, waive, waivers
+from umbel_server.remote.place import FleetOption, ServerOption
+from umbel_server.remote.subjects import monitor_at
 
 if TYPE_CHECKING:
     from umbel_server.monitor.calibration import Calibration
@@ -28,9 +28,6 @@ app: typer.Typer = typer.Typer(
     help="See how the models of a fleet are doing.",
 )
 
-FleetOption = Annotated[
-    Path, typer.Option("--fleet", envvar="UMBEL_FLEET", help="The fleet's directory.", show_default=False)
-]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 ModelArgument = Annotated[str, typer.Argument(help="The model.")]
 VersionOption = Annotated[
@@ -53,7 +50,8 @@ app.command()(waivers)
 @app.command("drift")
 def show_drift(
     model: ModelArgument,
-    directory: FleetOption,
+    directory: FleetOption = None,
+    server: ServerOption = None,
     version: VersionOption = None,
     days: DaysOption = DAYS,
     level: Annotated[float, typer.Option(help="Chance of any false alarm, if nothing has changed.")] = LEVEL,
@@ -62,11 +60,9 @@ def show_drift(
 ) -> None:
     """Say whether inputs and answers are distributed as they were, and how sure that is."""
     from umbel_server.cli import print_json, print_table
-    from umbel_server.monitor.drift_report import drift
 
-    fleet = FleetDir.open(directory)
-    with fleet.open_store() as store:
-        found = drift(fleet, store, model, version, days=days, level=level, floor=floor)
+    with monitor_at(directory, server) as monitor:
+        found = monitor.drift(model, version, days=days, level=level, floor=floor)
     if as_json:
         print_json(found.to_json())
         return
@@ -106,19 +102,18 @@ def _drift_row(line: DriftLine) -> tuple[str, ...]:
 @app.command("performance")
 def show_performance(
     model: ModelArgument,
-    directory: FleetOption,
+    directory: FleetOption = None,
+    server: ServerOption = None,
     version: VersionOption = None,
     days: DaysOption = DAYS,
     as_json: JsonOption = False,
 ) -> None:
     """Say how often a model is right: by labels that came later, and by how sure it is."""
     from umbel_server.cli import print_json, print_table
-    from umbel_server.monitor.looks import look_at_performance
     from umbel_server.monitor.performance import Performance
 
-    fleet = FleetDir.open(directory)
-    with fleet.open_store() as store:
-        look = look_at_performance(fleet, store, model, version, days=days)
+    with monitor_at(directory, server) as monitor:
+        look = monitor.performance(model, version, days=days)
     if as_json:
         print_json(look.to_json())
         return
@@ -157,8 +152,9 @@ def show_performance(
 @app.command("fairness")
 def show_fairness(
     model: ModelArgument,
-    directory: FleetOption,
     label: Annotated[str, typer.Option(help="The label that rates are of, by name or number.")],
+    directory: FleetOption = None,
+    server: ServerOption = None,
     version: VersionOption = None,
     days: DaysOption = DAYS,
     least_devices: Annotated[int, typer.Option(help="Of how many devices anything shown is.", min=2)] = 10,
@@ -168,13 +164,9 @@ def show_fairness(
     """Say whether a model treats the devices of a cohort otherwise than the others."""
     from umbel_server.cli import print_json, print_table
     from umbel_server.monitor.fairness import Fairness
-    from umbel_server.monitor.looks import look_at_fairness
 
-    fleet = FleetDir.open(directory)
-    with fleet.open_store() as store:
-        look = look_at_fairness(
-            fleet, store, model, version, label=label, days=days, least=least_devices, matters=matters
-        )
+    with monitor_at(directory, server) as monitor:
+        look = monitor.fairness(model, version, label=label, days=days, least=least_devices, matters=matters)
     if as_json:
         print_json(look.to_json())
         return
@@ -208,19 +200,18 @@ def show_fairness(
 @app.command("operations")
 def show_operations(
     model: ModelArgument,
-    directory: FleetOption,
+    directory: FleetOption = None,
+    server: ServerOption = None,
     version: VersionOption = None,
     days: DaysOption = DAYS,
     as_json: JsonOption = False,
 ) -> None:
     """Say how devices run a model: how fast, how often it fails, what it costs, and what ends soon."""
     from umbel_server.cli import print_json, print_table
-    from umbel_server.monitor.looks import look_at_operations
     from umbel_server.monitor.operations import Operations
 
-    fleet = FleetDir.open(directory)
-    with fleet.open_store() as store:
-        look = look_at_operations(fleet, store, model, version, days=days)
+    with monitor_at(directory, server) as monitor:
+        look = monitor.operations(model, version, days=days)
     if as_json:
         print_json(look.to_json())
         return

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -211,11 +211,16 @@ def together(store: Store, *, since_s: float = 0) -> tuple[ModelLine, ...]:
         since_s: Of which days: those that began since, Unix seconds.
     """
     models = sorted({model for model, _ in store.cohorts.models(since_s=since_s)})
-    lines = (
-        _model_line(told)
+    return lines_of(
+        told
         for model in models
         for told in store.cohorts.totals(model, span="day", since_s=since_s, until_s=FOREVER_S)
     )
+
+
+def lines_of(sums: Iterable[CohortSum]) -> tuple[ModelLine, ...]:
+    """Return what sums say of models that answered."""
+    lines = map(_model_line, sums)
     return tuple(line for line in lines if line.predictions or line.errors)
 
 

@@ -13,11 +13,13 @@ if TYPE_CHECKING:
     from umbel_server.fleet.at_hand import FleetAtHand
     from umbel_server.learning.at_hand import RunsAtHand
     from umbel_server.monitor.alerts.at_hand import AlertsAtHand
+    from umbel_server.monitor.at_hand import MonitorAtHand
     from umbel_server.queries.at_hand import QueriesAtHand
     from umbel_server.registry.at_hand import RegistryAtHand
     from umbel_server.remote.access import AccessFar, AuditFar
     from umbel_server.remote.alerts import AlertsFar
     from umbel_server.remote.fleet import FleetFar
+    from umbel_server.remote.monitor import MonitorFar
     from umbel_server.remote.queries import QueriesFar
     from umbel_server.remote.registry import RegistryFar
     from umbel_server.remote.rollouts import RolloutsFar
@@ -95,3 +97,13 @@ def queries_at(
     from umbel_server.remote.queries import QueriesFar
 
     return at(directory, server, QueriesAtHand, QueriesFar)
+
+
+def monitor_at(
+    directory: Path | None, server: str | None
+) -> AbstractContextManager[MonitorAtHand | MonitorFar]:
+    """Reach what devices reported, and how models are doing by it, for the length of a block."""
+    from umbel_server.monitor.at_hand import MonitorAtHand
+    from umbel_server.remote.monitor import MonitorFar
+
+    return at(directory, server, MonitorAtHand, MonitorFar)

@@ -16,7 +16,7 @@ from umbel_server.store.cohorts import EVERYBODY, SPANS, CohortSum, Span
 
 router = APIRouter(prefix="/api/v1/telemetry", tags=["telemetry"], route_class=GuardedRoute)
 MAX_STEPS = 800
-"""Hours of a month, or days of two years: what one answer holds."""
+"""Hours of a month, or days of two years: what one answer holds. A total by the day is one step, however long."""
 _MAX_S = 4e9
 
 Since = Annotated[float, Query(ge=0, le=_MAX_S, description="From when on, Unix seconds.")]
@@ -114,7 +114,7 @@ def get_totals(
     version: Version = None,
 ) -> Sums:
     """Show what devices reported of a model, summed over time by version, variant and engine."""
-    if (until_s - since_s) / SPANS[span] > MAX_STEPS:
+    if span == "hour" and (until_s - since_s) / SPANS[span] > MAX_STEPS:
         raise UsageError(f"That is more than {MAX_STEPS} steps: ask for less at a time, or by the day.")
     found = store.cohorts.totals(
         name, span=span, since_s=since_s, until_s=until_s, cohorts=(cohort,), version=version
