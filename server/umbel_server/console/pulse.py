@@ -27,6 +27,7 @@ ABOUT: dict[str, tuple[str, ...]] = {
     "approvals": _TELEMETRY,
     "audit": (),
     "runs": ("rounds",),
+    "queries": ("rounds",),
     "rollouts": ("rollouts", "telemetry"),
     "experiments": ("rollouts", "telemetry"),
     "drift": _TELEMETRY,

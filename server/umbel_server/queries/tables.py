@@ -7,13 +7,7 @@ from typing import Any
 
 import typer
 
-RATES = {
-    "selection_rate": "selection rate",
-    "true_positive_rate": "true positive rate",
-    "false_positive_rate": "false positive rate",
-    "accuracy": "accuracy",
-    "base_rate": "base rate",
-}
+from umbel_server.queries.shown import RATES, cell_words
 
 
 def print_cost(made: dict[str, Any]) -> None:
@@ -54,7 +48,7 @@ def print_answer(found: dict[str, Any]) -> None:
 
 def _histogram(result: dict[str, Any]) -> None:
     rows = [
-        (cell.get("label", _range(cell)), _count(cell["count"]), *_figure(cell["share"]))
+        (cell.get("label", cell_words(cell)), _count(cell["count"]), *_figure(cell["share"]))
         for cell in result["cells"]
     ]
     rows.append(("(no value)", _count(result["missing"]), "", "", "", ""))
@@ -77,14 +71,14 @@ def _fairness(result: dict[str, Any]) -> None:
     rows = []
     for cohort in result["cohorts"]:
         if cohort["suppressed"]:
-            rows.append((_range(cohort), "too few to show", "", "", "", "", ""))
+            rows.append((cell_words(cohort), "too few to show", "", "", "", "", ""))
             continue
         for name, line in cohort["rates"].items():
             gap = line["against_others"]
             apart = "-" if gap is None else f"{gap['value']:+.3f} ({gap['low']:+.3f}..{gap['high']:+.3f})"
             if gap is not None and gap["certain"]:
                 apart += " *"
-            rows.append((_range(cohort), RATES[name], *_figure(line["figure"]), apart))
+            rows.append((cell_words(cohort), RATES[name], *_figure(line["figure"]), apart))
     _table(("cohort", "rate", "value", "interval", "noise", "sampling", "against the others"), rows)
     told = [
         f"{RATES[name]} {value:.3f}" for name, value in result["differences"].items() if value is not None
@@ -102,13 +96,6 @@ def _figure(figure: dict[str, float] | None) -> tuple[str, str, str, str]:
 
 def _count(count: dict[str, float]) -> str:
     return f"{count['value']:,.1f} +- {count['high'] - count['value']:.2g}"
-
-
-def _range(cell: dict[str, Any]) -> str:
-    low, high = cell.get("from"), cell.get("to")
-    if low is None:
-        return f"below {high:g}"
-    return f"from {low:g}" if high is None else f"{low:g} to {high:g}"
 
 
 def _number(value: float | None) -> str:
