@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from console_world import ConsoleWorld
 from operations_seed import operations
+from query_seed import queries
 from registry_seed import registry
 
 
@@ -18,6 +19,7 @@ SEEDS: tuple[Callable[[ConsoleWorld], None], ...] = (
     devices,
     registry,
     operations,
+    queries,
 )
 """Each adds its own; order matters where one builds on another."""
 
