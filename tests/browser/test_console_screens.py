@@ -54,6 +54,10 @@ DEEP: tuple[str, ...] = (
     "/runs/autumn",
     "/runs/-/schedules",
     "/runs/-/proposals",
+    "/queries/digits-seen",
+    "/queries/older-hands",
+    "/queries/under-way",
+    "/queries/-/new",
     "/alerts/-/rules",
     f"/alerts/{DRIFTED}",
 )
