@@ -122,23 +122,28 @@ def query_seen(fleet: FleetDir, store: Store, record: QueryRecord) -> QuerySeen:
 
 def answer_chart(seen: QuerySeen) -> dict[str, Any]:
     """Return the answer's figures with their intervals of 95 %: noise and sampling together."""
-    places = list(dict.fromkeys(each.of for each in seen.lines))
-    kinds = list(dict.fromkeys(each.what for each in seen.lines))
-    found = {(each.of, each.what): each.figure for each in seen.lines}
-
-    def values(what: str, name: str) -> list[float | None]:
-        figures = (found.get((place, what)) for place in places)
-        return [None if each is None else each[name] for each in figures]
-
+    compared = seen.record.kind == "fairness"
+    # One bar a place: intervals are drawn in its middle.
+    lines = sorted(seen.lines, key=lambda each: list(RATES.values()).index(each.what) if compared else 0)
+    figures = [each.figure for each in lines]
     return {
         "kind": "bar" if seen.record.kind in ("histogram", "fairness") else "scatter",
         "unit": "%" if all(each.share for each in seen.lines) else "",
-        "x": {"type": "category", "values": places, "name": seen.about},
+        "x": {
+            "type": "category",
+            "values": [f"{each.what}, {each.of}" if compared else each.of for each in lines],
+            "name": seen.about,
+        },
         "y": {"name": ""},
         "series": [
-            {"name": what, **{key: values(what, of) for key, of in _AXES}, "tone": tone}
-            for what, tone in zip(kinds, _TONES, strict=False)
-        ],
+            {
+                "name": "rate" if compared else lines[0].what,
+                **{key: [each and each[of] for each in figures] for key, of in _AXES},
+                "tone": "accent",
+            }
+        ]
+        if lines
+        else [],
         "empty": "There is no answer, or too few examples to tell one from noise.",
     }
 
@@ -185,4 +190,3 @@ def _fairness(result: Mapping[str, Any]) -> Iterator[Line]:
 
 _LINES = {"histogram": _histogram, "mean": _mean, "quantile": _quantile, "fairness": _fairness}
 _AXES = (("values", "value"), ("low", "low"), ("high", "high"))
-_TONES = ("accent", "info", "warn", "ok", "muted")
