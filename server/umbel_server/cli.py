@@ -279,10 +279,19 @@ def device(
 
 
 @fleet.command()
-def privacy(directory: PlaceOption = None, server: ServerOption = None, as_json: JsonOption = False) -> None:
+def privacy(
+    directory: PlaceOption = None,
+    server: ServerOption = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="At most so many devices; 100 in a table.", show_default=False)
+    ] = None,
+    after: Annotated[str, typer.Option(help="Devices after this name.", show_default=False)] = "",
+    as_json: JsonOption = False,
+) -> None:
     """Show what each device was charged in each run, and what that costs, as far as the fleet knows."""
     with fleet_at(directory, server) as at:
-        policy, lines = at.policy(), at.spending()
+        most = TABLE_ROWS if limit is None and not as_json else limit
+        policy, lines = at.policy(), at.spending(limit=most, after=after)
     epsilon, delta = policy["budget_epsilon"], policy["budget_delta"]
     if as_json:
         print_json({"budget": {"epsilon": epsilon, "delta": delta}, "devices": lines})
@@ -294,9 +303,11 @@ def privacy(directory: PlaceOption = None, server: ServerOption = None, as_json:
             told = _epsilon(run["epsilon"], known=run["known"])
             rows.append((named, run["run"], str(run["participations"]), told, total))
             named = total = ""
-    limit = "no limit" if epsilon is None else f"{epsilon:g}"
-    print_table(("device", "run", "charged", "epsilon", f"in all, of {limit}"), rows)
+    budget = "no limit" if epsilon is None else f"{epsilon:g}"
+    print_table(("device", "run", "charged", "epsilon", f"in all, of {budget}"), rows)
     print(f"At delta {delta:g}, against the server. Each device's own ledger decides: umbel privacy.")
+    if len(lines) == most:
+        typer.echo(f"There may be more:  --after {lines[-1]['device']}", err=True)
 
 
 @fleet.command()

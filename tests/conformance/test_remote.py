@@ -163,6 +163,7 @@ READS = [
     "fleet pending --json",
     "fleet policy --json",
     "fleet privacy --json",
+    "fleet privacy --after device-000 --limit 1 --json",
     "registry list --json",
     "registry list --model digits --json",
     "registry describe digits --json",
@@ -174,8 +175,10 @@ READS = [
     "registry card digits@1 --json",
     "registry datasheet digits@1",
     "rollout list --json",
+    "rollout list --after digits --limit 1 --json",
     "rollout plan digits 3 --from 2 --plan {path}/halves.toml --json",
     "rounds list --json",
+    "rounds list --after done --limit 1 --json",
     "rounds show done --json",
     "rounds start {path}/plan.toml --dry-run --json",
     "user list --json",
@@ -204,6 +207,23 @@ def test_what_people_read_reads_the_same(world: Fleet, words: str) -> None:
         return re.sub(r"\d+ (s|min)\b", "a while", text)
 
     assert still(world.run(words, "far")) == still(world.run(words, "here"))
+
+
+@pytest.mark.parametrize("where", ["here", "far"])
+def test_a_list_that_was_cut_goes_on_after_its_last_name(world: Fleet, where: str) -> None:
+    names: list[str] = []
+    while page := json.loads(
+        world.run(f"rounds list --limit 1 {f'--after {names[-1]}' if names else ''} --json", where)
+    ):
+        assert len(page) == 1
+        names += [each["run"] for each in page]
+    listed = json.loads(world.run("rounds list --json", where))
+    assert names == sorted(each["run"] for each in listed)
+    assert len(names) >= 3
+    charged = json.loads(world.run("fleet privacy --json", where))["devices"]
+    first, *others = [each["device"] for each in charged]
+    rest = json.loads(world.run(f"fleet privacy --after {first} --json", where))["devices"]
+    assert [each["device"] for each in rest] == others
 
 
 WATCHED = [

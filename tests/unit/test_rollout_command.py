@@ -66,6 +66,22 @@ def test_a_rollout_from_its_plan_to_its_end(run: Run, tmp_path: Path) -> None:
     assert "autumn" in run("status", "digits-3").output
 
 
+def test_a_list_that_was_cut_goes_on_after_its_last_name(run: Run) -> None:
+    for name in ("winter", "autumn"):
+        run("start", "digits", 3, "--percent", 50, "--percent", 100, "--name", name, "--reason", "season")
+        run("stop", name, "--roll-back", "--reason", "smoke")
+
+    def names(*words: object) -> list[str]:
+        return [each["rollout"] for each in json.loads(run("list", *words, "--json").output)["rollouts"]]
+
+    assert sorted(names()) == ["autumn", "winter"]
+    assert names("--limit", 1) == ["autumn"]
+    assert names("--after", "autumn") == ["winter"]
+    assert names("--after", "winter", "--limit", 1) == []
+    assert "There may be more:  --after autumn" in run("list", "--limit", 1).output
+    assert "There may be more" not in run("list", "--limit", 3).output
+
+
 def test_the_usual_plan_says_why_it_cannot_work_in_a_small_fleet(run: Run) -> None:
     assert "It would not start: Step canary reaches 0 of 40 devices" in run("plan", "digits", 3).output
     with pytest.raises(UsageError, match="Step canary reaches 0 of 40 devices"):

@@ -179,6 +179,8 @@ def test_an_attempt_under_way_does_not_make_epsilon_infinite(rounds: Terminal, f
     with fleet.open_store() as store:
         store.runs.begin_round(RunId("r1"), 2, 1)
     assert rounds.json("list")[0]["epsilon_server"] == 3.25
+    assert "There may be more:  --after r1" in rounds("list", "--limit", 1)[2]
+    assert "There may be more" not in rounds("list", "--limit", 2)[2]
     for command in ("show", "list"):
         assert "infinite" not in rounds(command, *(("r1",) if command == "show" else ()))[1]
 

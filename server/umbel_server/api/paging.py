@@ -12,6 +12,7 @@ from fastapi import Query
 from pydantic import BaseModel, Field
 
 from umbel_server.api.problems import Problem
+from umbel_server.api.texts import NAME
 
 DEFAULT_LIMIT, MAX_LIMIT = 100, 1000
 _T = TypeVar("_T")
@@ -21,6 +22,7 @@ Limit = Annotated[int, Query(ge=1, le=MAX_LIMIT, description="At most so many it
 Cursor = Annotated[
     str | None, Query(max_length=400, description="Go on after this: `next` of the page before.")
 ]
+AfterName = Annotated[str, Query(alias="after", pattern=f"{NAME}|^$", description="Those after this name.")]
 
 
 class Page(BaseModel, Generic[_T]):

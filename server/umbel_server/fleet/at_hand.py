@@ -122,11 +122,12 @@ class FleetAtHand:
         keep_checkpoint(self._fleet, self._store)
         return policy_json(changed)
 
-    def spending(self) -> list[dict[str, Any]]:
-        """Return what each device was charged in each run, by name."""
+    def spending(self, *, limit: int | None = None, after: str = "") -> list[dict[str, Any]]:
+        """Return what each device was charged in each run, by name, those after a name."""
         from umbel_server.monitor.spending import spending
 
-        lines = spending(self._store, self._fleet.runs, self._fleet.policy().budget_delta)
+        delta = self._fleet.policy().budget_delta
+        lines = spending(self._store, self._fleet.runs, delta, after=after, limit=limit)
         return [line.to_json() for line in lines]
 
     def publish(self, package: bytes, *, key: SigningKey | None) -> dict[str, Any]:

@@ -53,10 +53,11 @@ class RunsAtHand:
         self._store.runs.finish(record.id, "stopped", reason, actor=local_actor())
         keep_checkpoint(self._fleet, self._store)
 
-    def all(self) -> list[dict[str, Any]]:
-        """Return every run, the oldest first."""
+    def all(self, *, limit: int | None = None, after: str = "") -> list[dict[str, Any]]:
+        """Return every run, the oldest first; with a limit or a name, by name those after it, a page is read."""
         runs = self._store.runs
-        return [run_json(record, runs.rounds(record.id, with_devices=False)) for record in runs.all()]
+        found = runs.page(after=after, limit=limit) if limit or after else runs.all()
+        return [run_json(record, runs.rounds(record.id, with_devices=False)) for record in found]
 
     def show(self, run: str) -> dict[str, Any]:
         """Return a run and how far it is."""

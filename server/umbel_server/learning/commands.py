@@ -155,10 +155,18 @@ def pack(
 
 
 @app.command("list")
-def list_(directory: FleetOption = None, server: ServerOption = None, as_json: JsonOption = False) -> None:
-    """List the runs, oldest first."""
+def list_(
+    directory: FleetOption = None,
+    server: ServerOption = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="At most so many, by name.", show_default=False)
+    ] = None,
+    after: Annotated[str, typer.Option(help="Those after this name.", show_default=False)] = "",
+    as_json: JsonOption = False,
+) -> None:
+    """List the runs, oldest first; with --limit or --after, by name."""
     with runs_at(directory, server) as runs:
-        lines = runs.all()
+        lines = runs.all(limit=limit, after=after)
     if as_json:
         _print_json(lines)
         return
@@ -178,6 +186,8 @@ def list_(directory: FleetOption = None, server: ServerOption = None, as_json: J
             for line in lines
         ],
     )
+    if len(lines) == limit:
+        typer.echo(f"There may be more:  --after {lines[-1]['run']}", err=True)
 
 
 @app.command()

@@ -99,9 +99,10 @@ class FleetFar:
         body = {**asked, "reason": needed(reason)}
         return _policy(self._client.amend("/policy", "/policy/training", body, method="PATCH"))
 
-    def spending(self) -> list[dict[str, Any]]:
-        """Return what each device was charged in each run, by name."""
-        return list(self._client.pages("/privacy"))
+    def spending(self, *, limit: int | None = None, after: str = "") -> list[dict[str, Any]]:
+        """Return what each device was charged in each run, by name, those after a name."""
+        found = self._client.pages("/privacy", limit=min(limit or PAGE, PAGE), after=after or None)
+        return list(islice(found, limit))
 
     def publish(self, package: bytes, *, key: SigningKey | None) -> dict[str, Any]:
         """Release a package to the fleet's devices; the release key is the service's own."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import Any
 
-from umbel_server.remote.client import Client, path
+from umbel_server.remote.client import PAGE, Client, path
 from umbel_server.remote.place import needed
 from umbel_server.rollouts.plan import RolloutPlan
 from umbel_server.rollouts.state import Event, Pause, Resume, RollBack, StopKeeping
@@ -39,10 +40,18 @@ class RolloutsFar:
         reached: dict[str, Any] = self._client.post("/rollouts/plan", asked)
         return reached
 
-    def all(self) -> tuple[list[dict[str, Any]], dict[str, int]]:
-        """Return every rollout, the newest first, and what devices get of models that are held."""
-        # The API lists by name, which is the order of those that began at once.
-        found = sorted(self._client.pages("/rollouts"), key=lambda each: -each["created_s"])
+    def all(
+        self, *, limit: int | None = None, after: str = ""
+    ) -> tuple[list[dict[str, Any]], dict[str, int]]:
+        """Return rollouts, and what devices get of models that are held.
+
+        All of them, the newest first; with a limit or a name, by name those after it, and a page is read.
+        """
+        pages = self._client.pages("/rollouts", limit=min(limit or PAGE, PAGE), after=after or None)
+        found = list(islice(pages, limit))
+        if not limit and not after:
+            # The API lists by name, which is the order of those that began at once.
+            found.sort(key=lambda each: -each["created_s"])
         held = {each["model"]: each["version"] for each in self._client.pages("/holds")}
         return found, held
 

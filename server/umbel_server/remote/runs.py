@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import tomllib
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from umbel_proto.errors import UsageError
-from umbel_server.remote.client import Client, path
+from umbel_server.remote.client import PAGE, Client, path
 from umbel_server.remote.place import needed
 
 ATTEMPTS = 20
@@ -39,9 +40,12 @@ class RunsFar:
         """End a run after the round it is in."""
         self._client.post(path("runs", run, "stop"), {"reason": needed(reason)})
 
-    def all(self) -> list[dict[str, Any]]:
-        """Return every run, the oldest first."""
-        found = sorted(self._client.pages("/run-reports"), key=lambda each: each["created_s"])
+    def all(self, *, limit: int | None = None, after: str = "") -> list[dict[str, Any]]:
+        """Return every run, the oldest first; with a limit or a name, by name those after it, a page is read."""
+        pages = self._client.pages("/run-reports", limit=min(limit or PAGE, PAGE), after=after or None)
+        found = list(islice(pages, limit))
+        if not limit and not after:
+            found.sort(key=lambda each: each["created_s"])
         for each in found:
             del each["plan"]
         return list(map(_run, found))

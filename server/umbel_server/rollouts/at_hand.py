@@ -46,10 +46,17 @@ class RolloutsAtHand:
         """Return whom a rollout would reach."""
         return dry_run(self._store, propose(self._store, model, version, plan, name=name, since=since))
 
-    def all(self) -> tuple[list[dict[str, Any]], dict[str, int]]:
-        """Return every rollout, the newest first, and what devices get of models that are held."""
-        held = {str(model): version for model, version in self._store.rollouts.baselines().items()}
-        return [rollout_json(each) for each in self._store.rollouts.all()], held
+    def all(
+        self, *, limit: int | None = None, after: str = ""
+    ) -> tuple[list[dict[str, Any]], dict[str, int]]:
+        """Return rollouts, and what devices get of models that are held.
+
+        All of them, the newest first; with a limit or a name, by name those after it, and a page is read.
+        """
+        rollouts = self._store.rollouts
+        found = rollouts.page(after=after, limit=limit) if limit or after else rollouts.all()
+        held = {str(model): version for model, version in rollouts.baselines().items()}
+        return [rollout_json(each) for each in found], held
 
     def status(self, name: str) -> dict[str, Any]:
         """Return where a rollout stands, what its gates say, and what happened to it."""

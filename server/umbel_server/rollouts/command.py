@@ -138,11 +138,17 @@ def show_plan(
 
 @app.command("list")
 def show_list(
-    directory: FleetOption = None, server: ServerOption = None, as_json: JsonOption = False
+    directory: FleetOption = None,
+    server: ServerOption = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="At most so many, by name.", show_default=False)
+    ] = None,
+    after: Annotated[str, typer.Option(help="Those after this name.", show_default=False)] = "",
+    as_json: JsonOption = False,
 ) -> None:
-    """List the rollouts, the newest first."""
+    """List the rollouts, the newest first; with --limit or --after, by name."""
     with rollouts_at(directory, server) as rollouts:
-        found, held = rollouts.all()
+        found, held = rollouts.all(limit=limit, after=after)
     if as_json:
         _print_json({"rollouts": found, "baselines": held})
         return
@@ -160,6 +166,8 @@ def show_list(
     _print_table(("rollout", "model", "versions", "state", "step", "reason"), rows)
     for model, version in held.items():
         typer.echo(f"{model}: devices that no rollout reaches get version {version}.")
+    if len(found) == limit:
+        typer.echo(f"There may be more:  --after {found[-1]['rollout']}", err=True)
 
 
 @app.command()

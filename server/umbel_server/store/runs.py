@@ -185,8 +185,8 @@ class Runs:
         with self._database.read() as connection:
             return tuple(map(_run, connection.execute(_TRAINING.order_by(runs.c.created_s, runs.c.id))))
 
-    def page(self, *, after: str = "", limit: int) -> tuple[RunRecord, ...]:
-        """Return runs that train by name, those after one, at most ``limit``."""
+    def page(self, *, after: str = "", limit: int | None = None) -> tuple[RunRecord, ...]:
+        """Return runs that train by name, those after one, at most ``limit``; None: all."""
         query = _TRAINING.where(runs.c.id > after).order_by(runs.c.id).limit(limit)
         with self._database.read() as connection:
             return tuple(map(_run, connection.execute(query)))

@@ -11,7 +11,7 @@ from pydantic import BaseModel, Field
 from umbel_proto.ids import DeviceId
 from umbel_server.access.permissions import Permission
 from umbel_server.api.guard import GuardedRoute, may
-from umbel_server.api.paging import DEFAULT_LIMIT, Cursor, Limit, Page, after, no_cursor, page_of
+from umbel_server.api.paging import DEFAULT_LIMIT, AfterName, Cursor, Limit, Page, after, no_cursor, page_of
 from umbel_server.api.problems import missing
 from umbel_server.api.service import ActorOf, StoreOf
 from umbel_server.api.texts import NAME, Asked, Name, Named, Reason, Why
@@ -25,7 +25,6 @@ OfTag = Annotated[str | None, Query(pattern=NAME, description="Those that have t
 OfModel = Annotated[str | None, Query(pattern=NAME, description="Those on which this model answers.")]
 OfVersion = Annotated[int | None, Query(ge=0, lt=2**63, description="With model: its version.")]
 Descending = Annotated[bool, Query(description="The largest first.")]
-AfterName = Annotated[str, Query(alias="after", pattern=f"{NAME}|^$", description="Those after this name.")]
 reports = APIRouter(prefix="/api/v1/device-reports", tags=["devices"], route_class=GuardedRoute)
 
 

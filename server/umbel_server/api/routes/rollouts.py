@@ -10,7 +10,7 @@ from pydantic import BaseModel, Field
 from umbel_proto.ids import DeviceId, ModelName
 from umbel_server.access.permissions import Permission
 from umbel_server.api.guard import GuardedRoute, may
-from umbel_server.api.paging import DEFAULT_LIMIT, Cursor, Limit, Page, after, page_of
+from umbel_server.api.paging import DEFAULT_LIMIT, AfterName, Cursor, Limit, Page, after, page_of
 from umbel_server.api.problems import missing
 from umbel_server.api.service import ActorOf, StoreOf
 from umbel_server.api.texts import Asked, Name, Named, Reason, Why
@@ -192,9 +192,11 @@ class Pinned(BaseModel):
 
 
 @router.get("", dependencies=[may(Permission.ROLLOUTS_READ)])
-def list_rollouts(store: StoreOf, limit: Limit = DEFAULT_LIMIT, cursor: Cursor = None) -> Page[RolloutShown]:
+def list_rollouts(
+    store: StoreOf, after_name: AfterName = "", limit: Limit = DEFAULT_LIMIT, cursor: Cursor = None
+) -> Page[RolloutShown]:
     """List the rollouts by name."""
-    found = store.rollouts.page(after=after(cursor) or "", limit=limit + 1)
+    found = store.rollouts.page(after=after(cursor) or after_name, limit=limit + 1)
     return page_of(found, limit, key=lambda each: each.id, show=_show)
 
 

@@ -13,7 +13,7 @@ from umbel_proto.errors import RefusedError, UsageError
 from umbel_proto.ids import RunId
 from umbel_server.access.permissions import Permission
 from umbel_server.api.guard import GuardedRoute, may
-from umbel_server.api.paging import DEFAULT_LIMIT, Cursor, Limit, Page, after, no_cursor, page_of
+from umbel_server.api.paging import DEFAULT_LIMIT, AfterName, Cursor, Limit, Page, after, no_cursor, page_of
 from umbel_server.api.problems import missing
 from umbel_server.api.service import ActorOf, ServiceOf, StoreOf
 from umbel_server.api.texts import Asked, Name, Named, Why
@@ -175,9 +175,11 @@ def resume_run(service: ServiceOf, name: Named) -> Resumed:
 
 
 @reports.get("", dependencies=[may(Permission.RUNS_READ)])
-def list_run_reports(store: StoreOf, limit: Limit = DEFAULT_LIMIT, cursor: Cursor = None) -> Page[RunReport]:
+def list_run_reports(
+    store: StoreOf, after_name: AfterName = "", limit: Limit = DEFAULT_LIMIT, cursor: Cursor = None
+) -> Page[RunReport]:
     """List the runs by name, with what they gave and cost so far."""
-    found = store.runs.page(after=after(cursor) or "", limit=limit + 1)
+    found = store.runs.page(after=after(cursor) or after_name, limit=limit + 1)
     return page_of(found, limit, key=lambda run: run.id, show=lambda run: _run_report(store, run))
 
 
@@ -232,9 +234,11 @@ def stop_run(store: StoreOf, actor: ActorOf, name: Named, why: Why) -> RunShown:
 
 
 @privacy.get("", dependencies=[may(Permission.PRIVACY_READ)])
-def list_spending(service: ServiceOf, limit: Limit = DEFAULT_LIMIT, cursor: Cursor = None) -> Page[Spent]:
+def list_spending(
+    service: ServiceOf, after_name: AfterName = "", limit: Limit = DEFAULT_LIMIT, cursor: Cursor = None
+) -> Page[Spent]:
     """List what each device was charged, by name."""
-    fleet, last = service.fleet, after(cursor) or ""
+    fleet, last = service.fleet, after(cursor) or after_name
     found = spending(service.store, fleet.runs, fleet.policy().budget_delta, after=last, limit=limit + 1)
     return page_of(
         found, limit, key=lambda line: line.device, show=lambda line: Spent.model_validate(line.to_json())
