@@ -28,14 +28,16 @@ class Reporters:
         store: The store.
         clock: Its clock.
         count: How many devices there are.
+        kind: What their names begin with.
     """
 
     store: Store
     clock: ManualClock
     count: int = 20
+    kind: str = "device"
 
     def __post_init__(self) -> None:
-        self.names = [DeviceId(f"device-{number:03d}") for number in range(self.count)]
+        self.names = [DeviceId(f"{self.kind}-{number:03d}") for number in range(self.count)]
         admit(self.store, self.names)
         self._told: list[Rollup] = []
 
@@ -47,12 +49,13 @@ class Reporters:
         counters: Mapping[str, int] | None = None,
         model: str = DIGITS,
         version: int = 1,
+        windows: int = 1,
     ) -> None:
         """Let a device report of an hour, so long ago by its clock; it is in the sums after ``arrive``."""
         hour_s = int(self.clock.now_s - ago_s) // HOUR_S * HOUR_S
         of = (model, version, "fp32", "onnx") if model else ("", 0, "", "")
         told = {each.name: each for each in histograms}
-        self._told.append(Rollup(device, *of, hour_s, 1, hour_s + 60, dict(counters or {}), told))
+        self._told.append(Rollup(device, *of, hour_s, windows, hour_s + 60, dict(counters or {}), told))
 
     def arrive(self) -> None:
         """Let everything told arrive: in one batch, for who sent what is not what is tested here."""

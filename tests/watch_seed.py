@@ -8,24 +8,28 @@ from sqlalchemy import update
 from console_world import ConsoleWorld
 from model_packages import first
 from monitor_world import DAY_S, Reporters
+from rollout_world import ANN, HALF
+from service_fleet import ManualClock
 from umbel_proto.histogram import CONFIDENCE, INPUT, LATENCY_US, Histogram
 from umbel_proto.ids import ModelName
 from umbel_server.access.actor import local_actor
 from umbel_server.monitor.confidences import confidences
+from umbel_server.rollouts.state import Advance, RollBack, Start
+from umbel_server.store.rollouts import Rollouts
 from umbel_server.store.tables import devices
 from umbel_server.store.waivers import Gap
 
-MODEL, COUNT, DAYS = "digits", 40, 10
+MODEL, COUNT, DAYS, WINDOWS = "digits", 40, 10, 4
 GAP = Gap(MODEL, None, 3, "north", "selection rate")
 
 
-def watch(world: ConsoleWorld, *, publish: bool = True) -> Reporters:
+def watch(world: ConsoleWorld, *, publish: bool = True, version: int = 1, kind: str = "device") -> Reporters:
     """Let forty devices report for ten days: since three of them the inputs are others, and the north sees more threes."""
     store, rng = world.store, np.random.default_rng(7)
     if publish:
         world.fleet.package(b"\1" * 32).write_bytes(first())
         store.releases.publish(ModelName(MODEL), 1, sha256=b"\1" * 32, size=len(first()))
-    reporters = Reporters(store, world.clock, count=COUNT)
+    reporters = Reporters(store, world.clock, count=COUNT, kind=kind)
     reporters.tag("north", reporters.names[:15])
     reporters.tag("attic", reporters.names[15:18])
     with store.database.write() as connection:
@@ -48,6 +52,8 @@ def watch(world: ConsoleWorld, *, publish: bool = True) -> Reporters:
                 Histogram.empty("feedback.right", CONFIDENCE).observe(said[right]),
                 Histogram.empty("feedback.wrong", CONFIDENCE).observe(said[~right]),
                 ago_s=day * DAY_S + 3600,
+                version=version,
+                windows=WINDOWS,
                 counters={
                     "predictions": 100,
                     "label.3": threes,
@@ -76,6 +82,27 @@ def watch(world: ConsoleWorld, *, publish: bool = True) -> Reporters:
             )
     reporters.arrive()
     return reporters
+
+
+def rolled_out(world: ConsoleWorld) -> None:
+    """Digits 2 began five days ago, was taken back on the next day, and began again on the one after it."""
+    past = ManualClock(world.clock() - 5 * DAY_S)
+    rollouts = Rollouts(world.store.database, world.store.audit, past)
+    for name, ends in (
+        ("digits-2", (RollBack("it was slow in the attic"),)),
+        ("digits-2-again", (Advance(), Advance())),
+    ):
+        rollouts.create(name, ModelName(MODEL), (1, 2), HALF, actor=ANN)
+        for event in (Start(), *ends):
+            rollouts.happen(name, event, actor=ANN)
+            past.advance(DAY_S)
+
+
+def joined(world: ConsoleWorld) -> None:
+    """Watch digits 2 in a world that has it, with devices of its own."""
+    rolled_out(world)
+    watch(world, publish=False, version=2, kind="porch")
+    waived(world)
 
 
 def waived(world: ConsoleWorld) -> None:

@@ -8,15 +8,22 @@ import json
 import re
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from console_world import ConsoleWorld, Visitor, console_world, text_of
+from monitor_world import DAY_S
+from registry_seed import DECIDES, version
+from service_fleet import make_fleet
+from umbel_proto.ids import ModelName
 from umbel_server.access.actor import Role
+from umbel_server.console.seen.explanations import explained
+from umbel_server.console.seen.marks import marks_of
 from umbel_server.monitor.drift_report import drift
 from umbel_server.monitor.looks import look_at_performance
 from umbel_server.monitor.performance import Performance
-from watch_seed import MODEL, watch
+from watch_seed import MODEL, rolled_out, watch
 
 SCREENS = ("/drift", "/performance", "/fairness", "/explanations", "/energy")
 CHARTS = (
@@ -32,6 +39,7 @@ PATIENCE = 300
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ConsoleWorld]:
     with console_world(tmp_path_factory.mktemp("watch")) as made:
         watch(made)
+        rolled_out(made)
         yield made
 
 
@@ -178,6 +186,37 @@ def test_explanations_say_what_is_not_reported_and_how_to_get_it(viewer: Visitor
     assert "does not tell which inputs decide" in text
     assert "umbel model assess" in text
     assert "model.explain" in text
+
+
+def test_what_decides_is_read_from_a_package_as_its_card_writes_it(tmp_path: Path) -> None:
+    fleet = make_fleet(tmp_path / "fleet")
+    with fleet.open_store() as store:
+        raw, sha256 = version(1), b"\1" * 32
+        fleet.package(sha256).write_bytes(raw)
+        store.releases.publish(ModelName(MODEL), 1, sha256=sha256, size=len(raw))
+        told = explained(fleet, store, MODEL, 1, None)
+    assert {each.name: each.lost for each in told.inputs} == pytest.approx(DECIDES)
+    first = told.inputs[0]
+    assert (first.name, first.low, first.high) == ("input 28", pytest.approx(0.19), pytest.approx(0.23))
+
+
+def test_days_are_marked_on_which_a_rollout_of_the_version_began_or_was_taken_back(
+    world: ConsoleWorld, viewer: Visitor
+) -> None:
+    ago = {days: int(world.clock() - days * DAY_S) // DAY_S * DAY_S for days in (5, 4, 3)}
+    happened = [(5, "digits-2 began"), (4, "digits-2 was taken back"), (3, "digits-2-again began")]
+    told = viewer.get("/performance/accuracy.json").json()
+    assert [(mark["at"], mark["name"]) for mark in told["marks"]] == [
+        (ago[day], name) for day, name in happened
+    ]
+    heat = viewer.get("/drift/heat.json").json()
+    assert [mark["name"] for mark in heat["marks"]] == [name for _, name in happened]
+    assert {mark["at"] for mark in heat["marks"]} <= set(heat["x"]["values"])
+    for path in ("/performance", "/drift"):
+        assert "digits-2 was taken back" in text_of(settled(viewer, path))
+    assert marks_of(world.store, MODEL, 3, ago.values()) == ()
+    assert marks_of(world.store, "scent", 2, ago.values()) == ()
+    assert [each.day_s for each in marks_of(world.store, MODEL, 2, {ago[4]})] == [ago[4]]
 
 
 def test_a_model_nobody_reported_of_and_days_too_many_are_said_in_a_sentence(viewer: Visitor) -> None:

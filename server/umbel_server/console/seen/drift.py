@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from umbel_proto.errors import PackageError, UsageError
+from umbel_server.console.seen.marks import Mark, marks_of
 from umbel_server.console.seen.watched import DAY_S, Watched
 from umbel_server.fleet.layout import FleetDir
 from umbel_server.monitor.baseline import Baseline, released
@@ -68,12 +69,14 @@ class Drifted:
         days: Day by day.
         shapes: By feature.
         made_s: When it was made, Unix seconds.
+        marks: What happened to its rollouts on these days.
     """
 
     report: Drift
     days: Daily
     shapes: Mapping[str, Shape]
     made_s: float
+    marks: tuple[Mark, ...]
 
 
 def drifted(fleet: FleetDir, store: Store, watched: Watched) -> Drifted:
@@ -103,7 +106,9 @@ def drifted(fleet: FleetDir, store: Store, watched: Watched) -> Drifted:
         name: _shape(name, feature, baseline, None if name not in before else before[name].reference.told)
         for name, feature in told.items()
     }
-    return Drifted(report, daily(baseline, by_day), shapes, store.clock())
+    by_days = daily(baseline, by_day)
+    marks = marks_of(store, *of, {each.day_s for each in by_days.cells})
+    return Drifted(report, by_days, shapes, store.clock(), marks)
 
 
 def broken(store: Store, watched: Watched) -> tuple[Broken, ...]:
@@ -145,8 +150,9 @@ def heat(found: Drifted) -> dict[str, Any]:
         "kind": "heatmap",
         "x": {
             "name": "day",
-            "values": [f"{datetime.datetime.fromtimestamp(day, datetime.UTC):%m-%d}" for day in days],
+            "values": [_name_of(day) for day in days],
         },
+        "marks": [{"at": _name_of(each.day_s), "name": each.name} for each in found.marks],
         "y": {"values": names},
         "cells": cells,
         "min": 0,
@@ -176,6 +182,10 @@ def shape(found: Drifted, feature: str) -> dict[str, Any]:
         "y": {"name": "share of values", "min": 0},
         "series": series,
     }
+
+
+def _name_of(day_s: int) -> str:
+    return f"{datetime.datetime.fromtimestamp(day_s, datetime.UTC):%m-%d}"
 
 
 def _shape(name: str, feature: Feature, baseline: Baseline, before: Any) -> Shape:

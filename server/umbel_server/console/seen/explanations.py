@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -76,7 +77,7 @@ def explained(fleet: FleetDir, store: Store, model: str, version: int, drift: Dr
         version: Its version.
         drift: What is known of its drift; None: nothing.
     """
-    cards: dict[int, Mapping[str, Any]] = {}
+    cards: dict[int, Mapping[str, str]] = {}
     parts: tuple[Metric, ...] = ()
     graph = False
     released = sorted(
@@ -158,17 +159,18 @@ def by_version(found: Explained, names: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def _lost(section: Mapping[str, Any]) -> dict[str, float]:
-    found = {}
-    for name, value in section.items():
-        if name.startswith(LOST) and not name.endswith((" low", " high")) and isinstance(value, float | int):
-            found[name.removeprefix(LOST)] = float(value)
-    return found
+def _lost(section: Mapping[str, str]) -> dict[str, float]:
+    names = [name for name in section if name.startswith(LOST) and not name.endswith((" low", " high"))]
+    told = {name.removeprefix(LOST): _number(section, name) for name in names}
+    return {name: value for name, value in told.items() if value is not None}
 
 
-def _number(section: Mapping[str, Any], name: str) -> float | None:
-    value = section.get(name)
-    return float(value) if isinstance(value, float | int) else None
+def _number(section: Mapping[str, str], name: str) -> float | None:
+    try:
+        value = float(section[name])  # Cards write texts.
+    except (KeyError, ValueError):
+        return None
+    return value if math.isfinite(value) else None
 
 
 def _moved(drift: Drift | None) -> dict[str, tuple[float | None, bool]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -115,8 +116,8 @@ def gaps(found: Fairness, metric: str) -> dict[str, Any]:
         "unit": "%",
         "y": {
             "name": "gap",
-            "min": min([-MATTERS, *(gap.low for _, gap in told)]),
-            "max": max([MATTERS, *(gap.high for _, gap in told)]),
+            "min": math.floor(20 * min([-MATTERS, *(gap.low for _, gap in told)])) / 20,
+            "max": math.ceil(20 * max([MATTERS, *(gap.high for _, gap in told)])) / 20,
         },
         "series": [
             {

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from umbel_proto.histogram import CONFIDENCE as EDGES
+from umbel_server.console.seen.marks import Mark, marks_of
 from umbel_server.console.seen.watched import DAY_S, Watched
 from umbel_server.fleet.layout import FleetDir
 from umbel_server.monitor.looks import Look, look_at_performance
@@ -69,6 +70,7 @@ class Performed:
         classes: Latency by device class, the largest first.
         everybody: Latency of all devices.
         made_s: When it was made, Unix seconds.
+        marks: What happened to its rollouts on these days.
     """
 
     look: Look
@@ -76,6 +78,7 @@ class Performed:
     classes: tuple[ClassLatency, ...]
     everybody: ClassLatency
     made_s: float
+    marks: tuple[Mark, ...]
 
     @property
     def now(self) -> Performance:
@@ -117,6 +120,7 @@ def performed(fleet: FleetDir, store: Store, watched: Watched) -> Performed:
         tuple(sorted(found, key=lambda each: (-each.devices, each.name))),
         _latency("all devices", reports),
         store.clock(),
+        marks_of(store, *of, by_day),
     )
 
 
@@ -146,6 +150,7 @@ def accuracy(found: Performed) -> dict[str, Any]:
         "unit": "%",
         "y": {"name": "accuracy", "max": 1},
         "series": series,
+        "marks": [{"at": each.day_s, "name": each.name} for each in found.marks],
         "bounds": [] if promised is None else [{"value": promised, "name": "promised", "tone": "muted"}],
         **({} if series else {"empty": "Devices told neither labels nor confidences."}),
     }

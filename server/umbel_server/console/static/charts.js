@@ -4,6 +4,7 @@
   const shown = new Map();
   const color = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
   const palette = () => [1, 2, 3, 4, 5, 6].map((each) => color(`chart-${each}`));
+  const FEW = 5, NARROW = 560;
   const TONES = { ok: "ok", warn: "warn", bad: "bad", accent: "accent", muted: "soft", info: "info" };
   const tone = (series, at) => (series.tone ? color(TONES[series.tone] ?? "accent") : palette()[at % 6]);
 
@@ -22,15 +23,21 @@
     const line = { lineStyle: { color: color("line") } };
     const text = { color: color("soft"), fontSize: 11, hideOverlap: true };
     const kind = of.type ?? "value";
+    const days = data.kind === "line" && of.values?.at(-1) % 86400 === 0;
     const made = {
       type: kind === "time" ? "time" : kind === "category" ? "category" : kind === "log" ? "log" : "value",
-      name: of.name ?? "", nameTextStyle: { color: color("soft"), fontSize: 11 }, nameLocation: horizontal ? "middle" : "end",
+      name: of.name && of.unit && !["%", "B"].includes(of.unit) ? `${of.name}, ${of.unit}` : of.name ?? "", nameTextStyle: { color: color("soft"), fontSize: 11, align: horizontal ? "center" : "left" }, nameLocation: horizontal ? "middle" : "end",
       nameGap: horizontal ? 26 : 10, axisLine: line, axisTick: line, axisLabel: text,
       splitLine: { show: !horizontal, lineStyle: { color: color("line-soft") } },
       min: of.min, max: of.max, scale: true,
     };
-    if (kind === "category") Object.assign(made, { data: of.values.map(String), splitLine: { show: false } });
-    else if (kind !== "time") made.axisLabel = { ...text, formatter: (value) => short(value, of.unit) };
+    if (kind === "category") {
+      Object.assign(made, { data: of.values.map(String), splitLine: { show: false } });
+      // A few names are all shown, in as many lines as they need.
+      if (horizontal && of.values.length <= FEW && data.width < NARROW) made.name = "";
+      if (horizontal && of.values.length <= FEW) made.axisLabel = { ...text, interval: 0, overflow: "break", formatter: (name) => name.replaceAll("-", "-\u200b"), width: Math.max((data.width - 70) / of.values.length - 8, 40) };
+    } else if (kind === "time") made.axisLabel = { ...text, showMaxLabel: days || undefined, formatter: { year: "{yyyy}", month: "{MM}-{dd}", day: "{MM}-{dd}" } };
+    else made.axisLabel = { ...text, formatter: (value) => short(value, of.unit) };
     return made;
   }
 
@@ -39,10 +46,10 @@
   const place = (data, at) => (data.x.type === "time" ? at * 1000 : data.x.type === "category" ? String(at) : at);
 
   function marks(data) {
-    const label = { color: color("soft"), fontSize: 10 };
+    const label = { color: color("soft"), fontSize: 10, backgroundColor: color("panel"), padding: [1, 3] };
     const vertical = (data.marks ?? []).map((mark) => ({
       xAxis: place(data, mark.at), name: mark.name, label: { ...label, formatter: mark.name, position: "insideEndTop" },
-      lineStyle: { color: color("info"), type: "dashed" },
+      lineStyle: { color: color(data.kind === "heatmap" ? "text" : "info"), type: "dashed" },
     }));
     const bounds = (data.bounds ?? []).map((bound) => ({
       yAxis: bound.value, name: bound.name, label: { ...label, formatter: bound.name, position: "insideEndTop" },
@@ -124,6 +131,7 @@
       },
       series: [{
         type: "heatmap", name: data.title ?? "", data: data.cells.filter((cell) => cell[2] !== null).map((cell) => cell.slice(0, 3)),
+        markLine: marks({ ...data, x: { ...data.x, type: "category" } }),
         itemStyle: { borderColor: color("panel"), borderWidth: 1 }, emphasis: { itemStyle: { borderColor: color("text") } },
       }],
       tooltip: {
@@ -136,12 +144,13 @@
     };
   }
 
-  function option(data) {
+  function option(described, width) {
+    const data = { ...described, width };
     const made = data.kind === "heatmap" ? heat(data) : plain(data);
     return {
       animation: !matchMedia("(prefers-reduced-motion: reduce)").matches && data.kind !== "heatmap", animationDuration: 200,
-      textStyle: { fontFamily: getComputedStyle(document.body).fontFamily, color: color("text") },
-      grid: { top: data.series?.length > 1 ? 34 : 20, left: 8, right: 14, bottom: data.x?.name ? 24 : 8, containLabel: true },
+      useUTC: true, textStyle: { fontFamily: getComputedStyle(document.body).fontFamily, color: color("text") },
+      grid: { top: data.series?.length > 1 ? 44 : 20, left: 8, right: 22, bottom: data.x?.name ? 24 : 8, containLabel: true },
       ...made,
       tooltip: {
         renderMode: "richText", confine: true, backgroundColor: color("raised"), borderColor: color("line"),
@@ -177,14 +186,19 @@
     if (empty) { say(place, data.empty ?? "no data"); return; }
     place.replaceChildren();
     const chart = echarts.init(place, null, { renderer: "canvas" });
-    chart.setOption(option(data));
+    chart.setOption(option(data, place.clientWidth));
     shown.set(place, { chart, data });
     sizes.observe(place);
   }
 
-  const sizes = new ResizeObserver((entries) => { for (const entry of entries) shown.get(entry.target)?.chart.resize(); });
-  const repaint = () => { for (const { chart, data } of shown.values()) chart.setOption(option(data), true); };
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", repaint);
+  const sizes = new ResizeObserver((entries) => {
+    for (const { target } of entries) { shown.get(target)?.chart.resize(); repaint(target); }
+  });
+  function repaint(place) {
+    const { chart, data } = shown.get(place) ?? {};
+    chart?.setOption(option(data, place.clientWidth), true);
+  }
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => { for (const place of shown.keys()) repaint(place); });
   // What was swapped out is let go, or a screen that refreshes for a day would hold every chart it ever drew.
   document.addEventListener("htmx:afterSwap", () => {
     for (const [place, { chart }] of shown) if (!place.isConnected) { sizes.unobserve(place); chart.dispose(); shown.delete(place); }
