@@ -8,6 +8,7 @@ from console_world import ConsoleWorld
 from operations_seed import operations
 from query_seed import queries
 from registry_seed import registry
+from watch_seed import joined
 
 
 def devices(world: ConsoleWorld) -> None:
@@ -20,6 +21,7 @@ SEEDS: tuple[Callable[[ConsoleWorld], None], ...] = (
     registry,
     operations,
     queries,
+    joined,
 )
 """Each adds its own; order matters where one builds on another."""
 

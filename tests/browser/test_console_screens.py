@@ -25,6 +25,8 @@ RUN = """async () => (await axe.run(document, {
 ALL = RUN % json.dumps(["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"])
 COLORS = RUN % json.dumps({"type": "rule", "values": ["color-contrast"]})
 NOT_DRAWN = "[data-chart]:not([data-drawn='done'])"
+NOT_MADE = "[hx-trigger^=load]"
+"""What takes the place of figures until they are made."""
 DEEP: tuple[str, ...] = (
     "/devices/rose",
     "/devices/rose/revoke",
@@ -60,6 +62,9 @@ DEEP: tuple[str, ...] = (
     "/queries/-/new",
     "/alerts/-/rules",
     f"/alerts/{DRIFTED}",
+    "/drift?feature=input_mean",
+    "/fairness?label=3",
+    "/fairness/waive?model=digits&version=2&label=3&cohort=north&metric=accuracy",
 )
 """Pages that the menu does not list."""
 PAGES = (*(each.path for each in SCREENS if each.path in make_app().state.paths), *DEEP)
@@ -67,6 +72,7 @@ PAGES = (*(each.path for each in SCREENS if each.path in make_app().state.paths)
 
 def problems(page: Page, run: str) -> list[str]:
     """Return what axe finds on a page, and whether it is wider than its window."""
+    expect(page.locator(NOT_MADE)).to_have_count(0, timeout=60_000)
     # A function in words would be evaluated, which the console's policy forbids.
     expect(page.locator(NOT_DRAWN)).to_have_count(0)
     page.evaluate(AXE)
