@@ -12,6 +12,7 @@ import pytest
 from console_world import ConsoleWorld, Visitor, console_world, text_of
 from rollout_world import ANN, DIGITS
 from umbel_server.access.actor import Role
+from umbel_server.access.permissions import HELD, Permission
 from umbel_server.console.seen.alerts import link_of
 from umbel_server.monitor.alerts.evaluate import rules_path
 from umbel_server.monitor.alerts.state import Timing
@@ -175,6 +176,23 @@ def test_who_may_only_look_changes_nothing(console: ConsoleWorld, viewer: Visito
     assert "/silence" not in page.text
     assert viewer.post(f"/alerts/{alert.fingerprint}/silence", reason="x", **{"for": "1h"}).status_code == 403
     assert now(console, alert).revision == alert.revision
+
+
+def test_rolling_out_does_not_let_somebody_silence_alerts_here_nor_over_the_api(
+    console: ConsoleWorld,
+) -> None:
+    alert = fire(console, feature="age")
+    manager = console.signed_in(Role.RELEASE_MANAGER)
+    page = manager.get(f"/alerts/{alert.fingerprint}")
+    assert "not allowed" in text_of(page.text)
+    refused = manager.post(f"/alerts/{alert.fingerprint}/silence", reason="x", **{"for": "1h"})
+    assert refused.status_code == 403
+    assert "alerts:write" in refused.text
+    assert now(console, alert).revision == alert.revision
+    assert {role for role, may in HELD.items() if Permission.ALERTS_WRITE in may} == {
+        Role.OPERATOR,
+        Role.ADMIN,
+    }
 
 
 def test_what_devices_called_things_is_text_and_never_markup(

@@ -40,7 +40,7 @@ SCREENS: tuple[Screen, ...] = (
     Screen("/explanations", "Explanations", "Watch", Permission.TELEMETRY_READ),
     Screen("/energy", "Energy and cost", "Watch", Permission.TELEMETRY_READ),
     Screen("/queries", "Private queries", "Watch", Permission.PRIVACY_READ),
-    Screen("/alerts", "Alerts", "Watch", Permission.TELEMETRY_READ),
+    Screen("/alerts", "Alerts", "Watch", Permission.ALERTS_READ),
     Screen("/audit", "Audit", "System", Permission.AUDIT_READ),
     Screen("/settings", "Settings", "System", Permission.POLICY_READ),
     Screen("/health", "System health", "System", Permission.HEALTH_READ),

@@ -51,8 +51,8 @@ COLUMNS = (
 )
 NOTICES = ("id", "channel", "rule", "kind", "made_s", "state", "tries", "said", "done_s")
 SILENCES = ("1h", "4h", "1d", "7d")
-_READ = [may(Permission.TELEMETRY_READ)]
-_WRITE = [may(Permission.ROLLOUTS_WRITE)]
+_READ = [may(Permission.ALERTS_READ)]
+_WRITE = [may(Permission.ALERTS_WRITE)]
 _Fingerprint = Annotated[str, Path(alias="name", pattern=r"^[0-9a-f]{32}$")]
 
 State = Literal["open", "firing", "acknowledged", "silenced", "pending", "resolved", "any"]
