@@ -92,6 +92,7 @@ def test_who_may_not_is_told_which_role_may(
         assert answer.status_code == 403, (role, path)
         assert str(permission) in answer.text
         assert "admin" in answer.text
+        assert f"umbel user role a-{role} ROLE" in answer.text
 
 
 @pytest.mark.parametrize("path", [path for method, path, _ in ROUTES if method == "POST"])
