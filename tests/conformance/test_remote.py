@@ -5,45 +5,31 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
 import pytest
-import typer
-from typer.testing import CliRunner
 
 from api_world import ApiWorld, api_world
 from model_packages import RELEASE
 from monitor_world import DAY_S, HOUR_S, Reporters
 from registry_world import ANNA, governed, package
 from rollout_world import World as Devices
+from two_places import TwoPlaces, timeless
 from umbel_proto.errors import CertificateError, RefusedError, RemoteProtocolError, UmbelError, UsageError
 from umbel_proto.histogram import CONFIDENCE, LATENCY_US, Histogram
 from umbel_proto.ids import DeviceId, ModelName, RunId
 from umbel_server.access.actor import Role, local_actor
-from umbel_server.access.audit_command import app as audit
-from umbel_server.access.command import access, user
 from umbel_server.access.permissions import HELD
-from umbel_server.cli import fleet
 from umbel_server.fleet.publish import publish
-from umbel_server.learning.commands import app as rounds
 from umbel_server.learning.plan import RunPlan
-from umbel_server.monitor.commands import app as monitor
-from umbel_server.registry.command import app as registry
 from umbel_server.registry.versions import add, describe
 from umbel_server.remote.client import Client, Place, trusting
 from umbel_server.remote.monitor import MonitorFar
-from umbel_server.rollouts.command import app as rollout
 from umbel_server.store.registry import Line
 from umbel_server.store.runs import Participation, RoundRecord
 
-RUNNER = CliRunner()
-APPS: dict[str, typer.Typer] = {
-    "fleet": fleet, "registry": registry, "rollout": rollout, "rounds": rounds, "user": user, "access": access,
-    "audit": audit, "monitor": monitor,
-}  # fmt: skip
 PLAN = 'model = "digits"\nversion = 1\nrounds = 2\ndevices = 8\n'
 PLAN += "[privacy]\nclip = 1.0\nnoise_multiplier = 4.0\ndelta = 1e-6\n"
 HALVES = '[[step]]\nname = "half"\npercent = 50\n[[step]]\nname = "all"\npercent = 100\n'
@@ -57,37 +43,13 @@ RECORDED = {
 }
 
 
-class Fleet(ApiWorld):
-    """A fleet with people, devices, versions, rollouts and runs, and its API."""
-
-    tokens: dict[str, str]
-    path: Path
-
-    def run(self, words: str, where: str, who: str = "root") -> str:
-        """Run a command in the directory (``here``) or at the service (``far``), and return what it printed."""
-        name, *rest = words.format(path=self.path).split("|" if "|" in words else None)
-        places = {"here": ("--fleet", str(self.fleet.path)), "far": ("--server", str(self.client.base_url))}
-        environment = {
-            # At hand only approvals need an account.
-            "UMBEL_API_TOKEN": self.tokens[who] if where == "far" or who != "root" else None,
-            "UMBEL_SERVER_CA": str(self.fleet.ca_pem),
-            "UMBEL_FLEET": None,
-            "UMBEL_SERVER": None,
-        }
-        result = RUNNER.invoke(APPS[name], [*rest, *places[where]], env=environment)
-        if result.exception is not None and not isinstance(result.exception, SystemExit):
-            raise result.exception
-        assert result.exit_code == 0, result.output
-        return result.stdout
-
-
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TwoPlaces]:
     path = tmp_path_factory.mktemp("remote")
     with api_world(path, approvals=2) as made:
         made.fleet.release_key.write_bytes(RELEASE.to_pem())
         made.fleet.release_pub.write_bytes(RELEASE.public.raw)
-        full = Fleet(made.fleet, made.store, made.clock, made.client)
+        full = TwoPlaces(made.fleet, made.store, made.clock, made.client)
         full.path, full.tokens = path, {}
         people = {
             "root": Role.ADMIN,
@@ -113,13 +75,13 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
 
 
 @pytest.fixture(scope="module")
-def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
+def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TwoPlaces]:
     """A fleet whose devices report, some of them randomized, and of which some are in a cohort."""
     path = tmp_path_factory.mktemp("watched")
     with api_world(path) as made:
         made.fleet.release_key.write_bytes(RELEASE.to_pem())
         made.fleet.release_pub.write_bytes(RELEASE.public.raw)
-        full = Fleet(made.fleet, made.store, made.clock, made.client)
+        full = TwoPlaces(made.fleet, made.store, made.clock, made.client)
         full.path, full.tokens = path, {"root": made.token(made.user("root", Role.ADMIN), HELD[Role.ADMIN])}
         describe(made.store, Line(ModelName("digits"), "anna", "reads digits", "minimal"), ANNA)
         for version in (1, 2):
@@ -191,7 +153,7 @@ READS = [
 
 
 @pytest.mark.parametrize("words", READS)
-def test_what_is_read_reads_the_same(world: Fleet, words: str) -> None:
+def test_what_is_read_reads_the_same(world: TwoPlaces, words: str) -> None:
     read = json.loads if words.endswith("--json") else str
     here, far = world.run(words, "here"), world.run(words, "far")
     assert read(far) == read(here)
@@ -202,7 +164,7 @@ TEXTS = [each.removesuffix(" --json") for each in READS if each.endswith("--json
 
 
 @pytest.mark.parametrize("words", TEXTS)
-def test_what_people_read_reads_the_same(world: Fleet, words: str) -> None:
+def test_what_people_read_reads_the_same(world: TwoPlaces, words: str) -> None:
     def still(text: str) -> str:
         return re.sub(r"\d+ (s|min)\b", "a while", text)
 
@@ -210,7 +172,7 @@ def test_what_people_read_reads_the_same(world: Fleet, words: str) -> None:
 
 
 @pytest.mark.parametrize("where", ["here", "far"])
-def test_a_list_that_was_cut_goes_on_after_its_last_name(world: Fleet, where: str) -> None:
+def test_a_list_that_was_cut_goes_on_after_its_last_name(world: TwoPlaces, where: str) -> None:
     names: list[str] = []
     while page := json.loads(
         world.run(f"rounds list --limit 1 {f'--after {names[-1]}' if names else ''} --json", where)
@@ -235,21 +197,10 @@ WATCHED = [
     "monitor fairness digits --version 1 --label 3 --least-devices 20 --matters 0.1 --json",
     "monitor operations digits --version 1 --days 5 --json",
 ]
-ASKED_AT = {"since_s", "until_s", "at_s"}
-
-
-def timeless(value: Any) -> Any:
-    """Return JSON without the moments at which it was asked for."""
-    match value:
-        case dict():
-            return {key: timeless(each) for key, each in value.items() if key not in ASKED_AT}
-        case list():
-            return [timeless(each) for each in value]
-    return value
 
 
 @pytest.mark.parametrize("words", WATCHED)
-def test_what_is_seen_of_models_is_seen_the_same(watched: Fleet, words: str) -> None:
+def test_what_is_seen_of_models_is_seen_the_same(watched: TwoPlaces, words: str) -> None:
     here, far = (json.loads(watched.run(words, where)) for where in ("here", "far"))
     assert timeless(far) == timeless(here)
     assert timeless(here)
@@ -257,7 +208,7 @@ def test_what_is_seen_of_models_is_seen_the_same(watched: Fleet, words: str) -> 
     assert watched.run(text, "far") == watched.run(text, "here") != ""
 
 
-def test_a_service_tells_of_no_single_device_what_it_reported(watched: Fleet) -> None:
+def test_a_service_tells_of_no_single_device_what_it_reported(watched: TwoPlaces) -> None:
     assert len(json.loads(watched.run("fleet telemetry --json", "here"))) == 60
     for words in ("fleet telemetry", "fleet telemetry --json --limit 1", "fleet telemetry --tag north"):
         with pytest.raises(UsageError, match="of no single device"):
@@ -265,7 +216,7 @@ def test_a_service_tells_of_no_single_device_what_it_reported(watched: Fleet) ->
 
 
 @pytest.mark.parametrize("words", ["drift", "performance", "operations", "fairness --label 3"])
-def test_what_was_not_reported_is_refused_the_same_way(watched: Fleet, words: str) -> None:
+def test_what_was_not_reported_is_refused_the_same_way(watched: TwoPlaces, words: str) -> None:
     what, *options = words.split()
     told = set()
     for where in ("here", "far"):
@@ -275,7 +226,7 @@ def test_what_was_not_reported_is_refused_the_same_way(watched: Fleet, words: st
     assert len(told) == 1
 
 
-def test_figures_of_another_kind_than_this_umbel_knows_are_refused(watched: Fleet) -> None:
+def test_figures_of_another_kind_than_this_umbel_knows_are_refused(watched: TwoPlaces) -> None:
     class Odd(httpx.BaseTransport):
         def handle_request(self, request: httpx.Request) -> httpx.Response:
             return httpx.Response(200, json={"now": {"devices": "many"}})
@@ -343,7 +294,9 @@ def plain(value: Any, like: dict[str, str]) -> Any:
 
 
 @pytest.mark.parametrize(("who", "words"), PAIRS, ids=[" ".join(words.split()[:3]) for _, words in PAIRS])
-def test_what_is_changed_is_changed_the_same_and_told_the_same(world: Fleet, who: str, words: str) -> None:
+def test_what_is_changed_is_changed_the_same_and_told_the_same(
+    world: TwoPlaces, who: str, words: str
+) -> None:
     told = {}
     for where in ("here", "far"):
         before = world.store.audit.newest()
@@ -384,7 +337,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("words", "kind"), REFUSED, ids=[words for words, _ in REFUSED])
-def test_what_is_refused_ends_the_same_way(world: Fleet, words: str, kind: type[UmbelError]) -> None:
+def test_what_is_refused_ends_the_same_way(world: TwoPlaces, words: str, kind: type[UmbelError]) -> None:
     ends = {}
     for where in ("here", "far"):
         with pytest.raises(kind) as refused:
@@ -394,7 +347,7 @@ def test_what_is_refused_ends_the_same_way(world: Fleet, words: str, kind: type[
     assert ends["far"] == ends["here"]
 
 
-def test_an_approval_from_afar_is_the_accounts_and_nobody_approves_without_one(world: Fleet) -> None:
+def test_an_approval_from_afar_is_the_accounts_and_nobody_approves_without_one(world: TwoPlaces) -> None:
     world.run("registry request digits@5 --comment again", "far", "anna")
     with pytest.raises(RefusedError):
         world.run("registry approve digits@5 --comment mine", "far", "anna")
@@ -403,7 +356,7 @@ def test_an_approval_from_afar_is_the_accounts_and_nobody_approves_without_one(w
     assert [each["account"] for each in shown["requests"][-1]["decisions"]] == ["ben"]
 
 
-def test_what_an_account_may_not_a_command_of_it_does_not(world: Fleet) -> None:
+def test_what_an_account_may_not_a_command_of_it_does_not(world: TwoPlaces) -> None:
     before = world.store.audit.newest()
     for words in ("fleet revoke device-001 --reason x", "user list", "rounds stop done --reason x"):
         with pytest.raises(RefusedError, match="User anna may not do this"):
@@ -411,7 +364,7 @@ def test_what_an_account_may_not_a_command_of_it_does_not(world: Fleet) -> None:
     assert world.store.audit.newest() == before
 
 
-def test_a_name_is_a_name_and_never_a_way_to_another_route(world: Fleet) -> None:
+def test_a_name_is_a_name_and_never_a_way_to_another_route(world: TwoPlaces) -> None:
     before = world.store.audit.newest()
     for name in ("device-001/quarantine?", "../users", "a/b", "?limit=1", "%2e%2e", "#", ".."):
         with pytest.raises(UsageError):
@@ -422,7 +375,7 @@ def test_a_name_is_a_name_and_never_a_way_to_another_route(world: Fleet) -> None
 
 
 def test_nothing_is_asked_of_a_service_whose_certificate_does_not_fit(
-    world: Fleet, tmp_path_factory: pytest.TempPathFactory
+    world: TwoPlaces, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     with api_world(tmp_path_factory.mktemp("other")) as other:
         place = Place(str(world.client.base_url), world.tokens["root"], other.fleet.ca_pem.read_text())
@@ -449,7 +402,7 @@ class Lossy(httpx.BaseTransport):
         self.through.close()
 
 
-def test_a_change_whose_answer_is_lost_is_done_once(world: Fleet) -> None:
+def test_a_change_whose_answer_is_lost_is_done_once(world: TwoPlaces) -> None:
     ca = world.fleet.ca_pem.read_text()
     lossy = Lossy(httpx.HTTPTransport(verify=trusting(ca)), losses=2)
     with Client(Place(str(world.client.base_url), world.tokens["root"], ca), through=lossy) as client:
@@ -460,7 +413,7 @@ def test_a_change_whose_answer_is_lost_is_done_once(world: Fleet) -> None:
     assert (lossy.asked, done) == (3, ["enrollment.invite"])
 
 
-def test_long_lists_are_followed_to_their_end(world: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_long_lists_are_followed_to_their_end(world: TwoPlaces, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("umbel_server.remote.client.PAGE", 3)
     place = Place(str(world.client.base_url), world.tokens["root"], world.fleet.ca_pem.read_text())
     with Client(place) as client:
@@ -471,7 +424,7 @@ def test_long_lists_are_followed_to_their_end(world: Fleet, monkeypatch: pytest.
         assert len(entries) > 7
 
 
-def test_held_out_data_of_a_run_from_afar_is_the_fleets_and_no_other_file(world: Fleet) -> None:
+def test_held_out_data_of_a_run_from_afar_is_the_fleets_and_no_other_file(world: TwoPlaces) -> None:
     secret = world.path / "secret.npz"
     secret.write_bytes(b"no zip")
     for named in (str(secret), "../secret.npz", "sub/x.npz", ".hidden.npz", "plan.toml"):
@@ -480,7 +433,7 @@ def test_held_out_data_of_a_run_from_afar_is_the_fleets_and_no_other_file(world:
             world.run("rounds start {path}/bad.toml --dry-run", "far")
 
 
-def test_a_person_makes_their_own_tokens_and_an_admin_those_of_programs(world: Fleet) -> None:
+def test_a_person_makes_their_own_tokens_and_an_admin_those_of_programs(world: TwoPlaces) -> None:
     world.store.accounts.add(local_actor(), "paula", roles=frozenset({Role.VIEWER}), password="$argon2id$x")
     with pytest.raises(RefusedError, match="makes tokens of their own"):
         world.run("access token create paula --scope devices:read", "far")

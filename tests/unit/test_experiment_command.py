@@ -62,7 +62,8 @@ def test_an_experiment_from_its_plan_to_its_decision(
     with FleetDir.open(garden).open_store(clock=clock) as store:
         world = shop(store, clock)
         dry = json.loads(run("plan", *plan, "--json").output)
-        assert (len(dry["treatment"]) + len(dry["control"]), dry["others"], dry["doubt"]) == (60, 0, None)
+        assert dry["treatment"]["count"] + dry["control"]["count"] == 60
+        assert (dry["others"], dry["doubt"]) == (0, None)
         told = run("plan", *plan).output
         assert "by app.sales/app.visits" in told
         assert "then       all" in told
@@ -70,7 +71,7 @@ def test_an_experiment_from_its_plan_to_its_decision(
         world.check()
         shown = json.loads(run("show", "digits-3-ab", "--json").output)
         assert (shown["state"], shown["figures"]["outcome"]) == ("running", "too little yet")
-        assert [str(device) for device in sorted(world.with_version(3))] == dry["treatment"]
+        assert [str(device) for device in sorted(world.with_version(3))] == dry["treatment"]["devices"]
         with pytest.raises(UsageError, match="nothing to draw"):
             run("show", "digits-3-ab", "--plot", tmp_path / "early.png")
         for _ in range(3):
@@ -81,7 +82,7 @@ def test_an_experiment_from_its_plan_to_its_decision(
         assert "app.sales/app.visits: +0.1" in text
         assert (tmp_path / "sales.png").read_bytes().startswith(b"\x89PNG")
         shown = json.loads(run("show", "digits-3-ab", "--json").output)
-        assert {point["treatment"] for point in shown["figures"]["course"]} == {len(dry["treatment"])}
+        assert {point["treatment"] for point in shown["figures"]["course"]} == {dry["treatment"]["count"]}
 
         assert (
             "somebody is to decide by"

@@ -10,6 +10,7 @@ from umbel_server.remote.place import at
 
 if TYPE_CHECKING:
     from umbel_server.access.at_hand import AccessAtHand, AuditAtHand
+    from umbel_server.experiments.at_hand import ExperimentsAtHand
     from umbel_server.fleet.at_hand import FleetAtHand
     from umbel_server.learning.at_hand import RunsAtHand
     from umbel_server.monitor.alerts.at_hand import AlertsAtHand
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from umbel_server.registry.at_hand import RegistryAtHand
     from umbel_server.remote.access import AccessFar, AuditFar
     from umbel_server.remote.alerts import AlertsFar
+    from umbel_server.remote.experiments import ExperimentsFar
     from umbel_server.remote.fleet import FleetFar
     from umbel_server.remote.monitor import MonitorFar
     from umbel_server.remote.queries import QueriesFar
@@ -55,6 +57,16 @@ def rollouts_at(
     from umbel_server.rollouts.at_hand import RolloutsAtHand
 
     return at(directory, server, RolloutsAtHand, RolloutsFar)
+
+
+def experiments_at(
+    directory: Path | None, server: str | None
+) -> AbstractContextManager[ExperimentsAtHand | ExperimentsFar]:
+    """Reach experiments for the length of a block."""
+    from umbel_server.experiments.at_hand import ExperimentsAtHand
+    from umbel_server.remote.experiments import ExperimentsFar
+
+    return at(directory, server, ExperimentsAtHand, ExperimentsFar)
 
 
 def access_at(directory: Path | None, server: str | None) -> AbstractContextManager[AccessAtHand | AccessFar]:

@@ -13,8 +13,9 @@ from umbel_server.api.paging import DEFAULT_LIMIT, Cursor, Limit, Page, after, p
 from umbel_server.api.problems import missing
 from umbel_server.api.service import ActorOf, ServiceOf, StoreOf
 from umbel_server.api.texts import Asked, Name, Named, Reason
-from umbel_server.experiments.begin import begin, design, draw
+from umbel_server.experiments.begin import begin, design
 from umbel_server.experiments.decision import decide
+from umbel_server.experiments.dry_run import dry_run
 from umbel_server.experiments.plan import ExperimentPlan
 from umbel_server.experiments.shown import experiment_json, shown_json
 from umbel_server.rollouts.begin import Proposal
@@ -23,7 +24,6 @@ from umbel_server.store.store import Store
 router = APIRouter(prefix="/api/v1/experiments", tags=["experiments"], route_class=GuardedRoute)
 
 Version = Annotated[int, Field(ge=1, lt=1 << 32)]
-_SHOWN = 1000
 
 
 class ExperimentDecisionShown(BaseModel):
@@ -128,6 +128,14 @@ class ProposedExperiment(Asked):
     plan: dict[str, Any] = Field(description="As a plan's TOML has it; metric and least_effect are needed.")
 
 
+class TriedExperiment(ProposedExperiment):
+    """An experiment that is only looked at."""
+
+    shown: Annotated[int, Field(ge=0, le=100_000, description="So many devices of each arm are named.")] = (
+        1000
+    )
+
+
 class NewExperiment(ProposedExperiment):
     """An experiment to begin."""
 
@@ -148,19 +156,25 @@ class ArmDrawn(BaseModel):
     """Whom an arm would draw."""
 
     count: int
-    devices: list[str] = Field(description="The first thousand of them.")
+    devices: list[str] = Field(description="The first of them.")
 
 
 class ExperimentDryRun(BaseModel):
     """Whom an experiment would draw."""
 
     experiment: str
+    model: str
     from_version: int
     to_version: int
+    plan: dict[str, Any]
     treatment: ArmDrawn
     control: ArmDrawn
-    pinned: int
-    others: int
+    pinned: int = Field(description="Devices that stay at a version, whoever is drawn.")
+    others: int = Field(description="Devices in no arm.")
+    devices_at_one_deviation: float = Field(
+        description="Of both arms, to tell apart a difference of one standard deviation between devices."
+    )
+    doubt: str | None = Field(description="Why it would not start; null: it would.")
 
 
 @router.get("", dependencies=[may(Permission.ROLLOUTS_READ)])
@@ -190,19 +204,11 @@ def start_experiment(
 
 
 @router.post("/plan", dependencies=[may(Permission.ROLLOUTS_READ)])
-def plan_experiment(service: ServiceOf, store: StoreOf, asked: ProposedExperiment) -> ExperimentDryRun:
+def plan_experiment(service: ServiceOf, store: StoreOf, asked: TriedExperiment) -> ExperimentDryRun:
     """Show whom an experiment would draw, and change nothing."""
-    proposal = _design(service, store, asked, ExperimentPlan.from_dict(asked.plan))
-    drawn = draw(store, proposal)
-    return ExperimentDryRun(
-        experiment=proposal.name,
-        from_version=proposal.from_version,
-        to_version=proposal.to_version,
-        treatment=ArmDrawn(count=len(drawn.treatment), devices=list(drawn.treatment[:_SHOWN])),
-        control=ArmDrawn(count=len(drawn.control), devices=list(drawn.control[:_SHOWN])),
-        pinned=drawn.pinned,
-        others=drawn.others,
-    )
+    plan = ExperimentPlan.from_dict(asked.plan)
+    found = dry_run(store, _design(service, store, asked, plan), plan, shown=asked.shown)
+    return ExperimentDryRun.model_validate(found)
 
 
 @router.get("/{name}", dependencies=[may(Permission.ROLLOUTS_READ)])
