@@ -103,6 +103,7 @@ def console_world(
     oidc: OidcSettings = NOWHERE,
     clock: ManualClock | None = None,
     approvals: int = 0,
+    port: int = 0,
 ) -> Iterator[ConsoleWorld]:
     clock = clock or ManualClock()
     made = make_fleet(path / "fleet", clock=clock)
@@ -111,7 +112,7 @@ def console_world(
     trust = ssl.create_default_context(cafile=fleet.ca_pem)
     with (
         fleet.open_store(clock=clock) as store,
-        ConsoleServer(fleet, store, port=0) as server,
+        ConsoleServer(fleet, store, port=port) as server,
         contextlib.ExitStack() as visitors,
     ):
         yield ConsoleWorld(fleet, store, clock, f"https://{server.address}", trust, visitors)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import hashlib
+import html
 import json
 import secrets
 import ssl
@@ -13,7 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs, urlencode, urlsplit
 
 from joserfc import jwt
 from joserfc.jwk import ECKey
@@ -48,6 +49,17 @@ class OpenIdProvider:
         code = secrets.token_urlsafe(16)
         self.codes[code] = (name, asked)
         return {"code": code, "state": asked["state"]}
+
+    def page(self, url: str) -> str:
+        """Return the page that asks somebody's browser who they are: a link for each, and one to say no."""
+        asked = {key: values[0] for key, values in parse_qs(urlsplit(url).query).items()}
+        back, refused = asked["redirect_uri"], {"error": "access_denied", "state": asked["state"]}
+        ways = [(name, self.authorize(url, name)) for name in self.people] + [("Say no", refused)]
+        links = [
+            f'<p><a href="{html.escape(f"{back}?{urlencode(brought)}")}">{html.escape(name)}</a></p>'
+            for name, brought in ways
+        ]
+        return f"<!doctype html><title>Provider</title><link rel='icon' href='data:,'><h1>Who are you?</h1>{''.join(links)}"
 
     def answer(self, path: str, form: dict[str, str], authorization: str) -> tuple[int, Any]:
         match path:
@@ -90,12 +102,17 @@ class OpenIdProvider:
 
 
 @contextlib.contextmanager
-def openid_provider(certified: FleetDir, clock: Clock) -> Iterator[OpenIdProvider]:
-    """Run a provider that shows the server certificate of a fleet."""
+def openid_provider(
+    certified: FleetDir, clock: Clock, *, host: str = "127.0.0.1"
+) -> Iterator[OpenIdProvider]:
+    """Run a provider that shows the server certificate of a fleet, under a name that browsers may hold for another site."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            self._say({})
+            if urlsplit(self.path).path == "/authorize":
+                self._send(200, "text/html; charset=utf-8", made.page(self.path).encode())
+            else:
+                self._say({})
 
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["content-length"])).decode()
@@ -103,8 +120,11 @@ def openid_provider(certified: FleetDir, clock: Clock) -> Iterator[OpenIdProvide
 
         def _say(self, form: dict[str, str]) -> None:
             status, told = made.answer(urlsplit(self.path).path, form, self.headers.get("authorization", ""))
-            raw = json.dumps(told).encode()
+            self._send(status, "application/json", json.dumps(told).encode())
+
+        def _send(self, status: int, kind: str, raw: bytes) -> None:
             self.send_response(status)
+            self.send_header("content-type", kind)
             self.send_header("content-length", str(len(raw)))
             self.end_headers()
             self.wfile.write(raw)
@@ -116,7 +136,7 @@ def openid_provider(certified: FleetDir, clock: Clock) -> Iterator[OpenIdProvide
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certified.server_pem, certified.server_key)
     server.socket = context.wrap_socket(server.socket, server_side=True)
-    made = OpenIdProvider(f"https://127.0.0.1:{server.server_address[1]}", clock)
+    made = OpenIdProvider(f"https://{host}:{server.server_address[1]}", clock)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
     thread.start()
     try:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import hmac
 import re
 import secrets
 import ssl
@@ -51,12 +52,16 @@ class Errand:
         state: What they bring back; nobody else knows it.
         nonce: What their token says; so it is for this sign-in and no other.
         verifier: What proves to the provider that who fetches the token is who asked for it.
+        redirect: Where they come back to, as the provider was told.
+        there: The page of the console that they were on their way to.
     """
 
     url: str
     state: str = field(repr=False)
     nonce: str = field(repr=False)
     verifier: str = field(repr=False)
+    redirect: str
+    there: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,8 +94,15 @@ class Errands:
             while len(self._out) > MAX_ERRANDS:
                 self._out.popitem(last=False)
 
-    def back(self, state: str) -> Errand | None:
-        """Return somebody who comes back; None if nobody is expected."""
+    def back(self, state: str, kept: str) -> Errand | None:
+        """Return somebody who comes back; None if nobody is expected.
+
+        Args:
+            state: What they bring.
+            kept: What their browser kept since it was sent: nobody is signed in as somebody else.
+        """
+        if not hmac.compare_digest(state.encode(), kept.encode()):
+            return None
         with self._lock:
             until_s, errand = self._out.pop(state, (0.0, None))
         return errand if self._clock() < until_s else None
@@ -110,43 +122,53 @@ class Provider:
         self._settings = settings
         self._clock = clock
 
-    def begin(self) -> Errand:
+    def begin(self, *, redirect: str = "", there: str = "/") -> Errand:
         """Send somebody to the provider.
+
+        Args:
+            redirect: Where they shall come back to; empty: as the settings say.
+            there: The page of the console that they are on their way to.
 
         Raises:
             UnavailableError: It does not answer, or not as a provider does.
         """
         state, nonce, verifier = (secrets.token_urlsafe(32) for _ in range(3))
         challenge = base64.urlsafe_b64encode(hashlib.sha256(verifier.encode()).digest()).rstrip(b"=")
+        redirect = redirect or self._settings.redirect
         with self._client() as client:
             endpoint = _endpoint(self._described(client), "authorization_endpoint")
         asked = {
             "response_type": "code",
             "client_id": self._settings.client_id,
-            "redirect_uri": self._settings.redirect,
+            "redirect_uri": redirect,
             "scope": self._settings.scope,
             "state": state,
             "nonce": nonce,
             "code_challenge": challenge.decode(),
             "code_challenge_method": "S256",
         }
-        return Errand(
-            f"{endpoint}{'&' if '?' in endpoint else '?'}{urlencode(asked)}", state, nonce, verifier
-        )
+        url = f"{endpoint}{'&' if '?' in endpoint else '?'}{urlencode(asked)}"
+        return Errand(url, state, nonce, verifier, redirect, there)
 
     def finish(self, errand: Errand, code: str) -> Identity:
         """Exchange the code that somebody brought back for who they are.
+
+        Args:
+            errand: Who was expected.
+            code: What they brought; empty: the provider gave them none, for they said no or may not.
 
         Raises:
             SignInError: The provider does not vouch for them, or its token is not for this sign-in.
             UnavailableError: It does not answer, or not as a provider does.
         """
+        if not code:
+            raise SignInError("Your provider did not sign you in: begin again, or ask whoever runs it.")
         with self._client() as client:
             described = self._described(client)
             asked = {
                 "grant_type": "authorization_code",
                 "code": code,
-                "redirect_uri": self._settings.redirect,
+                "redirect_uri": errand.redirect,
                 "client_id": self._settings.client_id,
                 "code_verifier": errand.verifier,
             }

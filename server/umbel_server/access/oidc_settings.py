@@ -18,7 +18,8 @@ class OidcSettings(Table):
         issuer: The provider's https URL; empty: nobody signs in elsewhere.
         client_id: What the service is called there.
         client_secret_file: A file with its secret; empty: it has none, and PKCE alone protects.
-        redirect: Where people come back to, as the provider knows it.
+        redirect: Where people come back to at the API, as the provider knows it.
+        console_redirect: Where they come back to at the console; empty: as ``redirect`` says.
         ca_file: Certificates that the provider's is checked against; empty: the system's.
         scope: What is asked for.
         claim: The claim that says what somebody is there.
@@ -31,7 +32,8 @@ class OidcSettings(Table):
     issuer: str = setting("the provider's https URL, as it calls itself", "")
     client_id: str = setting("what this service is called there", "")
     client_secret_file: str = setting("a file with its secret; empty: it has none", "")
-    redirect: str = setting("https://HOST:PORT/api/v1/oidc/callback, as the provider knows it", "")
+    redirect: str = setting("https://HOST:PORT/api/v1/oidc/callback of the API, as the provider knows it", "")
+    console_redirect: str = setting("the same of the console; empty: redirect is the console's", "")
     ca_file: str = setting("certificates to check the provider's against; empty: the system's", "")
     scope: str = setting("what is asked for", "openid profile email")
     claim: str = setting("the claim that says what somebody is there", "groups")
@@ -40,8 +42,9 @@ class OidcSettings(Table):
     def __post_init__(self) -> None:
         if not self.issuer:
             return
-        for name in ("issuer", "redirect"):
-            if not getattr(self, name).startswith("https://"):
+        for name in ("issuer", "redirect", "console_redirect"):
+            optional = name == "console_redirect" and not self.console_redirect
+            if not optional and not getattr(self, name).startswith("https://"):
                 raise UsageError(f"{name} of [oidc] is no https URL.")
         if not self.client_id or "openid" not in self.scope.split():
             raise UsageError("[oidc] needs a client_id, and openid in its scope.")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hmac
 from http import HTTPStatus
 from typing import Annotated
 
@@ -39,7 +38,7 @@ def finish_oidc(
     response: Response,
     service: ServiceOf,
     state: Annotated[str, Query(max_length=200)],
-    code: Annotated[str, Query(max_length=4000)],
+    code: Annotated[str, Query(max_length=4000, description="Empty: the provider signed nobody in.")] = "",
     mine: Annotated[str, Cookie(alias=cookies.SIGN_IN, max_length=200, include_in_schema=False)] = "",
 ) -> SignedIn:
     """Come back from the provider, and get a token that is in force for half a day."""
@@ -47,9 +46,7 @@ def finish_oidc(
     problem = waiting(service, request)
     if problem is not None:
         raise problem
-    # The browser that comes back is the one that was sent: nobody is signed in as somebody else.
-    same = hmac.compare_digest(state.encode(), mine.encode())
-    errand = service.errands.back(state) if same else None
+    errand = service.errands.back(state, mine)
     if errand is None:
         raise failed(service, request, "Nobody is expected back with this: begin again.")
     try:

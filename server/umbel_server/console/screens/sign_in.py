@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hmac
 from http import HTTPStatus
 from typing import Annotated
 
@@ -64,8 +63,11 @@ def start_provider(
     service: ServiceOf, there: Annotated[str, Query(alias="next", max_length=2000)] = "/"
 ) -> Response:
     """Go and sign in at the provider."""
-    require_on(service.fleet.settings.oidc)
-    errand = Provider(service.fleet.settings.oidc, service.store.clock).begin()
+    settings = service.fleet.settings.oidc
+    require_on(settings)
+    errand = Provider(settings, service.store.clock).begin(
+        redirect=settings.console_redirect, there=safe(there)
+    )
     service.errands.send(errand)
     answer = RedirectResponse(errand.url, HTTPStatus.SEE_OTHER)
     cookies.keep(answer, cookies.SIGN_IN, errand.state, life_s=LIFE_S)
@@ -77,24 +79,25 @@ def finish_provider(
     request: Request,
     service: ServiceOf,
     state: Annotated[str, Query(max_length=200)],
-    code: Annotated[str, Query(max_length=4000)],
+    code: Annotated[str, Query(max_length=4000)] = "",
     mine: Annotated[str, Cookie(alias=cookies.SIGN_IN, max_length=200)] = "",
 ) -> Response:
     """Come back from the provider, signed in."""
     require_on(service.fleet.settings.oidc)
     problem = waiting(service, request)
     if problem is not None:
-        raise problem
-    same = hmac.compare_digest(state.encode(), mine.encode())
-    errand = service.errands.back(state) if same else None
-    if errand is None:
-        raise failed(service, request, "Nobody is expected back with this: begin again.")
+        return _form(request, service, "/", problem=problem)
+    errand = service.errands.back(state, mine)
     try:
+        if errand is None:
+            raise SignInError("Nobody is expected back with this: begin again.")
         identity = Provider(service.fleet.settings.oidc, service.store.clock).finish(errand, code)
         account = account_of_identity(service.store.accounts, identity)
     except SignInError as exc:
-        raise failed(service, request, str(exc)) from None
-    answer = RedirectResponse("/", HTTPStatus.SEE_OTHER)
+        there = errand.there if errand else "/"
+        return _form(request, service, there, problem=failed(service, request, str(exc)))
+    # A redirect would still be the provider's navigation, and come without the cookie: a page of ours leads on.
+    answer = page(request, "arrive.html", there=errand.there)
     cookies.forget(answer, cookies.SIGN_IN)
     begin(service.store, answer, account)
     return answer
