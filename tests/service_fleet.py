@@ -24,6 +24,7 @@ from umbel_proto.keys import SigningKey
 from umbel_proto.seal import SealPublicKey, seal
 from umbel_proto.wire import delivery_pb2, enrollment_pb2, telemetry_pb2
 from umbel_server.clock import Clock, system_clock
+from umbel_server.clock import ManualClock as ManualClock
 from umbel_server.fleet.ca import CertificateAuthority, generate_key, private_pem
 from umbel_server.fleet.create import create_fleet
 from umbel_server.fleet.layout import FleetDir
@@ -35,19 +36,6 @@ HOUR_S = 3600
 DAY_S = 86400
 CALL_TIMEOUT_S = 20.0
 NOBODY = DeviceId("")
-
-
-@dataclass(slots=True)
-class ManualClock:
-    """A clock that goes on only when told to; it begins now."""
-
-    now_s: float = field(default_factory=time.time)
-
-    def __call__(self) -> float:
-        return self.now_s
-
-    def advance(self, seconds: float) -> None:
-        self.now_s += seconds
 
 
 def policy(fleet: str = "garden") -> FleetPolicy:
