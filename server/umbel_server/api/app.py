@@ -25,6 +25,7 @@ from umbel_server.api.routes import (
     releases,
     rollouts,
     runs,
+    schedules,
     telemetry,
     users,
 )
@@ -55,6 +56,7 @@ ROUTERS: tuple[APIRouter, ...] = (
     runs.router,
     runs.reports,
     runs.privacy,
+    schedules.router,
     queries.router,
     alerts.router,
     alerts.rules,

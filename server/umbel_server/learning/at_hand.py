@@ -69,6 +69,33 @@ class RunsAtHand:
         """Return a run's attempts at rounds with who was in them, in their order."""
         return [attempt_json(each) for each in self._store.runs.rounds(self._record(run).id)]
 
+    def pack(
+        self,
+        run: str,
+        *,
+        calibration: Path | None,
+        heldout: Path | None,
+        key: Path | None,
+        version: int | None,
+        out: Path | None,
+    ) -> dict[str, Any]:
+        """Make a signed package of what a run has learned, a draft in the registry."""
+        from umbel_server.learning.pack import pack
+
+        made = pack(
+            self._fleet,
+            self._store,
+            self._record(run),
+            local_actor(),
+            calibration=calibration,
+            heldout=heldout,
+            key=key,
+            version=version,
+            out=out,
+        )
+        keep_checkpoint(self._fleet, self._store)
+        return {**made.to_json(), "package": str(made.path)}
+
     def draw(self, run: str, plot: Path) -> None:
         """Draw a run as a PNG."""
         record = self._record(run)

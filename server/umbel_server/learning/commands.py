@@ -10,21 +10,14 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-from umbel_proto.errors import RefusedError, UsageError
-from umbel_proto.ids import RunId
-from umbel_server.access.actor import local_actor
-from umbel_server.fleet.layout import FleetDir
+from umbel_proto.errors import RefusedError
 from umbel_server.learning.schedule_commands import app as schedule
-from umbel_server.remote.place import DirectoryOption, FleetOption, ServerOption
+from umbel_server.remote.place import FleetOption, ServerOption
 from umbel_server.remote.subjects import runs_at
-
-if TYPE_CHECKING:
-    from umbel_server.store.runs import RunRecord
-    from umbel_server.store.store import Store
 
 POLL_S = 0.5
 
@@ -106,7 +99,8 @@ def stop(
 @app.command()
 def pack(
     run: RunArgument,
-    directory: DirectoryOption,
+    directory: FleetOption = None,
+    server: ServerOption = None,
     calibration: Annotated[
         Path | None,
         typer.Option(help="An .npz file with x to quantize with; by default the plan's.", show_default=False),
@@ -132,26 +126,17 @@ def pack(
     as_json: JsonOption = False,
 ) -> None:
     """Make a signed package of what a run has learned, a draft in the registry. It needs umbel[models]."""
-    from umbel_server.learning.pack import pack as pack_run
-
-    fleet = FleetDir.open(directory)
-    with fleet.open_store() as store:
-        record = _record(store, run)
-        written = pack_run(
-            fleet,
-            store,
-            record,
-            local_actor(),
-            calibration=calibration,
-            heldout=heldout,
-            key=key,
-            version=version,
-            out=out,
-        )
+    with runs_at(directory, server) as runs:
+        made = runs.pack(run, calibration=calibration, heldout=heldout, key=key, version=version, out=out)
     if as_json:
-        _print_json({"run": run, "package": str(written)})
-    else:
-        typer.echo(f"{written}\nNext:  umbel registry show {record.model} --fleet {fleet.path}")
+        _print_json(made)
+        return
+    where = "" if directory is None else f" --fleet {directory}"
+    written = f"{made['package']}\n" if "package" in made else ""
+    typer.echo(
+        f"{written}{made['model']} {made['version']} is a draft in the registry.\n"
+        f"Next:  umbel registry show {made['model']}@{made['version']}{where}"
+    )
 
 
 @app.command("list")
@@ -256,14 +241,6 @@ def watch(run: RunArgument, directory: FleetOption = None, server: ServerOption 
     if summary["state"] == "failed":
         raise RefusedError(f"Run {run} failed: {summary['reason']}")
     typer.echo(f"Run {run} is {summary['state']}.")
-
-
-def _record(store: Store, run: str) -> RunRecord:
-    record = store.runs.get(RunId(run))
-    if record is None:
-        known = ", ".join(each.id for each in store.runs.all()) or "none yet"
-        raise UsageError(f"There is no run {run!r} in this fleet; its runs: {known}.")
-    return record
 
 
 def _metrics(attempt: dict[str, Any]) -> dict[str, dict[str, float]]:

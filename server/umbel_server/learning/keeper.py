@@ -148,11 +148,13 @@ class Keeper:
             if not plan.result.calibration or self._is_registered(record):
                 continue
             try:
-                out = pack.pack(self._fleet, self._store, record, SERVICE)
+                made = pack.pack(self._fleet, self._store, record, SERVICE)
             except (RefusedError, UsageError, subprocess.SubprocessError) as exc:
                 log.warning("run %s is finished, and its model is not packed: %s", record.id, exc)
             else:
-                log.info("run %s is finished, and its model is a draft in the registry: %s", record.id, out)
+                log.info(
+                    "run %s is finished, and its model is a draft in the registry: %s", record.id, made.path
+                )
 
     def _is_registered(self, record: RunRecord) -> bool:
         with self._store.database.read() as connection:

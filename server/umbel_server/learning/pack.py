@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,36 @@ from umbel_server.learning.plan import RunPlan
 from umbel_server.learning.run import TRAINED
 from umbel_server.registry.versions import add
 from umbel_server.signals import end_with_parent
-from umbel_server.store.registry import versions
+from umbel_server.store.registry import Version, versions
 from umbel_server.store.runs import RunRecord
 from umbel_server.store.store import Store
 
 PACKED = "model.umbel"
 """The package's name in its run's directory."""
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """What a run has learned, as a package.
+
+    Args:
+        path: Where the package lies.
+        version: It in the registry.
+    """
+
+    path: Path
+    version: Version
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as JSON values, without where it lies."""
+        made = self.version
+        return {
+            "run": made.run,
+            "model": made.model,
+            "version": made.version,
+            "sha256": made.sha256.hex(),
+            "size": made.size,
+        }
 
 
 def packed(fleet: FleetDir, run: RunId) -> Path:
@@ -60,7 +85,7 @@ def pack(
     key: Path | None = None,
     version: int | None = None,
     out: Path | None = None,
-) -> Path:
+) -> Packed:
     """Make a signed package of what a run has learned, and put it into the registry as a draft.
 
     Args:
@@ -75,7 +100,7 @@ def pack(
         out: Where to write; by default the run's directory.
 
     Returns:
-        Where the package lies.
+        The package.
 
     Raises:
         RefusedError: The run has not ended, has learned nothing, or the workbench refuses.
@@ -126,8 +151,7 @@ def pack(
         package = where.read_bytes()
     except OSError as exc:
         raise StorageError(f"The package {where} cannot be read: {exc.strerror}.") from exc
-    add(fleet, store, package, actor, run=record.id)
-    return where
+    return Packed(where, add(fleet, store, package, actor, run=record.id))
 
 
 def _begin() -> None:

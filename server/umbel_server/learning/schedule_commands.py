@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from umbel_proto.errors import UsageError
-from umbel_proto.ids import check_name
-from umbel_server.clock import system_clock
-from umbel_server.fleet.layout import FleetDir
+from umbel_server.remote.place import FleetOption, ServerOption
+from umbel_server.remote.subjects import schedules_at
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -21,9 +18,6 @@ app = typer.Typer(
     help="Let runs begin by themselves: umbel serve runs begins them.",
 )
 
-FleetOption = Annotated[
-    Path, typer.Option("--fleet", envvar="UMBEL_FLEET", help="The fleet's directory.", show_default=False)
-]
 NameArgument = Annotated[str, typer.Argument(help="The schedule's name.", show_default=False)]
 ReasonOption = Annotated[str, typer.Option(help="Why, for the record.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
@@ -33,8 +27,9 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for progra
 def add(
     name: NameArgument,
     plan: Annotated[Path, typer.Argument(help="The runs' plan, a TOML file.", show_default=False)],
-    directory: FleetOption,
     every: Annotated[str, typer.Option(help="Least time between two runs: 90m, 12h, 7d, 2w.")],
+    directory: FleetOption = None,
+    server: ServerOption = None,
     at: Annotated[
         str | None,
         typer.Option(help="Time of day, UTC, at which runs begin: 02:30.", show_default="any"),
@@ -46,74 +41,44 @@ def add(
     as_json: JsonOption = False,
 ) -> None:
     """Check a plan against policy and budget, and let runs of it begin by themselves."""
-    from umbel_server.access.actor import local_actor
-    from umbel_server.learning.begin import check, pin, read_mapping
-    from umbel_server.learning.schedule import DAY_S, following, parse_duration, parse_time_of_day
-    from umbel_server.store.schedules import Schedule
+    from umbel_proto.errors import UsageError
+    from umbel_server.learning.schedule import DAY_S, parse_duration, parse_time_of_day
+    from umbel_server.learning.scheduling import When
 
     every_s = parse_duration(every)
     at_s = None if at is None else parse_time_of_day(at)
     if at_s is not None and every_s % DAY_S:
         raise UsageError(f"--every is {every} and --at names a time of day: choose whole days, such as 7d.")
-    fleet = FleetDir.open(directory)
-    now_s = system_clock()
-    with fleet.open_store() as store:
-        raw = read_mapping(plan)
-        checked = check(fleet, store, pin(raw, store))
-        schedule = Schedule(
-            name=check_name(name, "schedule"),
-            model=checked.plan.model,
-            plan=raw,
-            every_s=every_s,
-            at_s=at_s,
-            labels=labels,
-            state="active",
-            next_s=now_s if now else following(now_s, every_s, at_s),
-            since_s=now_s,
-        )
-        store.schedules.add(schedule, local_actor())
+    with schedules_at(directory, server) as schedules:
+        made = schedules.add(name, plan, When(every_s, at_s, labels, now))
     if as_json:
-        print(json.dumps({"schedule": name, "model": schedule.model, "next_s": schedule.next_s}, indent=2))
+        _print_json({each: made[each] for each in ("schedule", "model", "next_s")})
     else:
         wait = f", once {labels} new labels are reported" if labels else ""
-        typer.echo(f"The first run begins {_utc(schedule.next_s)}{wait}, where umbel serve runs is running.")
+        typer.echo(f"The first run begins {_utc(made['next_s'])}{wait}, where umbel serve runs is running.")
 
 
 @app.command("list")
-def list_(directory: FleetOption, as_json: JsonOption = False) -> None:
+def list_(directory: FleetOption = None, server: ServerOption = None, as_json: JsonOption = False) -> None:
     """List the schedules, and what came of each the last time."""
     from umbel_server.cli import print_table
 
-    with FleetDir.open(directory).open_store() as store:
-        found = store.schedules.all()
+    with schedules_at(directory, server) as schedules:
+        found = schedules.all()
     if as_json:
-        lines = [
-            {
-                "schedule": each.name,
-                "model": each.model,
-                "state": each.state,
-                "every_s": each.every_s,
-                "at_s": each.at_s,
-                "labels": each.labels,
-                "next_s": each.next_s,
-                "last_run": each.last_run,
-                "said": each.said,
-            }
-            for each in found
-        ]
-        print(json.dumps(lines, indent=2))
+        _print_json(found)
         return
     print_table(
         ("schedule", "model", "state", "next", "labels", "last run", "last time"),
         [
             (
-                each.name,
-                each.model,
-                each.state,
-                _utc(each.next_s),
-                str(each.labels or "-"),
-                each.last_run or "-",
-                each.said or "-",
+                each["schedule"],
+                each["model"],
+                each["state"],
+                _utc(each["next_s"]),
+                str(each["labels"] or "-"),
+                each["last_run"] or "-",
+                each["said"] or "-",
             )
             for each in found
         ],
@@ -121,48 +86,72 @@ def list_(directory: FleetOption, as_json: JsonOption = False) -> None:
 
 
 @app.command()
+def begin(
+    name: NameArgument,
+    directory: FleetOption = None,
+    server: ServerOption = None,
+    reason: ReasonOption = "",
+    as_json: JsonOption = False,
+) -> None:
+    """Let the next run begin now. One that waits for labels still does."""
+    with schedules_at(directory, server) as schedules:
+        schedules.hasten(name, reason)
+    _said(name, "active", f"Schedule {name} begins its next run now.", as_json)
+
+
+@app.command()
 def pause(
-    name: NameArgument, directory: FleetOption, reason: ReasonOption = "", as_json: JsonOption = False
+    name: NameArgument,
+    directory: FleetOption = None,
+    server: ServerOption = None,
+    reason: ReasonOption = "",
+    as_json: JsonOption = False,
 ) -> None:
     """Let a schedule begin no more runs; one that runs goes on."""
-    _set(name, directory, "paused", reason, as_json=as_json)
+    with schedules_at(directory, server) as schedules:
+        schedules.set_state(name, "paused", reason)
+    _said(name, "paused", f"Schedule {name} is paused.", as_json)
 
 
 @app.command()
 def resume(
-    name: NameArgument, directory: FleetOption, reason: ReasonOption = "", as_json: JsonOption = False
+    name: NameArgument,
+    directory: FleetOption = None,
+    server: ServerOption = None,
+    reason: ReasonOption = "",
+    as_json: JsonOption = False,
 ) -> None:
     """Let a paused schedule go on. A run that it missed meanwhile begins at once, and once."""
-    _set(name, directory, "active", reason, as_json=as_json)
+    with schedules_at(directory, server) as schedules:
+        schedules.set_state(name, "active", reason)
+    _said(name, "active", f"Schedule {name} is active.", as_json)
 
 
 @app.command()
 def remove(
-    name: NameArgument, directory: FleetOption, reason: ReasonOption = "", as_json: JsonOption = False
+    name: NameArgument,
+    directory: FleetOption = None,
+    server: ServerOption = None,
+    reason: ReasonOption = "",
+    as_json: JsonOption = False,
 ) -> None:
     """Remove a schedule. Its runs stay on record, and one that runs goes on."""
-    from umbel_server.access.actor import local_actor
-
-    with FleetDir.open(directory).open_store() as store:
-        store.schedules.remove(name, local_actor(), reason=reason)
-    _said(name, "removed", as_json=as_json)
+    with schedules_at(directory, server) as schedules:
+        schedules.remove(name, reason)
+    _said(name, "removed", f"Schedule {name} is removed.", as_json)
 
 
-def _set(name: str, directory: Path, state: str, reason: str, *, as_json: bool) -> None:
-    from umbel_server.access.actor import local_actor
-
-    with FleetDir.open(directory).open_store() as store:
-        store.schedules.set_state(
-            name, "paused" if state == "paused" else "active", local_actor(), reason=reason
-        )
-    _said(name, state, as_json=as_json)
-
-
-def _said(name: str, state: str, *, as_json: bool) -> None:
+def _said(name: str, state: str, sentence: str, as_json: bool) -> None:
     if as_json:
-        print(json.dumps({"schedule": name, "state": state}, indent=2))
+        _print_json({"schedule": name, "state": state})
     else:
-        typer.echo(f"Schedule {name} is {state}.")
+        typer.echo(sentence)
+
+
+def _print_json(value: object) -> None:
+    from umbel_server.cli import print_json
+
+    print_json(value)
 
 
 def _utc(time_s: float) -> str:

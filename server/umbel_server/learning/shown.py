@@ -9,6 +9,7 @@ from umbel_server.learning.plan import RunPlan
 
 if TYPE_CHECKING:
     from umbel_server.store.runs import RoundRecord, RunRecord
+    from umbel_server.store.schedules import Schedule
 
 
 def run_json(record: RunRecord, rounds: Sequence[RoundRecord]) -> dict[str, Any]:
@@ -51,4 +52,19 @@ def attempt_json(record: RoundRecord) -> dict[str, Any]:
         "participations": [
             {"device": p.device, "outcome": p.outcome, "reason": p.reason} for p in record.participations
         ],
+    }
+
+
+def schedule_json(schedule: Schedule) -> dict[str, Any]:
+    """Return a schedule, and what came of it the last time, as JSON values."""
+    return {
+        "schedule": schedule.name,
+        "model": schedule.model,
+        "state": schedule.state,
+        "every_s": schedule.every_s,
+        "at_s": schedule.at_s,
+        "labels": schedule.labels,
+        "next_s": schedule.next_s,
+        "last_run": schedule.last_run,
+        "said": schedule.said,
     }

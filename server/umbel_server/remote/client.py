@@ -84,9 +84,18 @@ class Client:
         """Return a document that is not the API's own JSON, as it came."""
         return self._send("GET", path, {}).text
 
-    def post(self, path: str, body: object = None, *, content: bytes | None = None, **query: object) -> Any:
+    def post(
+        self,
+        path: str,
+        body: object = None,
+        *,
+        content: bytes | None = None,
+        timeout_s: float = TIMEOUT_S,
+        **query: object,
+    ) -> Any:
         """Do something, once, however often it has to be asked; return what came of it."""
-        return _json(self.place.server, self._send("POST", path, query, body=body, content=content))
+        answer = self._send("POST", path, query, body=body, content=content, timeout_s=timeout_s)
+        return _json(self.place.server, answer)
 
     def replace(self, path: str, body: object, *, method: str = "PUT") -> Any:
         """Change what lies at a path, unless it is another than what is seen there now."""
@@ -119,6 +128,7 @@ class Client:
         body: object = None,
         content: bytes | None = None,
         headers: Mapping[str, str] | None = None,
+        timeout_s: float = TIMEOUT_S,
     ) -> httpx.Response:
         asked = {**(headers or {})}
         if method != "GET":
@@ -133,6 +143,7 @@ class Client:
             json=body,
             content=content,
             headers=asked,
+            timeout=timeout_s,
         )
         for left in reversed(range(TRIES)):
             try:
@@ -141,7 +152,7 @@ class Client:
                 if left and not _untrusted(exc):
                     time.sleep(PAUSE_S)
                     continue
-                raise unreachable(self.place.server, exc) from exc
+                raise unreachable(self.place.server, exc, timeout_s=timeout_s) from exc
             if response.is_success:
                 return response
             raise error_of(self.place.server, response)
@@ -177,7 +188,7 @@ def trusting(ca: str | None) -> ssl.SSLContext:
     return context
 
 
-def unreachable(server: str, exc: httpx.TransportError) -> UmbelError:
+def unreachable(server: str, exc: httpx.TransportError, *, timeout_s: float = TIMEOUT_S) -> UmbelError:
     """Return the error for an answer that never came."""
     if _untrusted(exc):
         return CertificateError(
@@ -185,7 +196,7 @@ def unreachable(server: str, exc: httpx.TransportError) -> UmbelError:
             f"then  umbel login --server {server} --ca FILE."
         )
     if isinstance(exc, httpx.TimeoutException):
-        return UnavailableError(f"The service {server} did not answer in {TIMEOUT_S:g} s: try again later.")
+        return UnavailableError(f"The service {server} did not answer in {timeout_s:g} s: try again later.")
     return UnavailableError(
         f"The service {server} cannot be reached: is it running, and is that its address?"
     )

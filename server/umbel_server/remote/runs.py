@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import tomllib
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -11,9 +9,12 @@ from typing import Any
 from umbel_proto.errors import UsageError
 from umbel_server.remote.client import PAGE, Client, path
 from umbel_server.remote.place import needed
+from umbel_server.remote.plan_file import fields_of
 
 ATTEMPTS = 20
 """A page of them: each names its devices."""
+PACK_S = 1800.0
+"""How long a service may take to make a package: it quantizes and evaluates."""
 
 
 class RunsFar:
@@ -28,7 +29,7 @@ class RunsFar:
 
     def start(self, plan: Path, *, name: str, dry_run: bool) -> dict[str, Any]:
         """Check a plan, and start its run unless it is only tried; return the run's name and what it will cost."""
-        asked = {"plan": _fields(plan), "name": name or None, "dry_run": dry_run}
+        asked = {"plan": fields_of(plan), "name": name or None, "dry_run": dry_run}
         made: dict[str, Any] = self._client.post("/runs", asked)
         return made
 
@@ -58,6 +59,29 @@ class RunsFar:
         """Return a run's attempts at rounds with who was in them, in their order."""
         return list(self._client.pages(path("run-reports", run, "attempts"), limit=ATTEMPTS))
 
+    def pack(
+        self,
+        run: str,
+        *,
+        calibration: Path | None,
+        heldout: Path | None,
+        key: Path | None,
+        version: int | None,
+        out: Path | None,
+    ) -> dict[str, Any]:
+        """Let the service make a signed package of what a run has learned, a draft in its registry."""
+        if key is not None:
+            raise UsageError("A release key is not sent to a service: sign where the fleet's directory is.")
+        if out is not None:
+            raise UsageError("--out writes where the fleet's directory is: leave out --out, or say --fleet.")
+        asked = {
+            "calibration": None if calibration is None else str(calibration),
+            "heldout": None if heldout is None else str(heldout),
+            "version": version,
+        }
+        made: dict[str, Any] = self._client.post(path("runs", run, "pack"), asked, timeout_s=PACK_S)
+        return made
+
     def draw(self, run: str, plot: Path) -> None:
         """Refuse to draw: that is done where the records are."""
         raise UsageError("--plot draws where the fleet's directory is: leave out --plot, or say --fleet.")
@@ -66,18 +90,3 @@ class RunsFar:
 def _run(shown: dict[str, Any]) -> dict[str, Any]:
     # Only a model that answers with numbers has one.
     return {name: value for name, value in shown.items() if name != "r2" or value is not None}
-
-
-def _fields(plan: Path) -> dict[str, Any]:
-    try:
-        fields = tomllib.loads(plan.read_text("utf-8"))
-        json.dumps(fields, allow_nan=False)
-    except OSError as exc:
-        raise UsageError(f"The plan {plan} cannot be read: {exc.strerror}.") from exc
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
-        raise UsageError(f"The plan {plan} is not TOML: {exc}.") from exc
-    except (TypeError, ValueError) as exc:
-        raise UsageError(
-            f"The plan {plan} holds a date or a number that no plan has: see the reference."
-        ) from exc
-    return fields

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from umbel_server.experiments.at_hand import ExperimentsAtHand
     from umbel_server.fleet.at_hand import FleetAtHand
     from umbel_server.learning.at_hand import RunsAtHand
+    from umbel_server.learning.schedules_at_hand import SchedulesAtHand
     from umbel_server.monitor.alerts.at_hand import AlertsAtHand
     from umbel_server.monitor.at_hand import MonitorAtHand
     from umbel_server.queries.at_hand import QueriesAtHand
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from umbel_server.remote.registry import RegistryFar
     from umbel_server.remote.rollouts import RolloutsFar
     from umbel_server.remote.runs import RunsFar
+    from umbel_server.remote.schedules import SchedulesFar
     from umbel_server.rollouts.at_hand import RolloutsAtHand
 
 
@@ -91,6 +93,16 @@ def runs_at(directory: Path | None, server: str | None) -> AbstractContextManage
     from umbel_server.remote.runs import RunsFar
 
     return at(directory, server, RunsAtHand, RunsFar)
+
+
+def schedules_at(
+    directory: Path | None, server: str | None
+) -> AbstractContextManager[SchedulesAtHand | SchedulesFar]:
+    """Reach schedules for the length of a block."""
+    from umbel_server.learning.schedules_at_hand import SchedulesAtHand
+    from umbel_server.remote.schedules import SchedulesFar
+
+    return at(directory, server, SchedulesAtHand, SchedulesFar)
 
 
 def alerts_at(directory: Path | None, server: str | None) -> AbstractContextManager[AlertsAtHand | AlertsFar]:

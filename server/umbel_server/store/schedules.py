@@ -96,6 +96,18 @@ class Schedules:
         with self._database.read() as connection:
             return tuple(map(_schedule, connection.execute(select(schedules).order_by(schedules.c.name))))
 
+    def page(self, *, after: str = "", limit: int) -> tuple[Schedule, ...]:
+        """Return schedules by name, those after one, at most ``limit``."""
+        query = select(schedules).where(schedules.c.name > after).order_by(schedules.c.name).limit(limit)
+        with self._database.read() as connection:
+            return tuple(map(_schedule, connection.execute(query)))
+
+    def find(self, name: str) -> Schedule | None:
+        """Return a schedule; None if there is none of that name."""
+        with self._database.read() as connection:
+            row = connection.execute(select(schedules).where(schedules.c.name == name)).one_or_none()
+        return None if row is None else _schedule(row)
+
     def due(self, now_s: float) -> tuple[Schedule, ...]:
         """Return the active schedules whose time has come, the longest overdue first."""
         query = select(schedules).where(schedules.c.state == "active", schedules.c.next_s <= now_s)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from typing import Any, Literal
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter
 from pydantic import BaseModel, Field
@@ -129,6 +130,30 @@ class Resumed(BaseModel):
     state: Literal["running"]
 
 
+class Pack(Asked):
+    """How to make a package of what a run has learned."""
+
+    calibration: str | None = Field(
+        None, max_length=124, description="A file in `data` with inputs to quantize with; null: the plan's."
+    )
+    heldout: str | None = Field(
+        None, max_length=124, description="A file in `data` to evaluate on, for the card; null: the plan's."
+    )
+    version: Annotated[int, Field(ge=1, lt=1 << 32)] | None = Field(
+        None, description="Null: one above the newest that is released or in the registry."
+    )
+
+
+class PackedShown(BaseModel):
+    """A package of what a run has learned, a draft in the registry."""
+
+    run: str
+    model: str
+    version: int
+    sha256: str
+    size: int = Field(description="Bytes.")
+
+
 class RunCharged(BaseModel):
     """A device's part in a run."""
 
@@ -172,6 +197,25 @@ def resume_run(service: ServiceOf, name: Named) -> Resumed:
 
     resume(service.fleet, service.store, _found(service.store, name))
     return Resumed(run=name, state="running")
+
+
+@router.post("/{name}/pack", status_code=201, dependencies=[may(Permission.REGISTRY_WRITE)])
+def pack_run(service: ServiceOf, actor: ActorOf, name: Named, what: Pack) -> PackedShown:
+    """Make a package of what a run has learned, signed with the service's release key: a draft in the registry.
+
+    It takes as long as quantizing and evaluating do.
+    """
+    from umbel_server.learning.pack import pack
+
+    fleet, run = service.fleet, _found(service.store, name)
+    calibration, heldout = (
+        None if named is None else data_file(fleet, field, named)
+        for field, named in (("calibration", what.calibration), ("heldout", what.heldout))
+    )
+    made = pack(
+        fleet, service.store, run, actor, calibration=calibration, heldout=heldout, version=what.version
+    )
+    return PackedShown(**made.to_json())
 
 
 @reports.get("", dependencies=[may(Permission.RUNS_READ)])
@@ -256,12 +300,19 @@ def with_data(fleet: FleetDir, plan: dict[str, Any]) -> dict[str, Any]:
     tables = [(made, "heldout"), (made["result"], "calibration")] if "result" in made else [(made, "heldout")]
     for table, field in tables:
         if isinstance(table, dict) and (named := table.get(field)):
-            if not isinstance(named, str) or DATA_FILE.fullmatch(named) is None:
-                raise UsageError(
-                    f"The plan's {field} is to be the name of an .npz file in the directory  data  of the fleet."
-                )
-            table[field] = str(fleet.path / "data" / named)
+            table[field] = str(data_file(fleet, field, named))
     return made
+
+
+def data_file(fleet: FleetDir, field: str, named: object) -> Path:
+    """Return a file in the fleet's own directory of data.
+
+    Raises:
+        UsageError: What is named is something else: nobody far away reads other files of the service.
+    """
+    if not isinstance(named, str) or DATA_FILE.fullmatch(named) is None:
+        raise UsageError(f"{field} is to be the name of an .npz file in the directory  data  of the fleet.")
+    return fleet.path / "data" / named
 
 
 def _run_report(store: Store, run: RunRecord) -> RunReport:

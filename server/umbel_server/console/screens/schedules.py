@@ -112,7 +112,7 @@ def change_schedule(
 
 
 def _found(store: Store, name: str) -> Schedule:
-    found = next((each for each in store.schedules.all() if each.name == name), None)
+    found = store.schedules.find(name)
     if found is None:
         raise missing(f"schedule {name}")
     return found
