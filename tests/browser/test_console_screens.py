@@ -54,6 +54,7 @@ DEEP: tuple[str, ...] = (
     "/experiments/taste-3-ab",
     "/experiments/-/new",
     "/runs/autumn",
+    "/runs/-/new?from=run:autumn",
     "/runs/-/schedules",
     "/runs/-/proposals",
     "/queries/digits-seen",

@@ -114,7 +114,13 @@ def check(fleet: FleetDir, store: Store, plan: RunPlan) -> Checked:
 
 
 def record(
-    fleet: FleetDir, store: Store, run: RunId, checked: Checked, *, actor: Actor | None = None
+    fleet: FleetDir,
+    store: Store,
+    run: RunId,
+    checked: Checked,
+    *,
+    actor: Actor | None = None,
+    reason: str = "",
 ) -> None:
     """Put a checked run on record.
 
@@ -133,7 +139,7 @@ def record(
     except OSError as exc:
         raise StorageError(f"{directory} cannot be made: {exc.strerror}.") from exc
     checked.cost.save(directory)
-    store.runs.create(run, plan.model, plan.to_json(), actor=actor)
+    store.runs.create(run, plan.model, plan.to_json(), actor=actor, reason=reason)
 
 
 def begin(
@@ -144,6 +150,7 @@ def begin(
     checked: Checked,
     *,
     actor: Actor | None = None,
+    reason: str = "",
 ) -> None:
     """Put a checked run on record and start its server process.
 
@@ -151,7 +158,7 @@ def begin(
         UsageError: The name is taken.
         UnavailableError: The SuperLink does not answer, or refuses; the run is on record as failed.
     """
-    record(fleet, store, run, checked, actor=actor)
+    record(fleet, store, run, checked, actor=actor, reason=reason)
     try:
         control.start(fleet, run)
     except UmbelError as exc:
@@ -167,14 +174,24 @@ def start(
     Raises:
         UmbelError: As ``pin``, ``check`` and ``begin`` do.
     """
-    plan = pin(raw, store)
-    checked = check(fleet, store, plan)
-    run = RunId(check_name(name, "run")) if name else free_name(store, plan.model)
+    checked = check(fleet, store, pin(raw, store))
+    run = name_of(store, checked.plan, name)
     if not dry_run:
-        with superlink(fleet) as control:
-            register(store, control)
-            begin(fleet, store, control, run, checked, actor=actor)
+        launch(fleet, store, run, checked, actor=actor)
     return run, checked.figures
+
+
+def launch(
+    fleet: FleetDir, store: Store, run: RunId, checked: Checked, *, actor: Actor, reason: str = ""
+) -> None:
+    """Start the run of a checked plan at the fleet's SuperLink.
+
+    Raises:
+        UmbelError: As ``begin`` does, or Flower is not installed.
+    """
+    with superlink(fleet) as control:
+        register(store, control)
+        begin(fleet, store, control, run, checked, actor=actor, reason=reason)
 
 
 def resume(fleet: FleetDir, store: Store, found: RunRecord) -> None:
@@ -190,6 +207,15 @@ def resume(fleet: FleetDir, store: Store, found: RunRecord) -> None:
     with superlink(fleet) as control:
         register(store, control)
         control.start(fleet, found.id)
+
+
+def name_of(store: Store, plan: RunPlan, name: str) -> RunId:
+    """Return a run's name: the one that is wanted or, empty, the first that is free.
+
+    Raises:
+        UsageError: It is not a name.
+    """
+    return RunId(check_name(name, "run")) if name else free_name(store, plan.model)
 
 
 def free_name(store: Store, model: str) -> RunId:

@@ -151,7 +151,9 @@ class Runs:
         self._clock = clock
         self._audit = Audit(database, clock)
 
-    def create(self, run: RunId, model: ModelName, plan: str, *, actor: Actor | None = None) -> RunRecord:
+    def create(
+        self, run: RunId, model: ModelName, plan: str, *, actor: Actor | None = None, reason: str = ""
+    ) -> RunRecord:
         """Begin a run with a plan, JSON; its actor is by default whoever runs this process.
 
         Raises:
@@ -168,6 +170,7 @@ class Runs:
                     actor or local_actor(),
                     action="run.start",
                     object=f"run:{run}",
+                    reason=reason,
                     after={"model": model, "plan": hashlib.sha256(plan.encode()).hexdigest()},
                 )
                 return made
@@ -320,7 +323,7 @@ class Runs:
                 .where(rounds.c.run_id == run, rounds.c.state != "running")
                 .order_by(rounds.c.round, rounds.c.attempt)
             ).all()
-        return tuple(_round(row, tuple(parts.get((row.round, row.attempt), ()))) for row in rows)
+        return tuple(round_of_row(row, tuple(parts.get((row.round, row.attempt), ()))) for row in rows)
 
     def attempts(
         self, run: RunId, *, after: tuple[int, int] = (0, 0), limit: int, with_devices: bool = True
@@ -353,7 +356,7 @@ class Runs:
                 for row in connection.execute(took_part.order_by(participations.c.device_id)):
                     part = Participation(DeviceId(row.device_id), row.outcome, row.reason)
                     parts.setdefault((row.round, row.attempt), []).append(part)
-        return tuple(_round(row, tuple(parts.get((row.round, row.attempt), ()))) for row in rows)
+        return tuple(round_of_row(row, tuple(parts.get((row.round, row.attempt), ()))) for row in rows)
 
     def finish(
         self,
@@ -457,7 +460,8 @@ def _run(row: Row[Any]) -> RunRecord:
     )
 
 
-def _round(row: Row[Any], parts: tuple[Participation, ...]) -> RoundRecord:
+def round_of_row(row: Row[Any], parts: tuple[Participation, ...] = ()) -> RoundRecord:
+    """Return an attempt of its row, with who was in it."""
     return RoundRecord(
         run=RunId(row.run_id),
         round=row.round,

@@ -130,6 +130,14 @@
     event.target.closest?.("#screen form:not([method=get])")?.setAttribute("data-changed", "");
   });
   document.addEventListener("change", (event) => { if (event.target.matches?.("[data-submit]")) event.target.form.requestSubmit(); });
+  // A file that is chosen is read into the field it is for: it goes with the form, and is seen before.
+  document.addEventListener("change", async (event) => {
+    const into = event.target.dataset?.into && document.getElementById(event.target.dataset.into);
+    const file = into && event.target.files[0];
+    if (!file) return;
+    if (file.size > into.maxLength) trouble(`${file.name} is longer than ${into.maxLength} characters.`);
+    else into.value = await file.text();
+  });
   // A form that was sent is not sent again by a second click.
   document.addEventListener("submit", (event) => {
     if (event.target.method !== "post") return;
