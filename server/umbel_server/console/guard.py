@@ -26,6 +26,8 @@ from umbel_server.console.session import Session, session_of_cookie
 MAX_FORM = 256 * 1024
 """Bytes of a form: of the largest, a thousand ticked devices."""
 SIGN_IN = "/sign-in"
+MAX_NEXT = 24_000
+"""Characters of the address that the sign-in leads back to: of the longest, a plan in a form that was looked at."""
 REFRESH = "x-umbel-refresh"
 """The header of a request that the screen made by itself."""
 CSRF_HEADER = "x-umbel-csrf"
@@ -107,17 +109,22 @@ def _arrive(request: Request, *, busy: bool) -> Session | None:
 def to_sign_in(request: Request) -> Response:
     """Return what leads somebody to the sign-in, and from there back; a change that they sent is not made."""
     if request.method == "GET":
-        there = f"{SIGN_IN}?next={quote(request.url.path + _query(request.url.query))}"
+        there = f"{SIGN_IN}?next={_next(request.url.path + _query(request.url.query))}"
     else:
-        there = f"{SIGN_IN}?lost=1&next={quote(came_from(request))}"
+        there = f"{SIGN_IN}?lost=1&next={_next(came_from(request))}"
     if "hx-request" in request.headers:
         # What htmx fetched would land in the middle of a page: let the whole page go there.
-        back = quote(came_from(request)) if request.method == "GET" else ""
+        back = _next(came_from(request)) if request.method == "GET" else ""
         return Response(
             status_code=HTTPStatus.UNAUTHORIZED,
             headers={"HX-Redirect": f"{SIGN_IN}?next={back}" if back else there},
         )
     return Response(status_code=HTTPStatus.SEE_OTHER, headers={"Location": there})
+
+
+def _next(path: str) -> str:
+    """Return the address to lead back to, as a parameter; of one that is too long, the page alone."""
+    return quote(path if len(path) <= MAX_NEXT else path.partition("?")[0])
 
 
 def came_from(request: Request) -> str:

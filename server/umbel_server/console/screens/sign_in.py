@@ -15,7 +15,7 @@ from umbel_server.api.guard import failed, waiting
 from umbel_server.api.problems import Problem
 from umbel_server.api.service import ServiceOf, StoreOf
 from umbel_server.console.form import FormOf
-from umbel_server.console.guard import OpenScreen, ScreenRoute, came_from, may
+from umbel_server.console.guard import MAX_NEXT, OpenScreen, ScreenRoute, came_from, may
 from umbel_server.console.page import THEMES, page
 from umbel_server.console.session import SessionOf, begin, end, session_of_cookie
 from umbel_server.store.api_tokens import SignInError
@@ -29,7 +29,7 @@ YEAR_S = 365 * 86400
 def show_sign_in(
     request: Request,
     service: ServiceOf,
-    there: Annotated[str, Query(alias="next", max_length=2000)] = "/",
+    there: Annotated[str, Query(alias="next", max_length=MAX_NEXT)] = "/",
     lost: Annotated[bool, Query()] = False,
 ) -> Response:
     """Ask who is there."""
@@ -44,7 +44,7 @@ def show_sign_in(
 @open_router.post("/sign-in")
 def do_sign_in(request: Request, service: ServiceOf, form: FormOf) -> Response:
     """Sign somebody in with a name and a password."""
-    there, name = form.text("next"), form.text("name", most=63)
+    there, name = form.text("next", most=MAX_NEXT), form.text("name", most=63)
     problem = waiting(service, request)
     if problem is None:
         try:
@@ -60,7 +60,7 @@ def do_sign_in(request: Request, service: ServiceOf, form: FormOf) -> Response:
 
 @open_router.get("/sign-in/provider")
 def start_provider(
-    service: ServiceOf, there: Annotated[str, Query(alias="next", max_length=2000)] = "/"
+    service: ServiceOf, there: Annotated[str, Query(alias="next", max_length=MAX_NEXT)] = "/"
 ) -> Response:
     """Go and sign in at the provider."""
     settings = service.fleet.settings.oidc
