@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -198,6 +199,16 @@ def test_the_rates_of_cohorts_are_those_of_fairlearn() -> None:
     findings = {line.metric for line in found.lines if line.finding}
     assert findings == {"accuracy", "true positive rate", "false positive rate"}
     assert found.hidden == 0
+
+
+def test_a_cohort_that_is_everybody_is_compared_with_nobody_and_said_to_be() -> None:
+    models, own, *_ = cohort_rows(1)
+    everywhere = [replace(each, tags=each.tags | {"all"}) for each in models]
+    found = fairness(everywhere, own, labels=2, label=1, least=10, matters=0.03)
+    assert {line.cohort for line in found.lines} == {"north", "south"}
+    assert found.lines == fairness(models, own, labels=2, label=1, least=10, matters=0.03).lines
+    assert found.hidden == 0
+    assert any("Cohort all is every device" in each for each in found.blind)
 
 
 def test_cohorts_that_are_treated_alike_are_rarely_a_finding() -> None:

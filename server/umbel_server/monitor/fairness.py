@@ -135,7 +135,9 @@ def fairness(
     everybody = frozenset(str(each.device) for each in reports)
     names = sorted({tag for each in reports for tag in each.tags})
     members = {name: frozenset(str(each.device) for each in reports if name in each.tags) for name in names}
-    open_ = shown(members, everybody, least)
+    told = shown(members, everybody, least)
+    whole = {name for name in told if members[name] == everybody}
+    open_ = told - whole
     truth = {str(each.device): dict(_truth(each, labels)) for each in own}
     metrics = _metrics(labels, label, truth)
     z = -NormalDist().inv_cdf(LEVEL / 2 / max(len(open_) * (len(metrics) + 1), 1))
@@ -155,7 +157,11 @@ def fairness(
             "True and false positive rates are not known: no application counts truth.T.P, the label that was right "
             "and the one that was given."
         )
-    hidden = tuple(sorted(members.keys() - open_))
+    blind += [
+        f"Cohort {name} is every device that told something: there is nobody to compare it with."
+        for name in sorted(whole)
+    ]
+    hidden = tuple(sorted(members.keys() - told))
     return Fairness(label, least, len(hidden), hidden, tuple(lines), tuple(blind))
 
 
