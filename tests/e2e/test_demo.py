@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -14,7 +16,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
+
+from console_world import Visitor, text_of
+from umbel_server.demo.past.life import VANS
 
 pytestmark = pytest.mark.e2e
 
@@ -40,6 +46,10 @@ def wait(demo: subprocess.Popen[bytes], out: Path, done: Callable[[], bool], *, 
         time.sleep(0.05)
 
 
+def said_by(out: Path) -> str:
+    return out.with_suffix(".txt").read_text()
+
+
 def processes_of(out: Path) -> list[int]:
     """Processes whose command line or environment names the demo's directory."""
     found = []
@@ -56,7 +66,10 @@ def processes_of(out: Path) -> list[int]:
 
 def ports_of(out: Path) -> list[int]:
     path = out / "fleet" / "fleet.toml"
-    return list(tomllib.loads(path.read_text())["ports"].values()) if path.exists() else []
+    if not path.exists():
+        return []
+    settings = tomllib.loads(path.read_text())
+    return [*settings["ports"].values(), settings["console"]["port"]]
 
 
 def is_bound(port: int) -> bool:
@@ -86,9 +99,9 @@ def umbel(*words: object) -> Any:
 def kept(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, subprocess.Popen[bytes]]]:
     """A demo that has told its story and keeps its fleet running."""
     out = tmp_path_factory.mktemp("demo") / "out"
-    demo = start(out, "--keep")
+    demo = start(out, "--keep", "--port", "0")
     try:
-        wait(demo, out, lambda: (out / "rounds.png").exists(), timeout_s=280)
+        wait(demo, out, lambda: "Ctrl-C ends it" in said_by(out), timeout_s=280)
         yield out, demo
     finally:
         if demo.poll() is None:
@@ -130,12 +143,16 @@ def test_half_of_what_plain_averaging_sends_goes_up(kept: tuple[Path, Any]) -> N
 
 def test_the_operator_reads_devices_and_telemetry_from_the_running_fleet(kept: tuple[Path, Any]) -> None:
     fleet = kept[0] / "fleet"
-    devices = umbel("fleet", "devices", "--fleet", fleet)
+    known = umbel("fleet", "devices", "--fleet", fleet)
+    devices = [device for device in known if device["id"].startswith("dev-")]
+    assert len(known) == len(devices) + VANS
     assert [device["id"] for device in devices] == [f"dev-{number}" for number in range(1, 9)]
     assert {device["status"] for device in devices} == {"online"}
-    assert all(device["models"] == {"digits": 2} for device in devices)
+    assert all(device["models"]["digits"] == 2 for device in devices)
     assert [device["rounds"] for device in devices if device["id"] == "dev-1"] == [8]
-    telemetry = umbel("fleet", "telemetry", "--fleet", fleet)
+    told = umbel("fleet", "telemetry", "--fleet", fleet)
+    telemetry = [line for line in told if line["device"].startswith("dev-")]
+    assert len(telemetry) >= 8
     assert all(line["predictions"] >= 359 for line in telemetry)
     assert all(line["batches"]["rejected"] == 0 for line in telemetry)
 
@@ -190,6 +207,55 @@ def test_nothing_private_lies_in_the_services_directory_or_any_log(kept: tuple[P
         content = path.read_bytes()
         for secret_of, secret in secrets.items():
             assert secret not in content, f"{path} holds the secret of {secret_of}"
+
+
+@pytest.fixture(scope="module")
+def visitor(kept: tuple[Path, Any]) -> Iterator[Visitor]:
+    """Somebody who has read what the demo says, trusts its authority, and has signed in."""
+    said = said_by(kept[0])
+    url, password = re.search(r"https://[0-9.]+:[0-9]+", said), re.search(r"password (\S+)", said)
+    assert url is not None
+    assert password is not None
+    trust = ssl.create_default_context(cafile=kept[0] / "fleet" / "ca" / "ca.pem")
+    with httpx.Client(base_url=url[0], verify=trust, timeout=60) as client:
+        made = Visitor(client)
+        assert client.get("/").status_code == 303  # Nobody sees anything without signing in.
+        assert made.sign_in("visitor", password[1]).status_code == 303
+        yield made
+
+
+SCREENS = {
+    "/drift?model=parcels&version=2&format=json": ('"drifted": true', '"input_mean"'),
+    "/rollouts/parcels-4": ("running", "canary", "step 1"),
+    "/rollouts/parcels-3": ("rolled back", "gate latency p95"),
+    "/approvals": ("parcels@5", "1 of 2"),
+    "/fairness?model=parcels&version=2&format=json": ('"finding": true', '"north"', '"night"'),
+    "/alerts": ("parcels-drift", "firing", "acknowledged"),
+    "/experiments/stamps-2-ab": ("running", "stamps"),
+    "/runs/demo-run": ("finished",),
+    "/audit": ("demo.present", "made up by umbel demo --keep"),
+}
+
+
+@pytest.mark.parametrize("path", SCREENS)
+def test_the_console_opens_on_a_fleet_that_somebody_has_lived_in(visitor: Visitor, path: str) -> None:
+    answer = visitor.get(path)
+    assert answer.status_code == 200
+    shown = answer.text if "json" in path else text_of(answer.text)
+    assert [each for each in SCREENS[path] if each not in shown] == []
+
+
+def test_the_console_says_on_every_page_what_of_it_is_made_up(visitor: Visitor) -> None:
+    for path in ("/", "/devices", "/models", "/fairness?model=parcels"):
+        assert "are made up" in text_of(visitor.get(path).text)
+
+
+def test_the_visitors_password_is_in_no_file_of_the_demo(kept: tuple[Path, Any]) -> None:
+    password = re.search(r"password (\S+)", said_by(kept[0]))
+    assert password is not None
+    files = [path for path in kept[0].rglob("*") if path.is_file()]
+    assert len(files) > 50
+    assert [path for path in files if password[1].encode() in path.read_bytes()] == []
 
 
 def test_ctrl_c_ends_the_kept_fleet_and_frees_its_ports(kept: tuple[Path, subprocess.Popen[bytes]]) -> None:

@@ -131,6 +131,7 @@ def _around(request: Request, title: str) -> dict[str, Any]:
     return {
         "title": title or (current.title if current else "umbel"),
         "fleet": settings.name,
+        "banner": settings.console.banner,
         "api": f"https://{address(settings.host, settings.api.port)}/api/v1",
         "session": session,
         "csrf": session.csrf if session else "",

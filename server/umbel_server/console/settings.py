@@ -15,6 +15,7 @@ class ConsoleSettings(Table):
     Args:
         listen: The address it binds.
         port: Its port; 0: it does not run.
+        banner: What every page says first, as that this is no real fleet; empty: nothing.
     """
 
     TABLE: ClassVar[str] = "console"
@@ -22,3 +23,4 @@ class ConsoleSettings(Table):
 
     listen: str = setting("the address it binds: loopback, unless you say otherwise", "127.0.0.1")
     port: int = setting("HTTPS; 0: none", 8481, between=(0, 65535))
+    banner: str = setting("what every page says first; empty: nothing", "")

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 app = typer.Typer(pretty_exceptions_enable=False, add_completion=False)
 
 DEFAULT_OUT = Path("umbel-demo")
+CONSOLE_PORT = 8481
 MARK = ".umbel-demo"
 """The file that tells a directory of ours, which the next demo may replace, from someone's work."""
 
@@ -29,7 +30,12 @@ def demo(
         Path, typer.Option(help="Where everything goes; a former demo there is replaced.", metavar="DIR")
     ] = DEFAULT_OUT,
     rounds: Annotated[int, typer.Option(min=4, max=100, help="Rounds to complete.")] = 8,
-    keep: Annotated[bool, typer.Option("--keep", help="Leave the fleet running until Ctrl-C.")] = False,
+    keep: Annotated[
+        bool, typer.Option("--keep", help="Leave the fleet running until Ctrl-C, and open its console.")
+    ] = False,
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="The console's port, with --keep; 0: a free one.")
+    ] = CONSOLE_PORT,
 ) -> None:
     """Bring up a fleet on this machine, train it privately, deliver the result and watch it."""
     # Looked for and not imported: that takes seconds, and only the commands that the demo starts need them.
@@ -45,19 +51,38 @@ def demo(
     from umbel_server.demo.supervisor import Supervisor
 
     console = Console()
+    if keep:
+        require_free(port)
     make_room(out)
     home = out.resolve()
     (home / "log").mkdir()
     with Supervisor(home / "log") as supervisor:
-        story = Story(home, supervisor, console, rounds=rounds)
+        story = Story(home, supervisor, console, rounds=rounds, console_port=port if keep else 0)
         summary = story.tell()
         write(summary, home)
         show(summary, console)
         console.print(f"Figures: {out}/summary.json   picture: {out}/rounds.png   logs: {out}/log")
-        _say_next(console, out, running=keep)
+        _say_next(console, out)
         if keep:
+            from umbel_server.demo.kept import Kept
+
             with contextlib.suppress(KeyboardInterrupt):
-                story.stay()
+                Kept(story, supervisor, console, out).stay()
+
+
+def require_free(port: int) -> None:
+    """Check that the console could listen on a port; 0 stands for any.
+
+    Raises:
+        UsageError: Something listens there.
+    """
+    from umbel_server.fleet.ports import is_free
+
+    if not is_free(port):
+        raise UsageError(
+            f"Port {port} is taken, perhaps by another demo that runs: choose another one for the console with --port, "
+            "or --port 0 for any."
+        )
 
 
 def make_room(out: Path) -> None:
@@ -97,7 +122,7 @@ def _started(pid: int) -> str:
         return ""
 
 
-def _say_next(console: Console, out: Path, *, running: bool) -> None:
+def _say_next(console: Console, out: Path) -> None:
     console.print("\nGo on with:")
     lines = [
         (
@@ -112,5 +137,3 @@ def _say_next(console: Console, out: Path, *, running: bool) -> None:
     ]
     for command, what in lines:
         console.print(f"  [bold]{command}[/]   {what}", highlight=False, soft_wrap=True)
-    if running:
-        console.print("\nThe fleet is running. Ctrl-C ends it.")

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from rich.console import Console
@@ -33,6 +33,7 @@ from umbel_server.demo.report import RoundFigures, Summary
 from umbel_server.demo.supervisor import Process, Supervisor
 from umbel_server.fleet.create import create_fleet
 from umbel_server.fleet.invite import invite
+from umbel_server.fleet.layout import FleetDir
 from umbel_server.fleet.publish import publish
 from umbel_server.learning.begin import register
 from umbel_server.learning.budget import plan_privacy
@@ -43,6 +44,9 @@ from umbel_server.learning.run import PROGRESS, TRAINED
 from umbel_server.monitor.report import telemetry
 from umbel_server.store.runs import RoundRecord
 from umbel_server.superexec import flower_environment, superexec_command
+
+if TYPE_CHECKING:
+    from umbel_server.control import Control
 
 DEVICES = 8
 LATE = "dev-8"
@@ -85,12 +89,14 @@ class Story:
         supervisor: Holds its processes.
         console: Where progress goes.
         rounds: How many rounds to complete.
+        console_port: Where the fleet's console will listen; 0: at a free one.
     """
 
     home: Path
     supervisor: Supervisor
     console: Console
     rounds: int
+    console_port: int = 0
     began_s: float = field(default_factory=system_clock)
     devices: dict[str, Process] = field(default_factory=dict)
 
@@ -109,7 +115,9 @@ class Story:
         )
         with Progress(*columns, console=self.console) as progress:
             self._step = _Steps(progress)
-            self._fleet = create_fleet(self.home / "fleet", name=FLEET, policy=POLICY, ca_apart=True)
+            self._fleet = create_fleet(
+                self.home / "fleet", name=FLEET, policy=POLICY, ca_apart=True, console_port=self.console_port
+            )
             with self._fleet.open_store() as self._store:
                 self._start_services()
                 self._watch_run()
@@ -118,13 +126,24 @@ class Story:
                 reports = self._reports()
                 return self._summary(results, reports)
 
-    def stay(self) -> None:
-        """Watch over the running fleet until Ctrl-C."""
-        with self._fleet.open_store() as self._store:
-            while True:
-                self._register()
-                self.supervisor.check()
-                time.sleep(1)
+    @property
+    def fleet(self) -> FleetDir:
+        """The fleet, once there is one."""
+        return self._fleet
+
+    @property
+    def trained(self) -> Package:
+        """The package that came of the rounds, once there is one."""
+        return self._trained
+
+    @property
+    def control(self) -> Control:
+        """What speaks to its SuperLink, once that is ready."""
+        return self._control
+
+    def predict_on(self, name: str) -> list[str]:
+        """Return the command with which a device predicts on held-out digits, as an app on it would."""
+        return self._predicting(name, "auto")
 
     # A fleet
 
@@ -133,16 +152,16 @@ class Story:
         fleet = str(self._fleet.path)
         environment = {**flower_environment(self._fleet), "UMBEL_FLEET": fleet}
         services = {
-            name: self.supervisor.start(name, _umbel("serve", name), environment)
+            name: self.supervisor.start(name, umbel("serve", name), environment)
             for name in ("superlink", "ca", "gateway")
         }
         self.supervisor.start("superexec", superexec_command(self._fleet), flower_environment(self._fleet))
         data, base = self.home / "data", self.home / "digits-1.umbel"
         split = ("split", MODEL, "--devices", DEVICES, "--alpha", ALPHA, "--seed", SEED, "--out", data)
-        self.supervisor.command("split", _umbel("model", *split)).finish()
+        self.supervisor.command("split", umbel("model", *split)).finish()
         build = ("build", MODEL, "--key", self._fleet.release_key, "--out", base)
         self.supervisor.command(
-            "build", _umbel("model", *build, "--calibration", data / "calibration.npz")
+            "build", umbel("model", *build, "--calibration", data / "calibration.npz")
         ).finish()
         published = publish(self._fleet, self._store, base.read_bytes())
         self._package = read_package(base.read_bytes(), release_key=self._fleet.release_public())
@@ -166,7 +185,7 @@ class Story:
         ready: set[str] = set()
 
         def all_ready() -> bool:
-            self._register()
+            register(self._store, self._control)
             for name, process in self.devices.items():
                 if name not in ready and process.says(f"ready {name}"):
                     ready.add(name)
@@ -197,12 +216,8 @@ class Story:
             # In the environment and not on the command line, which everyone on the machine can read.
             environment["UMBEL_TOKEN"] = invite(self._fleet, self._store, device=name).to_text()
         shard = self.home / "data" / f"shard-{int(name.removeprefix('dev-')) - 1}.npz"
-        command = _umbel("run", "--home", home, "--data", shard, "--poll", POLL_S)
+        command = umbel("run", "--home", home, "--data", shard, "--poll", POLL_S)
         self.devices[name] = self.supervisor.start(name, command, environment)
-
-    def _register(self) -> None:
-        """Tell Flower of the devices that have enrolled."""
-        register(self._store, self._control)
 
     # Rounds
 
@@ -217,7 +232,7 @@ class Story:
 
     def _local_training(self, data: Sequence[Path]) -> list[str]:
         training = self._plan.training
-        return _umbel(
+        return umbel(
             "train", self.home / "digits-1.umbel",
             "--release-key", self._fleet.release_pub,
             *(part for path in data for part in ("--data", path)),
@@ -236,7 +251,7 @@ class Story:
 
         def finished() -> bool:
             nonlocal checked
-            self._register()
+            register(self._store, self._control)
             if watch.grown():
                 self._take_note(done)
             self._disturb(watch)
@@ -269,7 +284,7 @@ class Story:
         if not self._opener_started and self._opened:
             # Reports come later; until the first round the processor has better things to do.
             environment = {**os.environ, "UMBEL_FLEET": str(self._fleet.path)}
-            self.supervisor.start("opener", _umbel("serve", "opener"), environment)
+            self.supervisor.start("opener", umbel("serve", "opener"), environment)
             self._opener_started = True
         if LATE not in self.devices and len(self._opened) >= JOIN_AFTER:
             self._start_device(LATE)
@@ -293,7 +308,7 @@ class Story:
         }
         self.supervisor.command(
             "pack",
-            _umbel(
+            umbel(
                 "model", "pack", self.home / "digits-1.umbel", "--params", self._fleet.runs / RUN / TRAINED,
                 "--calibration", self.home / "data" / "calibration.npz", "--version", 2,
                 "--heldout", self.home / "data" / "heldout.npz",
@@ -322,12 +337,8 @@ class Story:
         """Let every device predict on held-out digits, as an app on it would; one also compares variants."""
         jobs = [(name, "auto") for name in sorted(self.devices)] + [("dev-1", "fp32"), ("dev-1", "int8")]
         done = self._step("Predicting on the devices", len(jobs))
-        heldout = self.home / "data" / "heldout.npz"
         results: dict[str, Any] = {}
-        waiting = [
-            (name, variant, _umbel("predict", MODEL, heldout, "--home", self.home / "devices" / name, "--variant", variant, "--json"))
-            for name, variant in jobs
-        ]  # fmt: skip
+        waiting = [(name, variant, self._predicting(name, variant)) for name, variant in jobs]
         # The last two one after the other, so that neither disturbs the other's latency.
         while waiting:
             batch = [waiting.pop(0) for _ in range(min(PARALLEL if len(waiting) > 2 else 1, len(waiting)))]
@@ -339,6 +350,10 @@ class Story:
                 results[variant] = json.loads(command.finish())
                 done()
         return results
+
+    def _predicting(self, name: str, variant: str) -> list[str]:
+        heldout, home = self.home / "data" / "heldout.npz", self.home / "devices" / name
+        return umbel("predict", MODEL, heldout, "--home", home, "--variant", variant, "--json")
 
     # Telemetry
 
@@ -468,7 +483,8 @@ class _Watch:
         return (round_, phase) in self._reached
 
 
-def _umbel(*words: object) -> list[str]:
+def umbel(*words: object) -> list[str]:
+    """Return a command of this program's."""
     return [sys.executable, "-m", "umbel", *map(str, words)]
 
 

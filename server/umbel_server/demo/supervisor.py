@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -67,6 +67,11 @@ class Command:
     def __init__(self, name: str, popen: subprocess.Popen[str]) -> None:
         self._name = name
         self._popen = popen
+
+    @property
+    def running(self) -> bool:
+        """Whether it has not ended."""
+        return self._popen.poll() is None
 
     def finish(self) -> str:
         """Wait for its end and return what it printed.
@@ -157,7 +162,7 @@ class Supervisor:
                     preexec_fn=_begin_idle if idle else _begin,
                 ),
             )
-            self._commands.append(command)
+            self._commands = [*(each for each in self._commands if each.running), command]
         finally:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOP)
         return command
@@ -176,8 +181,11 @@ class Supervisor:
                 preexec_fn=_begin,
             )
 
-    def check(self) -> None:
+    def check(self, *, but: Collection[Process] = ()) -> None:
         """Raise if a process that should be running has ended.
+
+        Args:
+            but: Those that may end.
 
         Raises:
             UnavailableError: One has; the message holds its last words.
@@ -186,7 +194,7 @@ class Supervisor:
         if self._interrupted:
             raise KeyboardInterrupt
         for process in self._processes:
-            code = process.popen.poll()
+            code = None if process in but else process.popen.poll()
             if code is not None and code != -signal.SIGKILL:
                 raise UnavailableError(
                     f"{process.name} ended with code {code}: {process.last_words()}  (log: {process.log})"

@@ -36,3 +36,16 @@ def free_ports(count: int, *, listen: str = "127.0.0.1", taken: frozenset[int] =
                 continue
             found.append(port)
     raise UnavailableError(f"No {count} free ports were found on {listen} between {_LOWEST} and {_HIGHEST}.")
+
+
+def is_free(port: int, *, listen: str = "127.0.0.1") -> bool:
+    """Return whether a service could listen on a port now; 0 stands for any."""
+    family = socket.AF_INET6 if ":" in listen else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        # As servers do: what an earlier one left in TIME_WAIT is no obstacle.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((listen, port))
+        except OSError:
+            return False
+    return True
