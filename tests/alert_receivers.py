@@ -26,11 +26,15 @@ class Received:
         url: Where it is.
         answers: The statuses that it answers with, in turn; then 200.
         requests: Path, headers and body of each request.
+        headers: Headers that it answers with.
+        body: What it answers.
     """
 
     url: str = ""
     answers: list[int] = field(default_factory=list)
     requests: list[tuple[str, dict[str, str], bytes]] = field(default_factory=list)
+    headers: dict[str, str] = field(default_factory=dict)
+    body: bytes = b""
 
 
 @dataclass(eq=False)
@@ -72,8 +76,11 @@ def https_receiver(fleet: FleetDir) -> Iterator[Received]:
             self.send_response(status)
             if status == 307:
                 self.send_header("Location", received.url + "/elsewhere")
-            self.send_header("Content-Length", "0")
+            for name, value in received.headers.items():
+                self.send_header(name, value)
+            self.send_header("Content-Length", str(len(received.body)))
             self.end_headers()
+            self.wfile.write(received.body)
 
         def log_message(self, *_: Any) -> None:
             """Say nothing."""

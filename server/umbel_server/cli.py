@@ -399,6 +399,17 @@ def health(directory: FleetOption) -> None:
 
 @serve.command()
 def opener(
+@serve.command()
+def otlp(directory: FleetOption) -> None:
+    """Push what /metrics tells to an OTLP receiver, over HTTPS. Prints `ready otlp`."""
+    with StopSignals() as signals:
+        from umbel_server.services.otlp import serve_otlp
+
+        opened = _service(directory)
+        with opened.open_store() as store:
+            serve_otlp(opened, store, signals.came, on_ready=lambda: ready("otlp"))
+
+
     directory: FleetOption,
     poll_s: Annotated[float, typer.Option(help="How often to look for batches, seconds.", min=0.01)] = 0.2,
 ) -> None:

@@ -22,6 +22,7 @@ from umbel_server.registry.settings import Registry
 from umbel_server.services.command import Services
 from umbel_server.services.health_settings import HealthSettings
 from umbel_server.services.logs import Log
+from umbel_server.services.otlp_settings import OtlpSettings
 from umbel_server.store.settings import RetentionPolicy, StoreSettings
 
 _HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,252}[A-Za-z0-9])?|[0-9A-Fa-f:]{2,39}")
@@ -108,6 +109,7 @@ class FleetSettings:
         oidc: Where people sign in elsewhere.
         intake: How much the gateway takes on.
         health: Where the services say how they are.
+        otlp: Where that is pushed to.
         log: How they log.
         alerts: Where the rules of alerts are.
         store: Where the store is.
@@ -128,6 +130,7 @@ class FleetSettings:
     services: Services = field(default=Services())
     intake: GatewaySettings = field(default=GatewaySettings())
     health: HealthSettings = field(default=HealthSettings())
+    otlp: OtlpSettings = field(default=OtlpSettings())
     log: Log = field(default=Log())
     api: ApiSettings = field(default=ApiSettings())
     console: ConsoleSettings = field(default=ConsoleSettings())

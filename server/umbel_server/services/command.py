@@ -31,6 +31,7 @@ ORDER = (
     "api",
     "console",
     "health",
+    "otlp",
 )
 """The services, where this umbel has them: each is a command of ``umbel serve``."""
 _FIRST = frozenset({"ca"})
@@ -136,6 +137,8 @@ def _asked_for(name: str, settings: FleetSettings) -> bool:
             return settings.ca.apart
         case "health":
             return settings.health.port != 0
+        case "otlp":
+            return bool(settings.otlp.endpoint)
         case "console":
             return settings.console.port != 0
     return True

@@ -23,7 +23,7 @@ from umbel_server.fleet.create import renew_server_certificate
 from umbel_server.fleet.layout import FleetDir
 from umbel_server.fleet.settings import address
 from umbel_server.gate import Receive, Scope, Send
-from umbel_server.services.metrics import forget_ended
+from umbel_server.services.metrics import forget_ended, registry_of
 from umbel_server.services.ready import ready
 from umbel_server.services.vitals import Vitals
 from umbel_server.store.store import Store
@@ -95,12 +95,9 @@ class _App:
 
 
 def _exposition(fleet: FleetDir, vitals: Vitals) -> Callable[[], bytes]:
-    from prometheus_client import CollectorRegistry, generate_latest
-    from prometheus_client.multiprocess import MultiProcessCollector
+    from prometheus_client import generate_latest
 
-    registry = CollectorRegistry()
-    MultiProcessCollector(registry, str(fleet.metrics))  # type: ignore[no-untyped-call]
-    registry.register(vitals)
+    registry = registry_of(fleet.metrics, vitals)
     return lambda: generate_latest(registry)
 
 

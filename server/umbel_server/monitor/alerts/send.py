@@ -98,7 +98,7 @@ class Sender:
             ):
                 status = answer.status_code
         except (httpx.HTTPError, httpx.InvalidURL) as exc:
-            raise UnavailableError(f"Channel {name} does not answer: {_cause(exc)}.") from None
+            raise UnavailableError(f"Channel {name} does not answer: {cause(exc)}.") from None
         if not 200 <= status < 300:
             raise UnavailableError(f"Channel {name} answers with {status}: see its own log.")
 
@@ -124,7 +124,7 @@ class Sender:
         except smtplib.SMTPAuthenticationError:
             raise UnavailableError(f"Channel {channel.name}: {channel.host} refuses its password.") from None
         except (smtplib.SMTPException, OSError) as exc:
-            raise UnavailableError(f"Channel {channel.name} cannot send mail: {_cause(exc)}.") from exc
+            raise UnavailableError(f"Channel {channel.name} cannot send mail: {cause(exc)}.") from exc
 
     def _trust(self, name: str, ca_file: str) -> ssl.SSLContext:
         try:
@@ -204,7 +204,7 @@ def _utc(at_s: float) -> str:
     return datetime.fromtimestamp(at_s, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-def _cause(exc: BaseException) -> str:
+def cause(exc: BaseException) -> str:
     """Return why, without what was asked for: httpx names the host, and never the path."""
     text = " ".join(str(exc).split())[:200].rstrip(".")
     return text or type(exc).__name__
