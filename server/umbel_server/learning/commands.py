@@ -15,6 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from umbel_proto.errors import RefusedError
+from umbel_server.learning.export_command import export
 from umbel_server.learning.schedule_commands import app as schedule
 from umbel_server.remote.place import FleetOption, ServerOption
 from umbel_server.remote.subjects import runs_at
@@ -29,6 +30,7 @@ app = typer.Typer(
 )
 
 app.add_typer(schedule, name="schedule")
+app.command()(export)
 
 RunArgument = Annotated[
     str, typer.Argument(help="The run's name, as umbel rounds list shows it.", show_default=False)
