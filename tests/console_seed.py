@@ -8,6 +8,7 @@ from console_world import ConsoleWorld
 from operations_seed import operations
 from query_seed import queries
 from registry_seed import registry
+from review_seed import reviews
 from watch_seed import joined
 
 
@@ -19,6 +20,7 @@ def devices(world: ConsoleWorld) -> None:
 SEEDS: tuple[Callable[[ConsoleWorld], None], ...] = (
     devices,
     registry,
+    reviews,
     operations,
     queries,
     joined,

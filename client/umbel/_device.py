@@ -6,7 +6,7 @@ import contextlib
 import functools
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -279,14 +279,14 @@ class Device:
             with Gateway(self.home, now_s=now_s) as gateway:
                 renew(self.home, gateway, now_s=now_s)
         with Gateway(self.home, now_s=now_s) as gateway:
-            if "_desk" in vars(self):
-                self._desk.keep()
+            self._attend_reviews()
             self._telemetry.flush()
             upload(gateway, self._spool, now_s=self._clock)
             try:
                 installed = self._delivery.check(gateway)
             finally:
                 self._follower.follow()
+            upload(gateway, self._spool, now_s=self._clock)  # What became of answers that came.
             self._spool.contacted(now_s)
         return tuple(_release(item) for item in installed)
 
@@ -395,8 +395,24 @@ class Device:
     def _attend(self) -> None:
         """Do what is due in the background. It never raises."""
         self._follower.follow()
+        self._attend_reviews()
+
+    def _attend_reviews(self) -> None:
+        """Put on disk what waits for a person, and let the fleet know where that is allowed. It never raises."""
         if "_desk" in vars(self):
             self._desk.keep()
+        elif not self.home.reviews.exists():
+            return
+        self._desk.announce()
+
+    def _answered(self, answers: Sequence[bytes]) -> None:
+        self._desk.take(answers)
+
+    def _labels(self, model: str) -> Sequence[str]:
+        installed = self._shelf.active(model)
+        if installed is None:
+            raise UsageError(f"The model {model} is not installed.")
+        return self._shelf.package(installed).manifest.labels
 
     # The parts below take time to import: each is loaded when it is first needed.
 
@@ -404,7 +420,7 @@ class Device:
     def _desk(self) -> Desk:
         from umbel._review.desk import Desk
 
-        return Desk(self.home, self._telemetry, data=self.data, clock=self._clock)
+        return Desk(self.home, self._telemetry, data=self.data, labels=self._labels, clock=self._clock)
 
     @functools.cached_property
     def _shelf(self) -> Shelf:
@@ -430,7 +446,13 @@ class Device:
     def _delivery(self) -> Delivery:
         from umbel._fleet.delivery import Delivery
 
-        return Delivery(self.home, self._shelf, tell=self._telemetry._add, clock=self._clock)
+        return Delivery(
+            self.home,
+            self._shelf,
+            tell=self._telemetry._add,
+            answered=self._answered,
+            clock=self._clock,
+        )
 
 
 def _nothing() -> None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, TypeVar
 
-from umbel._data.consent import QUERIES, TRAINING, Consent
+from umbel._data.consent import QUERIES, REVIEWS, TRAINING, Consent
 from umbel._data.store import Store
 from umbel._home.directory import DeviceHome
 from umbel._releases.shadows import ShadowRelease, bounds, shadows
@@ -24,6 +24,7 @@ from umbel_proto.errors import PackageError
 from umbel_proto.ids import RunId
 from umbel_proto.privacy.response import CONFIDENCE, INPUT, LABELS, LATENCY
 
+_T = TypeVar("_T")
 _CERTAIN = 0.9995
 _SHOWN = 3
 _EVENTS = {LABELS: "label", CONFIDENCE: "confidence", LATENCY: "time", INPUT: "value of an input"}
@@ -115,6 +116,7 @@ def account(home: DeviceHome, conditions: Conditions | None = None) -> Privacy:
     sentences = (
         _examples(home),
         *_reviews(home),
+        *_announcements(home),
         _consent(home),
         str((conditions or Conditions(home)).now()),
         _rounds(home, runs),
@@ -203,15 +205,56 @@ def _examples(home: DeviceHome) -> str:
 def _reviews(home: DeviceHome) -> tuple[str, ...]:
     if not home.reviews.exists():
         return ()
-    store = ReviewStore(home.reviews, home.reviews_key)
-    try:
-        waiting = [f"{count} of model {model}" for model, count in store.waiting().items()]
-    finally:
-        store.close()
+    waiting = [
+        f"{count} of model {model}" for model, count in _review_store(home, ReviewStore.waiting).items()
+    ]
     if not waiting:
         return ()
     told = f"Predictions that wait for a person, with their examples, encrypted: {', '.join(waiting)}."
-    return (f"{told} They do not leave this device.",)
+    return (f"{told} The examples do not leave this device.",)
+
+
+def _announcements(home: DeviceHome) -> tuple[str, ...]:
+    """Return whether the fleet is told what waits for a person, and what it was told."""
+    decision, asked = Consent(home).decision(REVIEWS), home.open_policy().announce_reviews
+    told = []
+    match decision.state:
+        case "granted":
+            told.append(
+                f"Consent to tell the fleet which predictions wait for a person was given by {decision.by}, "
+                f"{as_time(decision.at_s)}" + ("." if asked else "; the fleet does not ask for it.")
+            )
+        case "revoked":
+            told.append(
+                "Consent to tell the fleet which predictions wait for a person was taken back by "
+                f"{decision.by}, {as_time(decision.at_s)}: it is told of none, and to forget those it was told of."
+            )
+        case _ if asked:
+            told.append(
+                "The fleet asks to be told which predictions wait for a person. Nobody here was asked for consent to "
+                "that, so it is told of none."
+            )
+    announced, answered = _announced(home)
+    if announced:
+        told.append(
+            f"The fleet was told of {_count(announced, 'prediction')} that waited for a person: the model and its "
+            "version, the label it gave, how sure it was in percent, the minute, and whether it waited because of that or "
+            f"because of an unusual value; no example. {_count(answered, 'decision')} came back from there."
+        )
+    return tuple(told)
+
+
+def _announced(home: DeviceHome) -> tuple[int, int]:
+    """Return of how many reviews the fleet was told, and how many of them it decided."""
+    return _review_store(home, ReviewStore.shared) if home.reviews.exists() else (0, 0)
+
+
+def _review_store(home: DeviceHome, look: Callable[[ReviewStore], _T]) -> _T:
+    store = ReviewStore(home.reviews, home.reviews_key)
+    try:
+        return look(store)
+    finally:
+        store.close()
 
 
 def _consent(home: DeviceHome) -> str:
@@ -284,9 +327,14 @@ def _reports(home: DeviceHome) -> str:
     sent = max(made - depth.batches - depth.dropped, 0)
     if not made:
         return "It has made no report of its counters."
+    single = (
+        "of single predictions only those that waited for a person"
+        if _announced(home)[0]
+        else "no single prediction"
+    )
     return (
         f"Reports: {sent} sent, {depth.batches} waiting, {depth.dropped} given up; last contact {as_time(last_s)}. They "
-        "hold counts and histograms of what models did, no example and no single prediction, sealed to the fleet."
+        f"hold counts and histograms of what models did, no example and {single}, sealed to the fleet."
     )
 
 

@@ -56,6 +56,8 @@ class FleetPolicy:
         example_budget_epsilon: What may be spent on one example of a device over the device's life, at
             ``budget_delta``; infinite to only keep count.
         training: When a device may train. What its owner demands holds as well: of both the stricter.
+        announce_reviews: Whether the fleet asks devices to announce which predictions wait for a person, without
+            their inputs. Only a device whose user allows that does so.
     """
 
     fleet: FleetId
@@ -69,6 +71,7 @@ class FleetPolicy:
     version: int = 1
     example_budget_epsilon: float = math.inf
     training: Rules = field(default_factory=Rules)
+    announce_reviews: bool = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.corrupt_fraction < 0.5:
@@ -159,6 +162,7 @@ def sign_policy(key: SigningKey, policy: FleetPolicy) -> bytes:
         if math.isinf(policy.example_budget_epsilon)
         else policy.example_budget_epsilon,
         training=None if policy.training == Rules() else rules_message(policy.training),
+        announce_reviews=policy.announce_reviews,
     ).SerializeToString(deterministic=True)
     return pb.Signed(body=body, signature=key.sign(POLICY_LABEL, body)).SerializeToString()
 
@@ -184,6 +188,7 @@ def open_policy(signed: bytes, *, authority: VerifyKey, fleet: FleetId) -> Fleet
             version=message.version,
             example_budget_epsilon=message.example_budget_epsilon or math.inf,
             training=rules_of(message.training),
+            announce_reviews=message.announce_reviews,
         )
     except (DecodeError, UsageError) as exc:
         raise CertificateError("The fleet policy is malformed.") from exc

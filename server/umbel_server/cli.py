@@ -34,6 +34,7 @@ from umbel_server.remote.login_command import show_fingerprint
 from umbel_server.remote.place import FleetOption as PlaceOption
 from umbel_server.remote.place import ServerOption
 from umbel_server.remote.subjects import fleet_at
+from umbel_server.reviews.command import app as review_commands
 from umbel_server.rollouts.command import serve_rollouts
 from umbel_server.services.command import serve_all, serve_gateways
 from umbel_server.services.logs import configure_logs
@@ -69,6 +70,7 @@ fleet.command()(restore)
 admission_command.register(fleet)
 fleet.command("fingerprint")(show_fingerprint)
 fleet.command("telemetry")(show_telemetry)
+fleet.add_typer(review_commands, name="review")
 fleet.add_typer(trust, name="trust")
 fleet.add_typer(store_commands, name="store")
 serve.command("api")(serve_api)

@@ -39,6 +39,8 @@ DEEP: tuple[str, ...] = (
     "/models/digits/2/retire",
     "/models/digits/compare?before=2&after=3",
     "/approvals/digits/3",
+    "/reviews/5",
+    "/reviews?show=ended",
     "/audit/7",
     "/audit/verify",
     "/settings/privacy",

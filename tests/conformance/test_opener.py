@@ -21,7 +21,7 @@ from umbel_server.fleet.layout import FleetDir
 from umbel_server.monitor.opener import BATCHES_PER_PASS, Opener
 from umbel_server.monitor.report import devices as device_report
 from umbel_server.monitor.report import telemetry as telemetry_report
-from umbel_server.monitor.windows import MAX_WINDOWS, read_windows
+from umbel_server.monitor.windows import MAX_WINDOWS, read_report
 from umbel_server.store import rollups
 from umbel_server.store.batches import Arrival
 from umbel_server.store.store import Store
@@ -153,14 +153,14 @@ HISTOGRAM = Histogram.empty("latency_us", LATENCY_US).to_wire()
 )
 def test_a_window_that_cannot_be_is_refused(fields: dict[str, Any], reason: str) -> None:
     with pytest.raises(UsageError, match=reason):
-        read_windows(DeviceId("rose"), batch(window(), window(**fields)))
+        read_report(DeviceId("rose"), batch(window(), window(**fields)))
 
 
 def test_a_batch_has_a_limit_of_windows() -> None:
     short = pb.Window(model="digits", version=1, variant="int8", engine="onnx")
-    assert len(read_windows(DeviceId("rose"), batch(*[short] * MAX_WINDOWS))) == MAX_WINDOWS
+    assert len(read_report(DeviceId("rose"), batch(*[short] * MAX_WINDOWS)).windows) == MAX_WINDOWS
     with pytest.raises(UsageError, match="more than 4096"):
-        read_windows(DeviceId("rose"), batch(*[short] * (MAX_WINDOWS + 1)))
+        read_report(DeviceId("rose"), batch(*[short] * (MAX_WINDOWS + 1)))
 
 
 def test_two_openers_at_once_count_every_batch_once(fleet: Fleet) -> None:

@@ -33,7 +33,7 @@ from umbel_proto.wire import telemetry_pb2 as pb
 from umbel_server.fleet.invite import invite
 from umbel_server.fleet.layout import FleetDir
 from umbel_server.monitor.opener import Opener
-from umbel_server.monitor.windows import read_windows
+from umbel_server.monitor.windows import read_report
 from umbel_server.store.store import Store
 
 MINUTE_S, YEAR_S = 60, 365 * DAY_S
@@ -192,7 +192,9 @@ def test_a_clock_that_is_set_loses_nothing_and_makes_no_window_that_cannot_be(
     assert sum(window.counters["predictions"] for window in windows) == predicted
     assert max(window.end_s - window.start_s for window in windows) <= SHORT_S + 1
     # The server takes every one of them, whatever year it is of.
-    assert len(read_windows(DeviceId("d1"), pb.Batch(windows=windows).SerializeToString())) == len(windows)
+    assert len(read_report(DeviceId("d1"), pb.Batch(windows=windows).SerializeToString()).windows) == len(
+        windows
+    )
     assert max(waits) <= SHORT_S
 
 

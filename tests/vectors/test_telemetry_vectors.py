@@ -12,7 +12,7 @@ from umbel_proto.errors import UsageError
 from umbel_proto.histogram import SCALES
 from umbel_proto.ids import DeviceId
 from umbel_proto.wire import telemetry_pb2 as pb
-from umbel_server.monitor.windows import read_windows
+from umbel_server.monitor.windows import read_report
 
 KNOWN: dict[str, Any] = json.loads((Path(__file__).resolve().parent / "telemetry.json").read_text())
 
@@ -25,9 +25,9 @@ def batch(case: dict[str, Any]) -> bytes:
 def test_a_window_is_read_as_the_specification_says(case: dict[str, Any]) -> None:
     if "why" in case:
         with pytest.raises(UsageError, match=case["why"]):
-            read_windows(DeviceId("d1"), batch(case))
+            read_report(DeviceId("d1"), batch(case))
         return
-    [rollup] = read_windows(DeviceId("d1"), batch(case))
+    [rollup] = read_report(DeviceId("d1"), batch(case)).windows
     assert (rollup.model, rollup.version, rollup.hour_s) == ("digits", 3, 1_800_000_000)
     assert rollup.counters == case["counters"]
     assert [

@@ -213,15 +213,15 @@ def keep(
 @click.option(
     "--purpose",
     default="training",
-    type=click.Choice(["training", "queries"]),
-    help="What for: training, or the fleet's queries, whose consent deletes nothing when it is taken back.",
+    type=click.Choice(["training", "queries", "reviews"]),
+    help="What for: training; the fleet's queries; or announcing reviews. Only training's deletes when taken back.",
 )
 @click.option("--by", default="user", help="Who decides.")
 @home_option
 @json_option
 def consent(*, grant: bool, revoke: bool, purpose: str, by: str, home: Path | None, as_json: bool) -> None:
     """Show or change what the user allows."""
-    from umbel._data.consent import TRAINING, Consent
+    from umbel._data.consent import REVIEWS, TRAINING, Consent
 
     if grant and revoke:
         raise UsageError("Give --grant or --revoke, not both.")
@@ -235,6 +235,8 @@ def consent(*, grant: bool, revoke: bool, purpose: str, by: str, home: Path | No
         return
     who = f" by {decision.by}, {as_time(decision.at_s)}" if decision.at_s is not None else ""
     gone = f" {deleted} examples were deleted." if revoke and purpose == TRAINING else ""
+    if revoke and purpose == REVIEWS:
+        gone = " What was announced is withdrawn with the next report."
     click.echo(f"{purpose.capitalize()}: {decision.state}{who}.{gone}")
 
 

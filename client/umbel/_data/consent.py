@@ -16,8 +16,10 @@ from umbel_proto.errors import RefusedError, StorageError, UsageError
 
 TRAINING = "training"
 QUERIES = "queries"
-PURPOSES = (TRAINING, QUERIES)
-"""What is asked for: keeping examples on the device and training on them; and counting them for the fleet's queries."""
+REVIEWS = "reviews"
+PURPOSES = (TRAINING, QUERIES, REVIEWS)
+"""What is asked for: keeping examples on the device and training on them; counting them for the fleet's queries; and
+announcing to the fleet which predictions wait for a person."""
 
 State = Literal["unasked", "granted", "revoked"]
 
@@ -40,7 +42,8 @@ class Decision:
 class Consent:
     """The user's consent, on disk.
 
-    Where nobody was asked, a program that trains has decided that itself, unless the conditions demand consent
+    Reviews are announced only where the user said yes. Where nobody was asked about training, a program that trains has
+    decided that itself, unless the conditions demand consent
     (``Conditions.require(consent=True)``), as they do on a device where ``umbel run`` trains on what is kept.
 
     Args:
@@ -65,7 +68,7 @@ class Consent:
         """Allow a purpose from now on.
 
         Args:
-            purpose: ``training`` or ``queries``.
+            purpose: ``training``, ``queries`` or ``reviews``.
             by: Who allows it.
 
         Raises:
@@ -77,11 +80,11 @@ class Consent:
     def revoke(self, purpose: str = TRAINING, *, by: str = "user") -> int:
         """Take consent back. Of training: every example on the device is deleted, and the key to them destroyed.
 
-        What rounds have released already cannot be taken back. After a crash in the middle of it, whoever looks
-        at the data next completes it.
+        Of reviews: with its next report the device withdraws what it announced. What rounds have released already
+        cannot be taken back. After a crash in the middle of it, whoever looks at the data next completes it.
 
         Args:
-            purpose: ``training`` or ``queries``.
+            purpose: ``training``, ``queries`` or ``reviews``.
             by: Who takes it back.
 
         Returns:

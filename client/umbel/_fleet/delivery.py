@@ -8,7 +8,7 @@ import io
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -41,6 +41,8 @@ FRUITLESS_ATTEMPTS = 3
 RECONNECT_S = 0.2
 HASH_BYTES = 32
 MAX_WHY = 200
+MAX_ANSWERS = 100
+"""To reviews, of one check; the others come with the next."""
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +54,7 @@ class Delivery:
         home: The enrolled device.
         shelf: Where verified packages go.
         tell: Is told a counter of telemetry and what to add to it.
+        answered: Takes what people of the fleet answered to reviews, signed; it never raises.
         clock: Returns Unix time, seconds: judges whether what the fleet signed still holds.
     """
 
@@ -61,6 +64,7 @@ class Delivery:
         shelf: Shelf,
         *,
         tell: Callable[[str, int], None] = lambda name, by: None,
+        answered: Callable[[Sequence[bytes]], None] = lambda answers: None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._home = home
@@ -68,6 +72,7 @@ class Delivery:
         self._incoming = home.incoming
         self._shelf = shelf
         self._tell = tell
+        self._answered = answered
         self._refused: set[bytes] = set()
 
     def check(self, gateway: Gateway) -> list[Installed]:
@@ -104,6 +109,8 @@ class Delivery:
             installed=ours, failed=failed, shadows=shadowing(self._shelf), may_shadow=True, facts=facts()
         )
         reply: pb.CheckReply = call(gateway.delivery.Check, request, gateway.address)
+        if reply.answers:
+            self._answered([each.SerializeToString() for each in reply.answers[:MAX_ANSWERS]])
         offers = list(map(_checked, reply.releases))
         shadows = {shadow.release.model: shadow for shadow in reply.shadows if _checked(shadow.release)}
         # In this order: what is offered was signed before.

@@ -296,13 +296,12 @@ class Model:
         labels, confidences = probabilities.argmax(axis=1).tolist(), probabilities.max(axis=1).tolist()
         said = []
         for row, label, confidence, odd in zip(probabilities, labels, confidences, flagged, strict=True):
-            decision: Decision = (
-                "automatic" if confidence >= loaded.thresholds[label] and not odd else "review"
-            )
+            unsure = not confidence >= loaded.thresholds[label]  # NaN is not sure of anything.
+            decision: Decision = "review" if unsure or odd else "automatic"
             name = loaded.labels[label]
             said.append(Prediction(label, name, confidence, decision, loaded.version, new_id(), row))
             if decision == "review" and self._queue is not None:
-                self._queue.offer(said[-1], batch[len(said) - 1])
+                self._queue.offer(said[-1], batch[len(said) - 1], unsure=unsure, flagged=bool(odd))
         _tell(loaded, batch, labels, confidences, begin)
         if (shadow := self._shadow) is not None:  # It may end meanwhile.
             shadow.offer_batch(batch, said)

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from umbel._fork import Lock
 from umbel._home.directory import DeviceHome
 from umbel._review.review import Queue
 from umbel._review.store import ReviewStore
-from umbel_proto.errors import StorageError, UnavailableError
+from umbel_proto.errors import StorageError, UmbelError, UnavailableError
 
 if TYPE_CHECKING:
     from umbel._data.dataset import DataSet
+    from umbel._review.remote import Remote
     from umbel._telemetry.telemetry import Telemetry
 
 log = logging.getLogger(__name__)
@@ -27,6 +28,7 @@ class Desk:
         home: The device's files.
         telemetry: Hears how many there were; None to tell nobody.
         data: Returns the local data set of a model.
+        labels: Returns the names of a model's classes.
         clock: Returns Unix time, seconds.
     """
 
@@ -36,15 +38,18 @@ class Desk:
         telemetry: Telemetry | None,
         *,
         data: Callable[[str], DataSet],
+        labels: Callable[[str], Sequence[str]],
         clock: Callable[[], float],
     ) -> None:
         self.store: ReviewStore = ReviewStore(home.reviews, home.reviews_key)
+        self._home = home
         self._telemetry = telemetry
         self._data = data
         self._clock = clock
         self._queues: dict[str, Queue] = {}
         self._lock = Lock()
         self._trouble = ""
+        self._labels = labels
 
     def queue(self, model: str) -> Queue:
         """Return the queue of a model; the same one for the same name."""
@@ -69,14 +74,50 @@ class Desk:
                 queue.keep()
             self._trouble = ""
         except (StorageError, UnavailableError) as exc:
-            if str(exc) != self._trouble:
-                log.warning("%s", exc)
-                self._trouble = str(exc)
+            self._say(exc)
+
+    def announce(self) -> None:
+        """Let the fleet know what waits for a person, where policy and user allow that. It never raises."""
+        if self._telemetry is None or not self._home.reviews.exists():
+            return
+        try:
+            self._remote(self._telemetry).announce()
+        except UmbelError as exc:
+            self._say(exc)
+
+    def take(self, answers: Sequence[bytes]) -> None:
+        """Decide as the fleet's people answered, and let it know. It never raises: what is not taken comes again."""
+        if self._telemetry is None:
+            return
+        try:
+            self._remote(self._telemetry).take(answers)
+        except UmbelError as exc:
+            self._say(exc)
+        self.announce()
 
     def close(self) -> None:
         """Put on disk what waits, and close the file."""
         self.keep()
         self.store.close()
+
+    def _remote(self, telemetry: Telemetry) -> Remote:
+        # It takes time to import, which who only predicts need not wait for.
+        from umbel._review.announced import Announced
+        from umbel._review.remote import Remote
+
+        return Remote(
+            self._home,
+            queue=self.queue,
+            labels=self._labels,
+            announced=Announced(self.store),
+            telemetry=telemetry,
+            clock=self._clock,
+        )
+
+    def _say(self, exc: UmbelError) -> None:
+        if str(exc) != self._trouble:
+            log.warning("%s", exc)
+            self._trouble = str(exc)
 
     def _tell(self, model: str, version: int, name: str, by: int) -> None:
         # What people say is about a version, not about the variant that happened to run.

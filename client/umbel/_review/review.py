@@ -49,6 +49,8 @@ class Case:
         name: Its name.
         confidence: Its probability, in [0, 1].
         at_s: When it was made, Unix seconds of the device's clock.
+        unsure: Whether it waits because that is less than the model asks for.
+        flagged: Whether it waits because the data contract flags a value of the input.
         x: What it was made from, as the model took it, shape of one example.
     """
 
@@ -58,6 +60,8 @@ class Case:
     name: str
     confidence: float
     at_s: float
+    unsure: bool
+    flagged: bool
     x: NDArray[Any] = field(repr=False)
 
 
@@ -84,6 +88,16 @@ class Ruling:
     why: str
     override: bool
     at_s: float
+
+
+class _Offered(NamedTuple):
+    """A prediction on its way to the disk: what was said, when, of what, and why a person is needed."""
+
+    prediction: Prediction
+    at_s: float
+    x: NDArray[Any]
+    unsure: bool
+    flagged: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +142,7 @@ class Queue:
         self.labeled: Labeled = Labeled()
         self.data = data
         self.clock = clock
-        self._unkept: deque[tuple[Prediction, float, NDArray[Any]]] = deque()
+        self._unkept: deque[_Offered] = deque()
         self._lost = 0
         self._lock = Lock()
         self._losing = Lock()
@@ -138,10 +152,10 @@ class Queue:
         """In a forked process: what the parent predicted it keeps itself."""
         self._unkept.clear()
 
-    def offer(self, prediction: Prediction, x: object) -> None:
+    def offer(self, prediction: Prediction, x: object, *, unsure: bool = True, flagged: bool = False) -> None:
         """Take a prediction that wants a review. It waits in memory until ``keep``, and blocks nobody."""
         waiting = self._unkept
-        waiting.append((prediction, self.clock(), np.array(x)))
+        waiting.append(_Offered(prediction, self.clock(), np.array(x), unsure, flagged))
         if len(waiting) > MAX_UNKEPT:
             # A lock that nobody holds for longer than this, unlike the disk's.
             with self._losing:
@@ -162,17 +176,17 @@ class Queue:
             if not taken:
                 return
             try:
-                rows = [_row(prediction, at_s, x) for prediction, at_s, x in taken]
+                rows = [_row(each) for each in taken]
                 gone = self.store.add(self.model, rows, now_s=self.clock())
             except (StorageError, UnavailableError):
                 self._unkept.extendleft(reversed(taken))
                 raise
-            for prediction, _, _ in taken:
-                self.tell(prediction.model_version, "review.asked", 1)
+            for each in taken:
+                self.tell(each.prediction.model_version, "review.asked", 1)
             with self._losing:
                 gone, self._lost = gone + self._lost, 0
             if gone:
-                self.tell(taken[-1][0].model_version, "review.dropped", gone)
+                self.tell(taken[-1].prediction.model_version, "review.dropped", gone)
 
     def clear(self) -> int:
         """Forget everything that waits; return how much it was."""
@@ -216,7 +230,7 @@ class Review:
             StorageError: The file is damaged, or its key missing.
         """
         self._queue.keep()
-        return tuple(self._case(row) for row in self._queue.store.cases(self._queue.model))
+        return tuple(case_of(row) for row in self._queue.store.cases(self._queue.model))
 
     def resolve(self, id: str, label: int, *, by: str, why: str = "") -> Ruling:  # noqa: A002
         """Say what holds for a prediction that waits. It then waits no more.
@@ -239,13 +253,39 @@ class Review:
                 f"No prediction {id!r} of {self._queue.model} waits for a review: override(...) changes what was "
                 "decided already."
             )
-        made = self._decide(id, label, said=case.label, by=by, why=why, override=False)
+        made = self._ruled(id, label, said=case.label, by=by, why=why, override=False)
+        self._queue.store.decide(self._queue.model, id, _record(made), at_s=made.at_s)
+        self._resolved(case, made)
+        return made
+
+    def _answer(self, id: str, label: int, *, by: str, why: str) -> bool:  # noqa: A002
+        """Resolve a prediction that was announced to the fleet, as somebody there decided.
+
+        Returns:
+            Whether it still waited; if not, nothing is recorded.
+
+        Raises:
+            UsageError: The model has no such class, or nobody is named.
+            StorageError: The disk is full; the prediction goes on waiting.
+        """
+        case = self._waiting(id)
+        if case is None:
+            return False
+        made = self._ruled(id, label, said=case.label, by=by, why=why, override=False)
+        store, model = self._queue.store, self._queue.model
+        if not store.decide(model, id, _record(made), at_s=made.at_s, answering=True):
+            return False
+        self._resolved(case, made)
+        self._queue.tell(case.model_version, "review.answered", 1)
+        return True
+
+    def _resolved(self, case: Case, made: Ruling) -> None:
+        """Tell telemetry of a prediction that waited and is decided on, and learn from its example."""
         self._queue.tell(case.model_version, "review.resolved", 1)
         if made.label != case.label:
             self._queue.tell(case.model_version, "review.changed", 1)
-        self._compare(id, case.model_version, by, made.label)
-        self._learn(case.x, made.label, source="review", annotator=by)
-        return made
+        self._compare(case.id, case.model_version, made.by, made.label)
+        self._learn(case.x, made.label, source="review", annotator=made.by)
 
     def override(self, prediction: Prediction | str, label: int, *, by: str, why: str) -> Ruling:
         """Put a person's label in the place of any prediction's, reviewed or automatic.
@@ -263,7 +303,8 @@ class Review:
         if not why.strip():
             raise UsageError("An override needs a reason: say why=...")
         name, said, version, _, x = self._known(prediction)
-        made = self._decide(name, label, said=said, by=by, why=why, override=True)
+        made = self._ruled(name, label, said=said, by=by, why=why, override=True)
+        self._queue.store.decide(self._queue.model, name, _record(made), at_s=made.at_s)
         self._queue.tell(version, "review.overridden", 1)
         self._compare(name, version, by, made.label)
         if x is not None:
@@ -327,22 +368,14 @@ class Review:
 
     def _waiting(self, name: str) -> Case | None:
         self._queue.keep()
-        return next((self._case(row) for row in self._queue.store.cases(self._queue.model, name)), None)
+        return next((case_of(row) for row in self._queue.store.cases(self._queue.model, name)), None)
 
-    def _decide(
-        self, name: str, label: int, *, said: int | None, by: str, why: str, override: bool
-    ) -> Ruling:
+    def _ruled(self, name: str, label: int, *, said: int | None, by: str, why: str, override: bool) -> Ruling:
         right = self._class(label)
         check_words(by, why)
         if not by.strip():
             raise UsageError("Say who decides: by=...")
-        at_s = self._queue.clock()
-        fields = {
-            "label": str(right), "name": self._labels[right], "said": "" if said is None else str(said),
-            "by": by, "why": why, "override": "1" if override else "",
-        }  # fmt: skip
-        self._queue.store.decide(self._queue.model, name, pack(fields, b""), at_s=at_s)
-        return _ruling(fields, name, at_s)
+        return Ruling(name, right, self._labels[right], said, by, why, override, self._queue.clock())
 
     def _learn(self, x: object, label: int, *, source: str, annotator: str) -> bool:
         """Put an example into the local data set; return whether the user allows that."""
@@ -363,35 +396,54 @@ class Review:
             )
         return int(label)
 
-    def _case(self, row: Row) -> Case:
-        name, at_s, plain = row
-        fields, raw = unpack(plain)
-        x = np.load(io.BytesIO(raw), allow_pickle=False)
-        return Case(
-            name,
-            int(fields["version"]),
-            int(fields["label"]),
-            fields["name"],
-            float(fields["confidence"]),
-            at_s,
-            x,
-        )
-
     def _ruling(self, row: Row) -> Ruling:
         name, at_s, plain = row
         return _ruling(unpack(plain)[0], name, at_s)
 
 
-def _row(prediction: Prediction, at_s: float, x: NDArray[Any]) -> Row:
+def case_of(row: Row) -> Case:
+    """Read a prediction that waits, as the store has it."""
+    name, at_s, plain = row
+    fields, raw = unpack(plain)
+    return Case(
+        name,
+        int(fields["version"]),
+        int(fields["label"]),
+        fields["name"],
+        float(fields["confidence"]),
+        at_s,
+        # Rows of an older umbel do not say; nearly all wait because of their confidence.
+        unsure=bool(fields.get("unsure", "1")),
+        flagged=bool(fields.get("flagged", "")),
+        x=np.load(io.BytesIO(raw), allow_pickle=False),
+    )
+
+
+def _row(offered: _Offered) -> Row:
+    said = offered.prediction
     fields = {
-        "version": str(prediction.model_version),
-        "label": str(prediction.label),
-        "name": prediction.name,
-        "confidence": repr(prediction.confidence),
+        "version": str(said.model_version),
+        "label": str(said.label),
+        "name": said.name,
+        "confidence": repr(said.confidence),
+        "unsure": "1" if offered.unsure else "",
+        "flagged": "1" if offered.flagged else "",
     }
     raw = io.BytesIO()
-    np.save(raw, x, allow_pickle=False)
-    return prediction.id, at_s, pack(fields, raw.getvalue())
+    np.save(raw, offered.x, allow_pickle=False)
+    return said.id, offered.at_s, pack(fields, raw.getvalue())
+
+
+def _record(ruling: Ruling) -> bytes:
+    fields = {
+        "label": str(ruling.label),
+        "name": ruling.name,
+        "said": "" if ruling.said is None else str(ruling.said),
+        "by": ruling.by,
+        "why": ruling.why,
+        "override": "1" if ruling.override else "",
+    }
+    return pack(fields, b"")
 
 
 def _ruling(fields: Mapping[str, str], name: str, at_s: float) -> Ruling:

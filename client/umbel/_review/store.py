@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from umbel._fork import Lock
 from umbel._home.sqlite import connect, storage_errors, transaction
+from umbel._review import announced
 from umbel_proto.encoding import digest
 from umbel_proto.errors import StorageError, VerificationError
 
@@ -26,7 +27,8 @@ MAX_AGE_S = 30 * 86400.0
 MAX_RECORDS = 10_000
 
 _ADVICE = "restore a copy of it, or delete it with its key: what waits for review is lost."
-_SCHEMA = """
+_SCHEMA = (
+    """
 CREATE TABLE IF NOT EXISTS cases (
     number INTEGER PRIMARY KEY AUTOINCREMENT,  -- order of arrival
     id     TEXT NOT NULL UNIQUE,               -- the prediction's
@@ -43,9 +45,14 @@ CREATE TABLE IF NOT EXISTS records (
 ) STRICT;
 CREATE TABLE IF NOT EXISTS facts (
     name  TEXT PRIMARY KEY,
-    value ANY NOT NULL                         -- key: id of the key that every row is sealed with, 8 bytes
+    value ANY NOT NULL
+    -- key:       id of the key that every row is sealed with, 8 bytes
+    -- announced: how many predictions that waited the fleet was told of
+    -- answered:  how many of them were decided from there
 ) STRICT, WITHOUT ROWID;
 """
+    + announced.SCHEMA
+)
 
 Row = tuple[str, float, bytes]
 """A prediction's id, when it came, Unix seconds, and what the row says."""
@@ -94,14 +101,29 @@ class ReviewStore:
             """
             return gone + db.execute(over, (MAX_CASES, MAX_BYTES)).rowcount
 
-    def decide(self, model: str, name: str, plain: bytes, *, at_s: float) -> bool:
+    def decide(self, model: str, name: str, plain: bytes, *, at_s: float, answering: bool = False) -> bool:
         """Record a decision; return whether the prediction was waiting for it. It does not wait any more.
+
+        Args:
+            model: The model.
+            name: The prediction's id.
+            plain: What was decided.
+            at_s: When, Unix seconds.
+            answering: Whether the fleet decides: then only on what was announced and waits, and nothing is
+                recorded otherwise.
 
         Raises:
             StorageError: The disk is full, the file damaged, or its key missing; nothing is recorded.
         """
         with self._writing() as (db, cipher):
+            if answering and not _waits(db, name, model):
+                return False
+            told = announced.decided(db, name, "answered" if answering else "here", at_s)
+            if answering and not told:
+                return False
             waited = db.execute("DELETE FROM cases WHERE id = ? AND model = ?", (name, model)).rowcount
+            if answering:
+                announced.count(db, "answered", 1)
             sealed = cipher.seal(plain, _place("record", model, name))
             db.execute("INSERT INTO records (id, model, at_s, sealed) VALUES (?, ?, ?, ?)",
                        (name, model, at_s, sealed))  # fmt: skip
@@ -146,6 +168,22 @@ class ReviewStore:
         with self._lock, storage_errors(self._path, _ADVICE):
             return [model for (model,) in self._db().execute(query)]
 
+    def shared(self) -> tuple[int, int]:
+        """Return how many predictions the fleet was ever told of, and how many of them were decided from there."""
+        with self._lock, storage_errors(self._path, _ADVICE):
+            held = dict(self._db().execute("SELECT name, value FROM facts WHERE name <> 'key'").fetchall())
+        return int(held.get("announced", 0)), int(held.get("answered", 0))
+
+    @contextlib.contextmanager
+    def changing(self) -> Iterator[sqlite3.Connection]:
+        """Give the file for a change that needs no key: all of it, or nothing.
+
+        Raises:
+            StorageError: The disk is full, or the file damaged.
+        """
+        with self._lock, transaction(self._db(), self._path, _ADVICE) as db:
+            yield db
+
     def _db(self) -> sqlite3.Connection:
         if self._connection is None:
             self._connection = connect(
@@ -188,6 +226,11 @@ class ReviewStore:
         if cipher is None or cipher.id != row[0]:
             raise StorageError(f"{self._key_file} is not the key to {self._path}: {_ADVICE}")
         return cipher
+
+
+def _waits(db: sqlite3.Connection, name: str, model: str) -> bool:
+    row = db.execute("SELECT 1 FROM cases WHERE id = ? AND model = ?", (name, model)).fetchone()
+    return row is not None
 
 
 def _place(kind: str, model: str, name: str) -> bytes:

@@ -188,18 +188,29 @@ class Telemetry:
         self._pending = []
         self._sealed_bytes = 0
 
+    def _report(self, batch: pb.Batch) -> None:
+        """Seal what is no window, and put it into the spool.
+
+        Raises:
+            StorageError: The disk is full: it is not there.
+        """
+        with self._lock:
+            sealed = self._seal(batch, self._clock())
+            self._spool.append(sealed)
+            self._sealed_bytes += sealed.size
+
     def _drain(self, now_s: float) -> int:
         sealed = 0
         while self._pending:
             count = _fitting(self._pending)
-            batch = self._seal(self._pending[:count], now_s)
+            batch = self._seal(_batch(self._pending[:count]), now_s)
             self._spool.append(batch)
             self._sealed_bytes += batch.size
             del self._pending[:count]
             sealed += 1
         return sealed
 
-    def _seal(self, windows: list[pb.Window], now_s: float) -> Sealed:
+    def _seal(self, batch: pb.Batch, now_s: float) -> Sealed:
         # The first prediction does not wait for what the first report needs.
         from umbel_proto.seal import seal
         from umbel_proto.wire import telemetry_pb2 as pb
@@ -216,7 +227,13 @@ class Telemetry:
             sequence=self._spool.next_sequence(),
             created_s=_seconds(now_s),
         ).SerializeToString()
-        return Sealed(batch_id, header, seal(key, header, pb.Batch(windows=windows).SerializeToString()))
+        return Sealed(batch_id, header, seal(key, header, batch.SerializeToString()))
+
+
+def _batch(windows: list[pb.Window]) -> pb.Batch:
+    from umbel_proto.wire import telemetry_pb2 as pb
+
+    return pb.Batch(windows=windows)
 
 
 def _set_times(window: pb.Window, now_s: float, open_s: float) -> None:

@@ -30,16 +30,18 @@ class Renewal(_message.Message):
     def __init__(self, certificate: _Optional[bytes] = ..., csr: _Optional[bytes] = ...) -> None: ...
 
 class PolicyChange(_message.Message):
-    __slots__ = ("token", "version", "training", "reason")
+    __slots__ = ("token", "version", "training", "reason", "announce_reviews")
     TOKEN_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     TRAINING_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
+    ANNOUNCE_REVIEWS_FIELD_NUMBER: _ClassVar[int]
     token: str
     version: int
     training: _identity_pb2.TrainingRules
     reason: str
-    def __init__(self, token: _Optional[str] = ..., version: _Optional[int] = ..., training: _Optional[_Union[_identity_pb2.TrainingRules, _Mapping]] = ..., reason: _Optional[str] = ...) -> None: ...
+    announce_reviews: bool
+    def __init__(self, token: _Optional[str] = ..., version: _Optional[int] = ..., training: _Optional[_Union[_identity_pb2.TrainingRules, _Mapping]] = ..., reason: _Optional[str] = ..., announce_reviews: bool = ...) -> None: ...
 
 class AuthorityReply(_message.Message):
     __slots__ = ("issued", "service_certificate", "refusal", "policy")

@@ -23,35 +23,36 @@ _sym_db = _symbol_database.Default()
 
 
 from umbel_proto.wire import enrollment_pb2 as umbel__proto_dot_wire_dot_enrollment__pb2
+from umbel_proto.wire import identity_pb2 as umbel__proto_dot_wire_dot_identity__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fumbel_proto/wire/delivery.proto\x12\rumbel.wire.v1\x1a!umbel_proto/wire/enrollment.proto\"\xb3\x01\n\x0c\x43heckRequest\x12)\n\tinstalled\x18\x01 \x03(\x0b\x32\x16.umbel.wire.v1.Release\x12\x0e\n\x06\x66\x61iled\x18\x02 \x03(\x0c\x12)\n\x07shadows\x18\x03 \x03(\x0b\x32\x18.umbel.wire.v1.Shadowing\x12\x12\n\nmay_shadow\x18\x04 \x01(\x08\x12)\n\x05\x66\x61\x63ts\x18\x05 \x01(\x0b\x32\x1a.umbel.wire.v1.DeviceFacts\"H\n\tShadowing\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\r\x12\x0e\n\x06sha256\x18\x03 \x01(\x0c\x12\x0b\n\x03why\x18\x04 \x01(\t\"\x8a\x01\n\x07Release\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\r\x12\x0e\n\x06sha256\x18\x03 \x01(\x0c\x12\x0c\n\x04size\x18\x04 \x01(\x04\x12#\n\x05\x64\x65lta\x18\x05 \x01(\x0b\x32\x14.umbel.wire.v1.Delta\x12\x0c\n\x04\x62\x61\x63k\x18\x06 \x01(\x08\x12\x0e\n\x06\x61\x63tive\x18\x07 \x01(\x08\":\n\x05\x44\x65lta\x12\x13\n\x0b\x62\x61se_sha256\x18\x01 \x01(\x0c\x12\x0e\n\x06sha256\x18\x02 \x01(\x0c\x12\x0c\n\x04size\x18\x03 \x01(\x04\"^\n\nCheckReply\x12(\n\x08releases\x18\x01 \x03(\x0b\x32\x16.umbel.wire.v1.Release\x12&\n\x07shadows\x18\x02 \x03(\x0b\x32\x15.umbel.wire.v1.Shadow\"Q\n\x06Shadow\x12\'\n\x07release\x18\x01 \x01(\x0b\x32\x16.umbel.wire.v1.Release\x12\x0e\n\x06one_in\x18\x02 \x01(\r\x12\x0e\n\x06within\x18\x03 \x01(\x01\".\n\x0c\x46\x65tchRequest\x12\x0e\n\x06sha256\x18\x01 \x01(\x0c\x12\x0e\n\x06offset\x18\x02 \x01(\x04\"\x15\n\x05\x43hunk\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"0\n\x0fMetadataRequest\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\r\"!\n\rMetadataReply\x12\x10\n\x08metadata\x18\x01 \x01(\x0c\x32\xd3\x01\n\x08\x44\x65livery\x12?\n\x05\x43heck\x12\x1b.umbel.wire.v1.CheckRequest\x1a\x19.umbel.wire.v1.CheckReply\x12<\n\x05\x46\x65tch\x12\x1b.umbel.wire.v1.FetchRequest\x1a\x14.umbel.wire.v1.Chunk0\x01\x12H\n\x08Metadata\x12\x1e.umbel.wire.v1.MetadataRequest\x1a\x1c.umbel.wire.v1.MetadataReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fumbel_proto/wire/delivery.proto\x12\rumbel.wire.v1\x1a!umbel_proto/wire/enrollment.proto\x1a\x1fumbel_proto/wire/identity.proto\"\xb3\x01\n\x0c\x43heckRequest\x12)\n\tinstalled\x18\x01 \x03(\x0b\x32\x16.umbel.wire.v1.Release\x12\x0e\n\x06\x66\x61iled\x18\x02 \x03(\x0c\x12)\n\x07shadows\x18\x03 \x03(\x0b\x32\x18.umbel.wire.v1.Shadowing\x12\x12\n\nmay_shadow\x18\x04 \x01(\x08\x12)\n\x05\x66\x61\x63ts\x18\x05 \x01(\x0b\x32\x1a.umbel.wire.v1.DeviceFacts\"H\n\tShadowing\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\r\x12\x0e\n\x06sha256\x18\x03 \x01(\x0c\x12\x0b\n\x03why\x18\x04 \x01(\t\"\x8a\x01\n\x07Release\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\r\x12\x0e\n\x06sha256\x18\x03 \x01(\x0c\x12\x0c\n\x04size\x18\x04 \x01(\x04\x12#\n\x05\x64\x65lta\x18\x05 \x01(\x0b\x32\x14.umbel.wire.v1.Delta\x12\x0c\n\x04\x62\x61\x63k\x18\x06 \x01(\x08\x12\x0e\n\x06\x61\x63tive\x18\x07 \x01(\x08\":\n\x05\x44\x65lta\x12\x13\n\x0b\x62\x61se_sha256\x18\x01 \x01(\x0c\x12\x0e\n\x06sha256\x18\x02 \x01(\x0c\x12\x0c\n\x04size\x18\x03 \x01(\x04\"\x86\x01\n\nCheckReply\x12(\n\x08releases\x18\x01 \x03(\x0b\x32\x16.umbel.wire.v1.Release\x12&\n\x07shadows\x18\x02 \x03(\x0b\x32\x15.umbel.wire.v1.Shadow\x12&\n\x07\x61nswers\x18\x03 \x03(\x0b\x32\x15.umbel.wire.v1.Signed\"Q\n\x06Shadow\x12\'\n\x07release\x18\x01 \x01(\x0b\x32\x16.umbel.wire.v1.Release\x12\x0e\n\x06one_in\x18\x02 \x01(\r\x12\x0e\n\x06within\x18\x03 \x01(\x01\".\n\x0c\x46\x65tchRequest\x12\x0e\n\x06sha256\x18\x01 \x01(\x0c\x12\x0e\n\x06offset\x18\x02 \x01(\x04\"\x15\n\x05\x43hunk\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"0\n\x0fMetadataRequest\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\r\"!\n\rMetadataReply\x12\x10\n\x08metadata\x18\x01 \x01(\x0c\x32\xd3\x01\n\x08\x44\x65livery\x12?\n\x05\x43heck\x12\x1b.umbel.wire.v1.CheckRequest\x1a\x19.umbel.wire.v1.CheckReply\x12<\n\x05\x46\x65tch\x12\x1b.umbel.wire.v1.FetchRequest\x1a\x14.umbel.wire.v1.Chunk0\x01\x12H\n\x08Metadata\x12\x1e.umbel.wire.v1.MetadataRequest\x1a\x1c.umbel.wire.v1.MetadataReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'umbel_proto.wire.delivery_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_CHECKREQUEST']._serialized_start=86
-  _globals['_CHECKREQUEST']._serialized_end=265
-  _globals['_SHADOWING']._serialized_start=267
-  _globals['_SHADOWING']._serialized_end=339
-  _globals['_RELEASE']._serialized_start=342
-  _globals['_RELEASE']._serialized_end=480
-  _globals['_DELTA']._serialized_start=482
-  _globals['_DELTA']._serialized_end=540
-  _globals['_CHECKREPLY']._serialized_start=542
-  _globals['_CHECKREPLY']._serialized_end=636
-  _globals['_SHADOW']._serialized_start=638
-  _globals['_SHADOW']._serialized_end=719
-  _globals['_FETCHREQUEST']._serialized_start=721
-  _globals['_FETCHREQUEST']._serialized_end=767
-  _globals['_CHUNK']._serialized_start=769
-  _globals['_CHUNK']._serialized_end=790
-  _globals['_METADATAREQUEST']._serialized_start=792
-  _globals['_METADATAREQUEST']._serialized_end=840
-  _globals['_METADATAREPLY']._serialized_start=842
-  _globals['_METADATAREPLY']._serialized_end=875
-  _globals['_DELIVERY']._serialized_start=878
-  _globals['_DELIVERY']._serialized_end=1089
+  _globals['_CHECKREQUEST']._serialized_start=119
+  _globals['_CHECKREQUEST']._serialized_end=298
+  _globals['_SHADOWING']._serialized_start=300
+  _globals['_SHADOWING']._serialized_end=372
+  _globals['_RELEASE']._serialized_start=375
+  _globals['_RELEASE']._serialized_end=513
+  _globals['_DELTA']._serialized_start=515
+  _globals['_DELTA']._serialized_end=573
+  _globals['_CHECKREPLY']._serialized_start=576
+  _globals['_CHECKREPLY']._serialized_end=710
+  _globals['_SHADOW']._serialized_start=712
+  _globals['_SHADOW']._serialized_end=793
+  _globals['_FETCHREQUEST']._serialized_start=795
+  _globals['_FETCHREQUEST']._serialized_end=841
+  _globals['_CHUNK']._serialized_start=843
+  _globals['_CHUNK']._serialized_end=864
+  _globals['_METADATAREQUEST']._serialized_start=866
+  _globals['_METADATAREQUEST']._serialized_end=914
+  _globals['_METADATAREPLY']._serialized_start=916
+  _globals['_METADATAREPLY']._serialized_end=949
+  _globals['_DELIVERY']._serialized_start=952
+  _globals['_DELIVERY']._serialized_end=1163
 # @@protoc_insertion_point(module_scope)

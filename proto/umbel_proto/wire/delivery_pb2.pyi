@@ -1,4 +1,5 @@
 from umbel_proto.wire import enrollment_pb2 as _enrollment_pb2
+from umbel_proto.wire import identity_pb2 as _identity_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
@@ -62,12 +63,14 @@ class Delta(_message.Message):
     def __init__(self, base_sha256: _Optional[bytes] = ..., sha256: _Optional[bytes] = ..., size: _Optional[int] = ...) -> None: ...
 
 class CheckReply(_message.Message):
-    __slots__ = ("releases", "shadows")
+    __slots__ = ("releases", "shadows", "answers")
     RELEASES_FIELD_NUMBER: _ClassVar[int]
     SHADOWS_FIELD_NUMBER: _ClassVar[int]
+    ANSWERS_FIELD_NUMBER: _ClassVar[int]
     releases: _containers.RepeatedCompositeFieldContainer[Release]
     shadows: _containers.RepeatedCompositeFieldContainer[Shadow]
-    def __init__(self, releases: _Optional[_Iterable[_Union[Release, _Mapping]]] = ..., shadows: _Optional[_Iterable[_Union[Shadow, _Mapping]]] = ...) -> None: ...
+    answers: _containers.RepeatedCompositeFieldContainer[_identity_pb2.Signed]
+    def __init__(self, releases: _Optional[_Iterable[_Union[Release, _Mapping]]] = ..., shadows: _Optional[_Iterable[_Union[Shadow, _Mapping]]] = ..., answers: _Optional[_Iterable[_Union[_identity_pb2.Signed, _Mapping]]] = ...) -> None: ...
 
 class Shadow(_message.Message):
     __slots__ = ("release", "one_in", "within")

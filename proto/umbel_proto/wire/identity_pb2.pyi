@@ -26,7 +26,7 @@ class Credential(_message.Message):
     def __init__(self, fleet_id: _Optional[str] = ..., device_id: _Optional[str] = ..., identity_key: _Optional[bytes] = ..., not_after_s: _Optional[int] = ...) -> None: ...
 
 class Policy(_message.Message):
-    __slots__ = ("fleet_id", "corrupt_fraction", "dropout_fraction", "server_malicious", "min_cohort", "noise_floor", "budget_epsilon", "budget_delta", "version", "example_budget_epsilon", "training")
+    __slots__ = ("fleet_id", "corrupt_fraction", "dropout_fraction", "server_malicious", "min_cohort", "noise_floor", "budget_epsilon", "budget_delta", "version", "example_budget_epsilon", "training", "announce_reviews")
     FLEET_ID_FIELD_NUMBER: _ClassVar[int]
     CORRUPT_FRACTION_FIELD_NUMBER: _ClassVar[int]
     DROPOUT_FRACTION_FIELD_NUMBER: _ClassVar[int]
@@ -38,6 +38,7 @@ class Policy(_message.Message):
     VERSION_FIELD_NUMBER: _ClassVar[int]
     EXAMPLE_BUDGET_EPSILON_FIELD_NUMBER: _ClassVar[int]
     TRAINING_FIELD_NUMBER: _ClassVar[int]
+    ANNOUNCE_REVIEWS_FIELD_NUMBER: _ClassVar[int]
     fleet_id: str
     corrupt_fraction: float
     dropout_fraction: float
@@ -49,7 +50,8 @@ class Policy(_message.Message):
     version: int
     example_budget_epsilon: float
     training: TrainingRules
-    def __init__(self, fleet_id: _Optional[str] = ..., corrupt_fraction: _Optional[float] = ..., dropout_fraction: _Optional[float] = ..., server_malicious: bool = ..., min_cohort: _Optional[int] = ..., noise_floor: _Optional[float] = ..., budget_epsilon: _Optional[float] = ..., budget_delta: _Optional[float] = ..., version: _Optional[int] = ..., example_budget_epsilon: _Optional[float] = ..., training: _Optional[_Union[TrainingRules, _Mapping]] = ...) -> None: ...
+    announce_reviews: bool
+    def __init__(self, fleet_id: _Optional[str] = ..., corrupt_fraction: _Optional[float] = ..., dropout_fraction: _Optional[float] = ..., server_malicious: bool = ..., min_cohort: _Optional[int] = ..., noise_floor: _Optional[float] = ..., budget_epsilon: _Optional[float] = ..., budget_delta: _Optional[float] = ..., version: _Optional[int] = ..., example_budget_epsilon: _Optional[float] = ..., training: _Optional[_Union[TrainingRules, _Mapping]] = ..., announce_reviews: bool = ...) -> None: ...
 
 class TrainingRules(_message.Message):
     __slots__ = ("idle", "charging", "unmetered", "min_battery", "consent", "refuse_unknown")

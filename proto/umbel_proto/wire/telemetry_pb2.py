@@ -22,9 +22,10 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from umbel_proto.wire import reviews_pb2 as umbel__proto_dot_wire_dot_reviews__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n umbel_proto/wire/telemetry.proto\x12\rumbel.wire.v1\"<\n\rUploadRequest\x12+\n\x07\x62\x61tches\x18\x01 \x03(\x0b\x32\x1a.umbel.wire.v1.SealedBatch\"1\n\x0bSealedBatch\x12\x0e\n\x06header\x18\x01 \x01(\x0c\x12\x12\n\nciphertext\x18\x02 \x01(\x0c\"\x98\x01\n\x0b\x42\x61tchHeader\x12\x0e\n\x06schema\x18\x01 \x01(\r\x12\r\n\x05suite\x18\x02 \x01(\r\x12\x0e\n\x06key_id\x18\x03 \x01(\t\x12\x10\n\x08\x66leet_id\x18\x04 \x01(\t\x12\x11\n\tdevice_id\x18\x05 \x01(\t\x12\x10\n\x08\x62\x61tch_id\x18\x06 \x01(\x0c\x12\x10\n\x08sequence\x18\x07 \x01(\x04\x12\x11\n\tcreated_s\x18\x08 \x01(\x04\":\n\x0bUploadReply\x12\x14\n\x0c\x61\x63knowledged\x18\x01 \x03(\x0c\x12\x15\n\rretry_after_s\x18\x02 \x01(\r\"/\n\x05\x42\x61tch\x12&\n\x07windows\x18\x01 \x03(\x0b\x32\x15.umbel.wire.v1.Window\"\xff\x01\n\x06Window\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\r\x12\x0f\n\x07variant\x18\x03 \x01(\t\x12\x0e\n\x06\x65ngine\x18\x04 \x01(\t\x12\x0f\n\x07start_s\x18\x05 \x01(\x04\x12\r\n\x05\x65nd_s\x18\x06 \x01(\x04\x12\x35\n\x08\x63ounters\x18\x07 \x03(\x0b\x32#.umbel.wire.v1.Window.CountersEntry\x12,\n\nhistograms\x18\x08 \x03(\x0b\x32\x18.umbel.wire.v1.Histogram\x1a/\n\rCountersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\"z\n\tHistogram\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x65\x64ges\x18\x02 \x03(\x01\x12\x0e\n\x06\x63ounts\x18\x03 \x03(\x04\x12\x0b\n\x03sum\x18\x04 \x01(\x01\x12\r\n\x05scale\x18\x05 \x01(\r\x12\x0f\n\x07\x65psilon\x18\x06 \x01(\x01\x12\x13\n\x0bshort_edges\x18\x07 \x03(\x02\x32O\n\tTelemetry\x12\x42\n\x06Upload\x12\x1c.umbel.wire.v1.UploadRequest\x1a\x1a.umbel.wire.v1.UploadReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n umbel_proto/wire/telemetry.proto\x12\rumbel.wire.v1\x1a\x1eumbel_proto/wire/reviews.proto\"<\n\rUploadRequest\x12+\n\x07\x62\x61tches\x18\x01 \x03(\x0b\x32\x1a.umbel.wire.v1.SealedBatch\"1\n\x0bSealedBatch\x12\x0e\n\x06header\x18\x01 \x01(\x0c\x12\x12\n\nciphertext\x18\x02 \x01(\x0c\"\x98\x01\n\x0b\x42\x61tchHeader\x12\x0e\n\x06schema\x18\x01 \x01(\r\x12\r\n\x05suite\x18\x02 \x01(\r\x12\x0e\n\x06key_id\x18\x03 \x01(\t\x12\x10\n\x08\x66leet_id\x18\x04 \x01(\t\x12\x11\n\tdevice_id\x18\x05 \x01(\t\x12\x10\n\x08\x62\x61tch_id\x18\x06 \x01(\x0c\x12\x10\n\x08sequence\x18\x07 \x01(\x04\x12\x11\n\tcreated_s\x18\x08 \x01(\x04\":\n\x0bUploadReply\x12\x14\n\x0c\x61\x63knowledged\x18\x01 \x03(\x0c\x12\x15\n\rretry_after_s\x18\x02 \x01(\r\"\x99\x01\n\x05\x42\x61tch\x12&\n\x07windows\x18\x01 \x03(\x0b\x32\x15.umbel.wire.v1.Window\x12\x35\n\x0fwaiting_reviews\x18\x02 \x03(\x0b\x32\x1c.umbel.wire.v1.WaitingReview\x12\x31\n\rended_reviews\x18\x03 \x03(\x0b\x32\x1a.umbel.wire.v1.EndedReview\"\xff\x01\n\x06Window\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\r\x12\x0f\n\x07variant\x18\x03 \x01(\t\x12\x0e\n\x06\x65ngine\x18\x04 \x01(\t\x12\x0f\n\x07start_s\x18\x05 \x01(\x04\x12\r\n\x05\x65nd_s\x18\x06 \x01(\x04\x12\x35\n\x08\x63ounters\x18\x07 \x03(\x0b\x32#.umbel.wire.v1.Window.CountersEntry\x12,\n\nhistograms\x18\x08 \x03(\x0b\x32\x18.umbel.wire.v1.Histogram\x1a/\n\rCountersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\"z\n\tHistogram\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x65\x64ges\x18\x02 \x03(\x01\x12\x0e\n\x06\x63ounts\x18\x03 \x03(\x04\x12\x0b\n\x03sum\x18\x04 \x01(\x01\x12\r\n\x05scale\x18\x05 \x01(\r\x12\x0f\n\x07\x65psilon\x18\x06 \x01(\x01\x12\x13\n\x0bshort_edges\x18\x07 \x03(\x02\x32O\n\tTelemetry\x12\x42\n\x06Upload\x12\x1c.umbel.wire.v1.UploadRequest\x1a\x1a.umbel.wire.v1.UploadReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,22 +34,22 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_WINDOW_COUNTERSENTRY']._loaded_options = None
   _globals['_WINDOW_COUNTERSENTRY']._serialized_options = b'8\001'
-  _globals['_UPLOADREQUEST']._serialized_start=51
-  _globals['_UPLOADREQUEST']._serialized_end=111
-  _globals['_SEALEDBATCH']._serialized_start=113
-  _globals['_SEALEDBATCH']._serialized_end=162
-  _globals['_BATCHHEADER']._serialized_start=165
-  _globals['_BATCHHEADER']._serialized_end=317
-  _globals['_UPLOADREPLY']._serialized_start=319
-  _globals['_UPLOADREPLY']._serialized_end=377
-  _globals['_BATCH']._serialized_start=379
-  _globals['_BATCH']._serialized_end=426
-  _globals['_WINDOW']._serialized_start=429
-  _globals['_WINDOW']._serialized_end=684
-  _globals['_WINDOW_COUNTERSENTRY']._serialized_start=637
-  _globals['_WINDOW_COUNTERSENTRY']._serialized_end=684
-  _globals['_HISTOGRAM']._serialized_start=686
-  _globals['_HISTOGRAM']._serialized_end=808
-  _globals['_TELEMETRY']._serialized_start=810
-  _globals['_TELEMETRY']._serialized_end=889
+  _globals['_UPLOADREQUEST']._serialized_start=83
+  _globals['_UPLOADREQUEST']._serialized_end=143
+  _globals['_SEALEDBATCH']._serialized_start=145
+  _globals['_SEALEDBATCH']._serialized_end=194
+  _globals['_BATCHHEADER']._serialized_start=197
+  _globals['_BATCHHEADER']._serialized_end=349
+  _globals['_UPLOADREPLY']._serialized_start=351
+  _globals['_UPLOADREPLY']._serialized_end=409
+  _globals['_BATCH']._serialized_start=412
+  _globals['_BATCH']._serialized_end=565
+  _globals['_WINDOW']._serialized_start=568
+  _globals['_WINDOW']._serialized_end=823
+  _globals['_WINDOW_COUNTERSENTRY']._serialized_start=776
+  _globals['_WINDOW_COUNTERSENTRY']._serialized_end=823
+  _globals['_HISTOGRAM']._serialized_start=825
+  _globals['_HISTOGRAM']._serialized_end=947
+  _globals['_TELEMETRY']._serialized_start=949
+  _globals['_TELEMETRY']._serialized_end=1028
 # @@protoc_insertion_point(module_scope)

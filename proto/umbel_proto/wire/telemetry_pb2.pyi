@@ -1,3 +1,4 @@
+from umbel_proto.wire import reviews_pb2 as _reviews_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
@@ -49,10 +50,14 @@ class UploadReply(_message.Message):
     def __init__(self, acknowledged: _Optional[_Iterable[bytes]] = ..., retry_after_s: _Optional[int] = ...) -> None: ...
 
 class Batch(_message.Message):
-    __slots__ = ("windows",)
+    __slots__ = ("windows", "waiting_reviews", "ended_reviews")
     WINDOWS_FIELD_NUMBER: _ClassVar[int]
+    WAITING_REVIEWS_FIELD_NUMBER: _ClassVar[int]
+    ENDED_REVIEWS_FIELD_NUMBER: _ClassVar[int]
     windows: _containers.RepeatedCompositeFieldContainer[Window]
-    def __init__(self, windows: _Optional[_Iterable[_Union[Window, _Mapping]]] = ...) -> None: ...
+    waiting_reviews: _containers.RepeatedCompositeFieldContainer[_reviews_pb2.WaitingReview]
+    ended_reviews: _containers.RepeatedCompositeFieldContainer[_reviews_pb2.EndedReview]
+    def __init__(self, windows: _Optional[_Iterable[_Union[Window, _Mapping]]] = ..., waiting_reviews: _Optional[_Iterable[_Union[_reviews_pb2.WaitingReview, _Mapping]]] = ..., ended_reviews: _Optional[_Iterable[_Union[_reviews_pb2.EndedReview, _Mapping]]] = ...) -> None: ...
 
 class Window(_message.Message):
     __slots__ = ("model", "version", "variant", "engine", "start_s", "end_s", "counters", "histograms")

@@ -30,6 +30,8 @@ class Permission(enum.StrEnum):
     ALERTS_WRITE = "alerts:write"
     PRIVACY_READ = "privacy:read"
     QUERIES_WRITE = "queries:write"
+    REVIEWS_READ = "reviews:read"
+    REVIEWS_WRITE = "reviews:write"
     POLICY_READ = "policy:read"
     POLICY_WRITE = "policy:write"
     USERS_READ = "users:read"
@@ -60,7 +62,8 @@ _LOOK = frozenset(
 
 HELD: Mapping[Role, frozenset[Permission]] = {
     Role.VIEWER: _LOOK,
-    Role.REVIEWER: _LOOK | {_P.REGISTRY_APPROVE, _P.AUDIT_READ},
+    # What a single device's model said, and to put a label in its place, is for those who judge models.
+    Role.REVIEWER: _LOOK | {_P.REGISTRY_APPROVE, _P.REVIEWS_READ, _P.REVIEWS_WRITE, _P.AUDIT_READ},
     Role.RELEASE_MANAGER: _LOOK
     | {_P.REGISTRY_WRITE, _P.REGISTRY_APPROVE, _P.RELEASES_WRITE, _P.ROLLOUTS_WRITE},
     Role.OPERATOR: _LOOK

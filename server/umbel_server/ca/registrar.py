@@ -3,7 +3,7 @@
 Whoever asks it, a gateway or the API, may lie. It gets papers only for what devices have proven themselves: a token, a
 certificate that still holds, or a signature of the identity key on record; only for the key that the device has
 certified so; and never for longer than a day. It gets a policy only for an operator's token, and only one that differs
-in when devices train.
+in when devices train or in whether they announce reviews.
 
 Source: docs/spec/enrollment.md, section 6.
 """
@@ -35,7 +35,7 @@ from umbel_server.fleet.ca import DEVICE_LIFE_S, CertificateAuthority, device_of
 from umbel_server.fleet.create import service_hosts
 from umbel_server.fleet.facts import facts_json
 from umbel_server.fleet.layout import FleetDir
-from umbel_server.fleet.policy_command import change_policy
+from umbel_server.fleet.policy_command import ANNOUNCE, change_policy
 from umbel_server.store.admission import another_key
 from umbel_server.store.devices import Application, Device
 from umbel_server.store.store import Store
@@ -164,7 +164,10 @@ class Registrar:
         after = change_policy(
             self.fleet,
             self.store,
-            asdict(rules_of(change.training)),
+            {
+                **asdict(rules_of(change.training)),
+                **({ANNOUNCE: change.announce_reviews} if change.HasField(ANNOUNCE) else {}),
+            },
             actor=bearer.account.actor,
             reason=change.reason,
             check=check,

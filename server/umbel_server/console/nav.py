@@ -31,6 +31,7 @@ SCREENS: tuple[Screen, ...] = (
     Screen("/groups", "Groups", "Fleet", Permission.DEVICES_READ),
     Screen("/models", "Models", "Models", Permission.REGISTRY_READ),
     Screen("/approvals", "Approvals", "Models", Permission.REGISTRY_READ),
+    Screen("/reviews", "Reviews", "Models", Permission.REVIEWS_READ),
     Screen("/runs", "Federated runs", "Models", Permission.RUNS_READ),
     Screen("/rollouts", "Rollouts", "Models", Permission.ROLLOUTS_READ),
     Screen("/experiments", "Experiments", "Models", Permission.ROLLOUTS_READ),

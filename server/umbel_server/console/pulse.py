@@ -25,6 +25,7 @@ ABOUT: dict[str, tuple[str, ...]] = {
     "devices": ("time",),
     "models": (),
     "approvals": _TELEMETRY,
+    "reviews": _TELEMETRY,
     "audit": (),
     "runs": ("rounds",),
     "queries": ("rounds",),

@@ -115,7 +115,7 @@ class FleetAtHand:
         return policy_json(self._fleet.policy())
 
     def change_policy(self, asked: dict[str, Any], reason: str) -> dict[str, Any]:
-        """Change when devices may train, and return the policy as it is then."""
+        """Change when devices may train or what they announce, and return the policy as it is then."""
         from umbel_server.fleet.policy_command import change_policy
 
         changed = change_policy(self._fleet, self._store, asked, actor=local_actor(), reason=reason)

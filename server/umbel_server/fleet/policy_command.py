@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from umbel_server.store.store import Store
 
 
+ANNOUNCE = "announce_reviews"
+"""What of a policy may be changed beside the fields of ``Rules``: whether devices announce reviews."""
+
+
 class Unknown(enum.StrEnum):
     """What a device does where something that is demanded cannot be known."""
 
@@ -50,10 +54,17 @@ def policy(
     unknown: Annotated[
         Unknown | None, typer.Option(help="What to do where a device cannot know.", show_default=False)
     ] = None,
+    announce_reviews: Annotated[
+        bool | None,
+        typer.Option(
+            "--announce-reviews/--no-announce-reviews",
+            help="Ask devices to announce which predictions wait for a person, without inputs.",
+        ),
+    ] = None,
     reason: Annotated[str, typer.Option(help="Why, for the audit log.")] = "",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
 ) -> None:
-    """Show the fleet policy, or change when devices may train. They learn of it within a day."""
+    """Show the fleet policy, or change when devices may train and what they announce. They learn of it within a day."""
     demands = {
         "idle": idle,
         "charging": charging,
@@ -61,6 +72,7 @@ def policy(
         "consent": consent,
         "min_battery": min_battery,
         "unknown": None if unknown is None else unknown.value,
+        ANNOUNCE: announce_reviews,
     }
     asked = {name: value for name, value in demands.items() if value is not None}
     with fleet_at(directory, server) as fleet:
@@ -85,12 +97,12 @@ def change_policy(
     check: Callable[[FleetPolicy], None] = lambda policy: None,
     key: SigningKey | None = None,
 ) -> FleetPolicy:
-    """Change on which conditions devices train, as ``change_training`` does, and put on record who did.
+    """Change on which conditions devices train, or what they announce, and put on record who did.
 
     Args:
         fleet: The fleet.
         store: Its store.
-        asked: Fields of ``Rules`` that change.
+        asked: What changes: fields of ``Rules``, or ``ANNOUNCE``.
         actor: Who changes them.
         reason: Why.
         check: Raises if the policy is not as the actor saw it.
@@ -111,8 +123,8 @@ def change_policy(
                 action="policy.change",
                 object=f"policy:{after.version}",
                 reason=reason,
-                before=asdict(before.training),
-                after=asdict(after.training),
+                before=_changeable(before),
+                after=_changeable(after),
             )
             _sign(fleet, after, key)  # Last, so that nothing is done that cannot be put on record.
     return after
@@ -137,10 +149,16 @@ def change_training(fleet: FleetDir, asked: dict[str, Any]) -> FleetPolicy:
 
 
 def _changed(before: FleetPolicy, asked: dict[str, Any]) -> FleetPolicy:
-    training = replace(before.training, **asked)
-    if training == before.training:
+    rules = {name: value for name, value in asked.items() if name != ANNOUNCE}
+    training, announce = replace(before.training, **rules), asked.get(ANNOUNCE, before.announce_reviews)
+    if (training, announce) == (before.training, before.announce_reviews):
         return before
-    return replace(before, training=training, version=before.version + 1)
+    return replace(before, training=training, announce_reviews=announce, version=before.version + 1)
+
+
+def _changeable(policy: FleetPolicy) -> dict[str, Any]:
+    """Return what of a policy operators change from day to day, as the audit log keeps it."""
+    return {**asdict(policy.training), ANNOUNCE: policy.announce_reviews}
 
 
 def _sign(fleet: FleetDir, policy: FleetPolicy, key: SigningKey | None = None) -> None:

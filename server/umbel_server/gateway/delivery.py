@@ -14,12 +14,14 @@ from google.protobuf.descriptor import ServiceDescriptor
 
 from umbel_proto.errors import StorageError, UsageError
 from umbel_proto.wire import delivery_pb2 as pb
+from umbel_proto.wire import identity_pb2
 from umbel_server.fleet.facts import facts_json
 from umbel_server.fleet.layout import FleetDir
 from umbel_server.gateway.peer import Peers
 from umbel_server.gateway.rpc import BusyError, Call, Method, NotFoundError
 from umbel_server.rollouts.offers import Offer, Offers, Said
 from umbel_server.store.releases import Releases
+from umbel_server.store.reviews import Reviews
 from umbel_server.trust.repository import Repository
 
 CHUNK_BYTES = 256 << 10
@@ -36,6 +38,7 @@ class Delivery:
         releases: Which of them devices may have.
         offers: Which one of them each device is to have.
         repository: What devices trust releases by.
+        reviews: What people answered to reviews of devices.
         peers: Tells who calls.
         streams: How many may be fetched at once: a slow reader holds a thread.
     """
@@ -48,6 +51,7 @@ class Delivery:
         releases: Releases,
         offers: Offers,
         repository: Repository,
+        reviews: Reviews,
         peers: Peers,
         *,
         streams: int,
@@ -56,6 +60,7 @@ class Delivery:
         self._releases = releases
         self._offers = offers
         self._repository = repository
+        self._reviews = reviews
         self._peers = peers
         self._streams = threading.BoundedSemaphore(streams)
 
@@ -65,7 +70,7 @@ class Delivery:
         return {"Check": self.check, "Fetch": self.fetch, "Metadata": self.metadata}
 
     def check(self, request: pb.CheckRequest, call: Call) -> pb.CheckReply:
-        """Return the release of every model that the device is to have: the newest, or what a rollout says."""
+        """Return the release of every model that the device is to have, and what people answered to its reviews."""
         device = self._peers.authenticate(call)
         failed = set(request.failed)
         installed = {package.sha256 for package in request.installed}
@@ -82,6 +87,7 @@ class Delivery:
                 for each in offers
                 if each.one_in is not None
             ],
+            answers=map(identity_pb2.Signed.FromString, self._reviews.answers_for(device.id)),
         )
 
     def fetch(self, request: pb.FetchRequest, call: Call) -> Iterator[pb.Chunk]:

@@ -85,6 +85,7 @@ class Gateway:
                     store.releases,
                     Offers(store.releases, store.placements),
                     issuer.repository,
+                    store.reviews,
                     self._peers,
                     streams=FETCHES,
                 ),

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from umbel_proto.errors import UnavailableError, UsageError, VerificationError
 from umbel_proto.seal import SealPrivateKey, open_sealed
 from umbel_server.access.actor import Actor
-from umbel_server.monitor.windows import read_windows
+from umbel_server.monitor.windows import read_report
 from umbel_server.services.metrics import meters
 from umbel_server.store.batches import SealedBatch
 from umbel_server.store.database import DiskFullError
@@ -124,7 +124,8 @@ class Opener:
                     f"It is sealed to key {batch.key_id}, which this opener does not hold."
                 )
             plaintext = open_sealed(key, batch.header, batch.ciphertext)
-            return Verdict(batch.id, read_windows(batch.device, plaintext))
+            report = read_report(batch.device, plaintext)
+            return Verdict(batch.id, report.windows, waiting=report.waiting, ended=report.ended)
         except (VerificationError, UsageError) as exc:
             log.warning("rejected batch=%d device=%s: %s", batch.id, batch.device, exc)
             return Verdict(batch.id, reason=str(exc))

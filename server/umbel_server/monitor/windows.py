@@ -1,12 +1,15 @@
-"""What a device reports, read strictly: from the plaintext of a batch to rollups of one window each."""
+"""What a device reports, read strictly: from the plaintext of a batch to rollups of one window each, and reviews."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 from google.protobuf.message import DecodeError
 
 from umbel_proto.errors import UsageError
 from umbel_proto.histogram import Histogram
 from umbel_proto.ids import DeviceId, ModelName, check_name
+from umbel_proto.reviews import MAX_ANNOUNCED, EndedReview, WaitingReview
 from umbel_proto.wire import telemetry_pb2 as pb
 from umbel_server.store.rollups import Rollup
 
@@ -17,15 +20,30 @@ MAX_WINDOWS = 4096
 LATEST_S = 1 << 40  # Far in the future, and small enough for every column and every calendar.
 
 
-def read_windows(device: DeviceId, plaintext: bytes) -> tuple[Rollup, ...]:
-    """Return the windows in an opened batch.
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What an opened batch says.
+
+    Args:
+        windows: Its windows.
+        waiting: Predictions that wait for a person.
+        ended: Those that were announced before and wait no more.
+    """
+
+    windows: tuple[Rollup, ...]
+    waiting: tuple[WaitingReview, ...] = ()
+    ended: tuple[EndedReview, ...] = ()
+
+
+def read_report(device: DeviceId, plaintext: bytes) -> Report:
+    """Return what an opened batch says.
 
     Args:
         device: Who sent it.
         plaintext: A serialized ``Batch``.
 
     Raises:
-        UsageError: Malformed, too many windows, or a window that cannot be.
+        UsageError: Malformed, too much of it, or what cannot be.
     """
     try:
         batch = pb.Batch.FromString(plaintext)
@@ -33,7 +51,13 @@ def read_windows(device: DeviceId, plaintext: bytes) -> tuple[Rollup, ...]:
         raise UsageError("The batch is malformed.") from exc
     if len(batch.windows) > MAX_WINDOWS:
         raise UsageError(f"The batch has {len(batch.windows)} windows, more than {MAX_WINDOWS}.")
-    return tuple(_rollup(device, window) for window in batch.windows)
+    if max(len(batch.waiting_reviews), len(batch.ended_reviews)) > MAX_ANNOUNCED:
+        raise UsageError(f"The batch has more than {MAX_ANNOUNCED} reviews.")
+    return Report(
+        tuple(_rollup(device, window) for window in batch.windows),
+        tuple(map(WaitingReview.from_wire, batch.waiting_reviews)),
+        tuple(map(EndedReview.from_wire, batch.ended_reviews)),
+    )
 
 
 def _rollup(device: DeviceId, window: pb.Window) -> Rollup:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from umbel_proto.credentials import FleetPolicy
 from umbel_proto.errors import UsageError
 from umbel_proto.keys import SigningKey
+from umbel_server.fleet.policy_command import ANNOUNCE
 from umbel_server.remote.client import PAGE, Client, path
 from umbel_server.remote.place import needed
 
@@ -95,9 +96,14 @@ class FleetFar:
         return _policy(self._client.get("/policy"))
 
     def change_policy(self, asked: dict[str, Any], reason: str) -> dict[str, Any]:
-        """Change when devices may train, and return the policy as it is then."""
-        body = {**asked, "reason": needed(reason)}
-        return _policy(self._client.amend("/policy", "/policy/training", body, method="PATCH"))
+        """Change when devices may train or what they announce, and return the policy as it is then."""
+        rules = {name: value for name, value in asked.items() if name != ANNOUNCE}
+        changes = {"training": rules, "reviews": {name: asked[name] for name in asked if name == ANNOUNCE}}
+        for what, fields_ in changes.items():
+            if fields_:
+                body = {**fields_, "reason": needed(reason)}
+                shown = self._client.amend("/policy", f"/policy/{what}", body, method="PATCH")
+        return _policy(shown)
 
     def spending(self, *, limit: int | None = None, after: str = "") -> list[dict[str, Any]]:
         """Return what each device was charged in each run, by name, those after a name."""

@@ -25,9 +25,11 @@ if TYPE_CHECKING:
     from umbel_server.remote.monitor import MonitorFar
     from umbel_server.remote.queries import QueriesFar
     from umbel_server.remote.registry import RegistryFar
+    from umbel_server.remote.reviews import ReviewsFar
     from umbel_server.remote.rollouts import RolloutsFar
     from umbel_server.remote.runs import RunsFar
     from umbel_server.remote.schedules import SchedulesFar
+    from umbel_server.reviews.at_hand import ReviewsAtHand
     from umbel_server.rollouts.at_hand import RolloutsAtHand
 
 
@@ -121,6 +123,16 @@ def queries_at(
     from umbel_server.remote.queries import QueriesFar
 
     return at(directory, server, QueriesAtHand, QueriesFar)
+
+
+def reviews_at(
+    directory: Path | None, server: str | None
+) -> AbstractContextManager[ReviewsAtHand | ReviewsFar]:
+    """Reach what devices announced for review, for the length of a block."""
+    from umbel_server.remote.reviews import ReviewsFar
+    from umbel_server.reviews.at_hand import ReviewsAtHand
+
+    return at(directory, server, ReviewsAtHand, ReviewsFar)
 
 
 def monitor_at(

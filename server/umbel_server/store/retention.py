@@ -15,6 +15,7 @@ from umbel_server.store.settings import RetentionPolicy
 from umbel_server.store.tables import batches, cohort_rollups, rollups
 from umbel_server.store.tables_devices import device_days
 from umbel_server.store.tables_enrollment import quarantined_batches
+from umbel_server.store.tables_reviews import reviews
 
 DAY_S = 86400.0
 ROWS_PER_STEP = 2000
@@ -27,7 +28,7 @@ class Expired:
 
     Args:
         batches: Batches, those of quarantined devices among them.
-        hours: Sums by the hour, and those of each device by the day.
+        hours: Sums by the hour, those of each device by the day, and reviews.
         days: Sums by the day.
     """
 
@@ -65,6 +66,7 @@ class Retention:
         hours = self._delete(rollups, rollups.c.hour_s < hour_s)
         hours += self._delete(device_days, device_days.c.day_s < hour_s - DAY_S)
         hours += self._delete(cohort_rollups, _older("hour", hour_s))
+        hours += self._delete(reviews, reviews.c.announced_s < hour_s)
         return Expired(done, hours, self._delete(cohort_rollups, _older("day", day_s)))
 
     def _batches(self, now_s: float, raw_s: float) -> int:

@@ -12,6 +12,7 @@ from sqlalchemy import Connection, Row, select, tuple_, update
 from umbel_proto.errors import UsageError
 from umbel_proto.histogram import MAX_COUNT, Histogram
 from umbel_proto.ids import DeviceId, ModelName
+from umbel_proto.reviews import EndedReview, WaitingReview
 from umbel_server.clock import Clock
 from umbel_server.store.batches import OPENED, REJECTED, SEALED
 from umbel_server.store.cohorts import add_to_cohorts
@@ -19,6 +20,7 @@ from umbel_server.store.database import Database, insert
 from umbel_server.store.deliveries import add_deliveries
 from umbel_server.store.device_days import add_to_days
 from umbel_server.store.histograms import body_of, histogram_of
+from umbel_server.store.reviews import add_reviews
 from umbel_server.store.tables import batches, rollups
 
 MAX_COUNTERS = 4096
@@ -95,12 +97,16 @@ class Verdict:
     Args:
         batch: The batch's number.
         rollups: Its windows; empty if it was rejected.
+        waiting: Predictions that wait for a person; the same.
+        ended: Those that were announced and do no more; the same.
         reason: Why it was rejected; None if it was not.
     """
 
     batch: int
     rollups: tuple[Rollup, ...] = ()
     reason: str | None = None
+    waiting: tuple[WaitingReview, ...] = ()
+    ended: tuple[EndedReview, ...] = ()
 
 
 class Rollups:
@@ -130,7 +136,13 @@ class Rollups:
             counted = [rollup for verdict in judged for rollup in verdict.rollups]
             add_to_days(connection, counted)
             add_to_cohorts(connection, counted)
-            _mark(connection, judged, now_s=self._clock())
+            now_s = self._clock()
+            add_reviews(
+                connection,
+                [(DeviceId(waiting[each.batch][0]), each.waiting, each.ended) for each in judged],
+                now_s=now_s,
+            )
+            _mark(connection, judged, now_s=now_s)
             add_deliveries(connection, [(*waiting[each.batch], each.reason is None) for each in judged])
             return len(judged)
 
@@ -183,7 +195,7 @@ def _judged(
     changed: dict[tuple[object, ...], Rollup] = {}
     for verdict in verdicts:
         if verdict.reason is not None:
-            judged.append(replace(verdict, rollups=()))
+            judged.append(Verdict(verdict.batch, reason=verdict.reason))
             continue
         try:
             added = _added(hours, verdict.rollups)

@@ -34,6 +34,7 @@ from umbel_server.store.releases import Releases
 from umbel_server.store.replies import Replies
 from umbel_server.store.reports import DeviceReports
 from umbel_server.store.retention import Retention
+from umbel_server.store.reviews import Reviews
 from umbel_server.store.rollouts import Rollouts
 from umbel_server.store.rollups import Rollups
 from umbel_server.store.runs import Runs
@@ -82,6 +83,7 @@ class Store:
         self.alerts = Alerts(database, self.audit, clock)
         self.notices = Notices(database, clock)
         self.proposed_runs = ProposedRuns(database, self.audit, clock)
+        self.reviews = Reviews(database, self.audit, clock)
 
     def __enter__(self) -> Store:
         return self

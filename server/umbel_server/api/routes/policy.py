@@ -14,7 +14,7 @@ from umbel_proto.credentials import FleetPolicy, open_policy, rules_message
 from umbel_proto.wire.authority_pb2 import PolicyChange
 from umbel_server.access.permissions import Permission
 from umbel_server.api.guard import GuardedRoute, may
-from umbel_server.api.service import ServiceOf, TokenOf
+from umbel_server.api.service import Service, ServiceOf, TokenOf
 from umbel_server.api.texts import Asked, Reason
 from umbel_server.api.versions import IfMatch, check_match, tagged
 from umbel_server.ca.authority import open_authority
@@ -48,6 +48,9 @@ class PolicyShown(BaseModel):
     budget_delta: float
     example_budget_epsilon: float | None = Field(description="Null: no limit.")
     training: RulesShown
+    announce_reviews: bool = Field(
+        description="Devices announce which predictions wait for a person, where their users allow it."
+    )
 
 
 class NewRules(Asked):
@@ -59,6 +62,13 @@ class NewRules(Asked):
     min_battery: Annotated[float | None, Field(ge=0, le=1)] = None
     consent: bool | None = None
     unknown: Literal["allow", "refuse"] | None = None
+    reason: Reason
+
+
+class NewAnnouncing(Asked):
+    """Whether devices announce, from now on, which predictions wait for a person."""
+
+    announce_reviews: bool
     reason: Reason
 
 
@@ -81,14 +91,28 @@ def change_training_rules(
     service: ServiceOf, response: Response, token: TokenOf, new: NewRules, if_match: IfMatch = None
 ) -> PolicyShown:
     """Change when devices may train. They learn of it within a day. The fleet's authority checks the token and signs."""
-    fleet, store = service.fleet, service.store
-    seen = fleet.policy()
+    seen = service.fleet.policy()
     check_match(if_match, _show(seen))
     rules = replace(seen.training, **new.model_dump(exclude={"reason"}, exclude_none=True))
     change = PolicyChange(token=token, version=seen.version, training=rules_message(rules), reason=new.reason)
-    signed = open_authority(fleet, store, clock=store.clock).change_policy(change)
-    changed = open_policy(signed.SerializeToString(), authority=fleet.authority_public(), fleet=fleet.name)
-    return _tagged(response, changed)
+    return _tagged(response, _changed(service, change))
+
+
+@router.patch("/reviews", dependencies=[may(Permission.POLICY_WRITE)])
+def change_announcing(
+    service: ServiceOf, response: Response, token: TokenOf, new: NewAnnouncing, if_match: IfMatch = None
+) -> PolicyShown:
+    """Change whether devices announce which predictions wait for a person; only those do whose users allow it."""
+    seen = service.fleet.policy()
+    check_match(if_match, _show(seen))
+    change = PolicyChange(
+        token=token,
+        version=seen.version,
+        training=rules_message(seen.training),
+        reason=new.reason,
+        announce_reviews=new.announce_reviews,
+    )
+    return _tagged(response, _changed(service, change))
 
 
 @health.get("", dependencies=[may(Permission.HEALTH_READ)])
@@ -96,6 +120,13 @@ def get_health(service: ServiceOf) -> Health:
     """Say that the API and its store answer."""
     service.store.audit.newest()
     return Health(status="ok", fleet=service.fleet.name, version=importlib.metadata.version("umbel"))
+
+
+def _changed(service: Service, change: PolicyChange) -> FleetPolicy:
+    """Return the policy that the fleet's authority made of a change: it checks the token, and signs."""
+    fleet, store = service.fleet, service.store
+    signed = open_authority(fleet, store, clock=store.clock).change_policy(change)
+    return open_policy(signed.SerializeToString(), authority=fleet.authority_public(), fleet=fleet.name)
 
 
 def _tagged(response: Response, policy: FleetPolicy) -> PolicyShown:
@@ -125,6 +156,7 @@ def _show(policy: FleetPolicy) -> PolicyShown:
             consent=rules.consent,
             unknown=rules.unknown,
         ),
+        announce_reviews=policy.announce_reviews,
     )
 
 

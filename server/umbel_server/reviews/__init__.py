@@ -1,0 +1,1 @@
+"""Reviews that devices announced, answered by people of the fleet."""
