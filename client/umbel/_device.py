@@ -27,8 +27,9 @@ if TYPE_CHECKING:
     from umbel._predict.model import Model
     from umbel._privacy import Privacy
     from umbel._releases.follow import Follower
+    from umbel._releases.packages import Installed
     from umbel._releases.shadows import ShadowRelease
-    from umbel._releases.shelf import Installed, Shelf
+    from umbel._releases.shelf import Shelf
     from umbel._review.desk import Desk
     from umbel._rounds.conditions import Conditions, Verdict
     from umbel._telemetry.flusher import Flusher

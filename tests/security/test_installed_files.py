@@ -17,7 +17,8 @@ import pytest
 
 from model_packages import RELEASE, digits, first, release
 from umbel._releases.follow import Follower
-from umbel._releases.shelf import Installed, Shelf
+from umbel._releases.packages import Installed
+from umbel._releases.shelf import Shelf
 from umbel._telemetry.window import PredictionWindow
 from umbel_proto.archive import read_archive, write_archive
 from umbel_proto.errors import PackageError, UmbelError

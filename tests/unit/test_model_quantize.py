@@ -30,7 +30,8 @@ from umbel._quantize.report import reason
 from umbel._releases.choice import Measured
 from umbel._releases.follow import Follower
 from umbel._releases.kept import Kept, keep, kept_engine
-from umbel._releases.shelf import QUANTIZED, Installed, Shelf
+from umbel._releases.packages import QUANTIZED, Installed
+from umbel._releases.shelf import Shelf
 from umbel._telemetry.comparison import ComparisonWindow
 from umbel._telemetry.window import PredictionWindow
 from umbel.engines import load_engine

@@ -9,7 +9,8 @@ import pytest
 
 from model_packages import RELEASE, first, opened, release, resigned
 from umbel._home.settings import DeviceSettings, read_settings
-from umbel._releases.shelf import Installed, Shelf
+from umbel._releases.packages import Installed
+from umbel._releases.shelf import Shelf
 from umbel_proto.errors import RefusedError, UsageError
 
 SIZE = max(len(first()), len(release(2))) + 2000

@@ -23,7 +23,8 @@ import pytest
 from model_packages import RELEASE, digits, first, opened, release, resigned, shelf
 from umbel._predict.model import Model, Prediction
 from umbel._releases.follow import STEADY_S, Follower
-from umbel._releases.shelf import Installed, Shelf
+from umbel._releases.packages import Installed
+from umbel._releases.shelf import Shelf
 from umbel._releases.slots import Failure
 from umbel._releases.trial import yielding
 from umbel._telemetry.window import PredictionWindow
@@ -122,7 +123,7 @@ def put(world: World, data: bytes) -> Installed:
     installed = Installed(manifest.model, manifest.version, package.sha256, package.size, "int8", {})
     versions = world.shelf.versions
     with versions.changing():
-        world.shelf._place(installed, data, None)
+        world.shelf._packages.place(installed, data, None)
         versions.write("digits", versions.slots("digits").taken(package.sha256, manifest.version))
     return installed
 

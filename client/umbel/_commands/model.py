@@ -17,7 +17,8 @@ from umbel._words import as_time
 from umbel_proto.errors import MissingExtraError, UsageError
 
 if TYPE_CHECKING:
-    from umbel._releases.shelf import Installed, Shelf
+    from umbel._releases.packages import Installed
+    from umbel._releases.shelf import Shelf
 
 NAME = "model"
 

@@ -34,7 +34,8 @@ from umbel_proto.wire import delivery_pb2 as pb
 
 if TYPE_CHECKING:
     from umbel._fleet.updater import Listed
-    from umbel._releases.shelf import Installed, Shelf
+    from umbel._releases.packages import Installed
+    from umbel._releases.shelf import Shelf
 
 MAX_PACKAGE_BYTES = 1 << 30
 FRUITLESS_ATTEMPTS = 3

@@ -14,7 +14,8 @@ from umbel_proto.errors import PackageError
 
 if TYPE_CHECKING:
     from umbel._releases.follow import Windows
-    from umbel._releases.shelf import Installed, Shelf
+    from umbel._releases.packages import Installed
+    from umbel._releases.shelf import Shelf
     from umbel._releases.slots import Beside
 
 

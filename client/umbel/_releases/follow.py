@@ -14,7 +14,8 @@ import numpy as np
 from umbel._fork import Lock, leave_alone, renew_in_child
 from umbel._predict.model import Loaded, Model, Window
 from umbel._releases.package import verify_golden
-from umbel._releases.shelf import QUANTIZED, Installed, Shelf
+from umbel._releases.packages import QUANTIZED, Installed
+from umbel._releases.shelf import Shelf
 from umbel._releases.trial import TRIAL_S, Mark, Purpose, within, yielding
 from umbel._telemetry.scope import Scope
 from umbel.engines import Engine, EngineOptions, load_engine

@@ -26,7 +26,7 @@ from umbel._home.files import write_atomically
 from umbel._quantize.quantize import int8_variant
 from umbel._releases.choice import Clock, choose, same_answers
 from umbel._releases.package import verify_golden
-from umbel._releases.shelf import QUANTIZED
+from umbel._releases.packages import QUANTIZED
 from umbel.engines import Engine, EngineOptions, load_engine
 from umbel.engines.onnx import OnnxEngine, open_session
 from umbel_proto import quantization
