@@ -11,16 +11,19 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
+from sqlalchemy import insert
 
 from console_world import ConsoleWorld, Visitor, console_world, text_of
 from rollout_world import ANN
-from run_world import LATE, PLAN, begin, hold_round, schedule, trained
+from run_world import LATE, PLAN, begin, figures, hold_round, schedule, trained
 from umbel_proto.ids import RunId
 from umbel_server.access.actor import Role
-from umbel_server.console.seen.runs import CHARTS, run_seen
+from umbel_server.console.screens.rollouts import ROWS
+from umbel_server.console.seen.runs import CHARTS, POINTS, course_of, run_seen
 from umbel_server.learning.lock import driving
 from umbel_server.store.audit import Sought
 from umbel_server.store.runs import RoundRecord
+from umbel_server.store.tables import rounds as rounds_table
 
 
 @pytest.fixture(scope="module")
@@ -100,6 +103,70 @@ def test_charts_have_a_value_of_each_series_for_each_round(
     privacy = operator.get("/runs/autumn/privacy.json").json()
     assert privacy["bounds"][0]["value"] == console.fleet.policy().budget_epsilon
     assert privacy["series"][0]["values"] == sorted(privacy["series"][0]["values"])
+
+
+def test_a_long_run_is_shown_a_page_at_a_time_the_last_rounds_first(
+    console: ConsoleWorld, operator: Visitor
+) -> None:
+    trained(console.store, "long", at_s=console.clock(), rounds=2 * ROWS)
+    seen: list[str] = []
+    here: str | None = "/runs/long"
+    while here:
+        page = operator.get(here).text
+        told = text_of(page)
+        # What the run came to is of all of it, whichever page is open.
+        assert f"{2 * ROWS} of {2 * ROWS} {2 * ROWS + 1} attempts are over" in told
+        assert "Last sum 6 devices" in told
+        shown = re.findall(
+            r"/runs/long/devices\?round=(\d+)&amp;attempt=(\d+)\"", page[page.index("<h2>Rounds</h2>") :]
+        )
+        assert 0 < len(shown) <= ROWS
+        seen += [f"{number}.{attempt}" for number, attempt in shown]
+        following = re.search(r'rel="next" href="([^"]+)"', page)
+        here = html.unescape(following[1]) if following else None
+    assert len(seen) == len(set(seen)) == 2 * ROWS + 1
+    assert (seen[0], seen[-3:]) == (f"{2 * ROWS}.1", ["2.2", "2.1", "1.1"])
+    assert len(list(csv.DictReader(io.StringIO(operator.get("/runs/long?format=csv").text)))) == 2 * ROWS + 1
+    for odd in ("x", "1", "9999999999999999999999/1"):
+        assert operator.get(f"/runs/long?cursor={odd}").status_code == 200
+
+
+def test_a_chart_of_many_rounds_shows_every_so_many_th_and_the_last_and_says_so(
+    console: ConsoleWorld, operator: Visitor, autumn: RunId
+) -> None:
+    rounds = 2 * POINTS + 1
+    run = begin(console.store, "endless", replace(PLAN, rounds=rounds))
+    with console.store.database.write() as connection:
+        connection.execute(
+            insert(rounds_table),
+            [
+                {
+                    "run_id": run,
+                    "round": number,
+                    "attempt": 1,
+                    "state": "opened",
+                    "phase": "unmask",
+                    "reason": "",
+                    "figures": json.dumps(figures(number, opened=True)),
+                    "started_s": 1.0,
+                    "finished_s": 2.0,
+                }
+                for number in range(1, rounds + 1)
+            ],
+        )
+    told = text_of(operator.get("/runs/endless").text)
+    assert "the charts show every 3rd round, and the last" in told
+    for name in CHARTS:
+        chart = operator.get(f"/runs/endless/{name}.json").json()
+        labels = [int(label) for label in chart["x"]["values"]]
+        assert labels == [*range(3, rounds, 3), rounds]
+        assert len(labels) <= POINTS + 1
+        assert chart["x"]["name"] == "every 3rd round, and the last"
+        assert all(len(each["values"]) == len(labels) for each in chart["series"])
+    # What is left out is not averaged: each point is a round's own figure.
+    learning = operator.get("/runs/endless/learning.json").json()["series"][0]["values"]
+    assert learning[-1] == pytest.approx(1 - 0.5 / rounds)
+    assert operator.get("/runs/autumn/learning.json").json()["x"]["name"] == "round"
 
 
 def test_a_run_without_noise_is_infinite_and_not_a_number_that_looks_small(
@@ -227,12 +294,13 @@ def test_figures_that_a_round_lacks_are_missing_and_not_nothing(console: Console
     run = begin(console.store, "empty")
     record = console.store.runs.get(run)
     assert record is not None
-    seen = run_seen(console.fleet, console.store, record)
-    assert (seen.metrics, seen.scored, seen.phases) == ((), "", ())
+    seen = run_seen(console.fleet, console.store, record, rows=10)
+    assert (seen.metrics, seen.scored, seen.score, seen.phases, seen.last) == ((), "", None, (), None)
+    course = course_of(console.fleet, console.store, record)
     for chart in CHARTS.values():
-        assert chart(seen)["empty"]
+        assert chart(course)["empty"]
     # A fleet without a budget has no line to draw, and JSON no word for infinite.
-    endless = CHARTS["privacy"](replace(seen, budget=float("inf")))
+    endless = CHARTS["privacy"](replace(course, budget=float("inf")))
     assert json.loads(json.dumps(endless, allow_nan=False)) == endless
 
 

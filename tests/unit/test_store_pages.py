@@ -17,6 +17,7 @@ from service_fleet import ManualClock
 from umbel_proto.ids import RunId
 from umbel_server.learning.fleet_ledger import Cost
 from umbel_server.monitor.spending import spending
+from umbel_server.store.runs import RoundRecord, RoundState
 from umbel_server.store.store import Store, open_store
 from umbel_server.store.tables import participations, rounds, runs
 from umbel_server.store.tables_queries import queries
@@ -123,6 +124,44 @@ def test_attempts_come_in_their_order_each_with_its_own_devices(store: Store, wi
     assert tuple(found) == store.runs.rounds(RUN, with_devices=with_devices)
     assert len(found) == MANY
     assert {len(each.participations) for each in found} == ({2} if with_devices else {0})
+
+
+def test_attempts_come_the_last_first_every_so_many_th_and_counted(store: Store) -> None:
+    every = store.runs.rounds(RUN, with_devices=False)
+    found = paged(
+        lambda last: store.attempts.newest(RUN, before=last, limit=PAGE),
+        lambda each: (each.round, each.attempt),
+        None,
+    )
+    assert tuple(found) == every[::-1]
+    assert store.attempts.every(RUN, 1) == every
+    # Of 1,000 rounds, round 1,000 is the last and no seventh one.
+    assert store.attempts.every(RUN, 7) == tuple(r for r in every if r.round % 7 == 0 or r.round == MANY // 3)
+    reached = store.attempts.reached(RUN)
+    assert (reached.attempts, reached.opened, reached.spent) == (MANY, MANY // 3, {})
+    assert store.attempts.reached(RunId("run-0001")).attempts == 0
+    some = store.participants.turnout(RUN, of=[3, 7])
+    assert some == {key: each for key, each in store.participants.turnout(RUN).items() if key[0] in (3, 7)}
+
+
+def test_how_far_a_run_is_goes_by_the_last_attempts_that_say_so(tmp_path: Path) -> None:
+    with open_store(tmp_path / "store.db", clock=ManualClock()) as store:
+        run = RunId("r1")
+        store.runs.create(run, DIGITS, "{}")
+        told: tuple[tuple[int, RoundState, dict[str, float]], ...] = (
+            (1, "opened", {"accuracy": 0.5, "epsilon_server": 1.0}),
+            (2, "opened", {"accuracy": 0.7, "epsilon_server": 2.0}),
+            (3, "aborted", {"epsilon_server": 3.0}),
+            (4, "aborted", {}),
+        )
+        for number, state, figures in told:
+            store.runs.begin_round(run, number, 1)
+            store.runs.end_round(RoundRecord(run, number, 1, state, 1.0, 2.0, figures=figures))
+        store.runs.begin_round(run, 5, 1)
+        reached = store.attempts.reached(run)
+    assert (reached.attempts, reached.opened) == (4, 2)
+    assert reached.learned["accuracy"] == 0.7
+    assert reached.spent["epsilon_server"] == 3.0
 
 
 def test_what_devices_spent_comes_by_name_a_page_at_a_time(store: Store, tmp_path: Path) -> None:

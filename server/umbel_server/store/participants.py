@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from sqlalchemy import and_, case, func, or_, select
@@ -80,7 +81,7 @@ class Participants:
         self._database = database
 
     def turnout(
-        self, run: RunId, *, since: int = 1, until: int | None = None
+        self, run: RunId, *, since: int = 1, until: int | None = None, of: Collection[int] | None = None
     ) -> dict[tuple[int, int], Turnout]:
         """Return how many devices were in each attempt of a run, by round and attempt.
 
@@ -88,6 +89,7 @@ class Participants:
             run: The run.
             since: The first round that counts.
             until: The last one; None: there is no last.
+            of: Only these rounds; None: all.
         """
         key, outcome = (participations.c.round, participations.c.attempt), participations.c.outcome
         silent = case((participations.c.reason.startswith(SILENT, autoescape=True), 1), else_=0)
@@ -97,6 +99,8 @@ class Participants:
         )
         if until is not None:
             query = query.where(participations.c.round <= until)
+        if of is not None:
+            query = query.where(participations.c.round.in_(of))
         with self._database.read() as connection:
             rows = connection.execute(query.group_by(*key)).all()
         return {(row[0], row[1]): Turnout(*map(int, row[2:])) for row in rows}

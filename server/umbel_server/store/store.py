@@ -12,6 +12,7 @@ from umbel_server.store.accounts import Accounts
 from umbel_server.store.alerts import Alerts
 from umbel_server.store.api_tokens import ApiTokens
 from umbel_server.store.applications import Applications
+from umbel_server.store.attempts import Attempts
 from umbel_server.store.audit import Audit
 from umbel_server.store.batches import Batches
 from umbel_server.store.cohorts import Cohorts
@@ -78,6 +79,7 @@ class Store:
         self.waivers = Waivers(database, self.audit, clock)
         self.runs = Runs(database, clock)
         self.queries = Queries(database, self.audit, clock)
+        self.attempts = Attempts(database)
         self.participants = Participants(database)
         self.schedules = Schedules(database, self.audit, clock)
         self.alerts = Alerts(database, self.audit, clock)

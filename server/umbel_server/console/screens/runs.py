@@ -25,9 +25,12 @@ from umbel_server.console.seen.runs import (
     CHARTS,
     STATES,
     WORDS,
+    AttemptRow,
     RunRow,
-    RunSeen,
+    course_of,
+    every_round,
     is_driven,
+    rounds_words,
     run_rows,
     run_seen,
 )
@@ -98,19 +101,39 @@ def show_runs(
 
 
 @router.get("/runs/{name}", dependencies=_READ)
-def show_run(request: Request, service: ServiceOf, name: Named) -> Response:
-    """Show a run, round by round."""
-    run = run_seen(service.fleet, service.store, _found(service.store, name))
-    file = export(request, f"run-{name}-rounds", ROUNDS, _rounds(run))
+def show_run(
+    request: Request,
+    service: ServiceOf,
+    name: Named,
+    cursor: Annotated[str, Query(max_length=40)] = "",
+) -> Response:
+    """Show a run, round by round, the last first."""
+    record = _found(service.store, name)
+    file = export(
+        request, f"run-{name}-rounds", ROUNDS, map(_round_cells, every_round(service.store, record))
+    )
     if file is not None:
         return file
-    return page(request, "run.html", title=name, live="runs", run=run, word=WORDS[run.record.state])
+    before = _after(f"{cursor}/")[:2] if cursor else None
+    run = run_seen(
+        service.fleet, service.store, record, before=before if before != (0, 0) else None, rows=ROWS
+    )
+    return page(
+        request,
+        "run.html",
+        title=name,
+        live="runs",
+        run=run,
+        word=WORDS[run.record.state],
+        next=None if run.next is None else "{}/{}".format(*run.next),
+        charted=rounds_words(run.step),
+    )
 
 
 @router.get("/runs/{name}/{chart}.json", dependencies=_READ)
 def show_chart(service: ServiceOf, name: Named, chart: ChartName) -> Response:
     """Return a chart of a run over its rounds."""
-    return JSONResponse(CHARTS[chart](run_seen(service.fleet, service.store, _found(service.store, name))))
+    return JSONResponse(CHARTS[chart](course_of(service.fleet, service.store, _found(service.store, name))))
 
 
 @router.get("/runs/{name}/devices", dependencies=[may(Permission.PRIVACY_READ)])
@@ -263,26 +286,25 @@ def _cells(row: RunRow) -> Sequence[Any]:
     )
 
 
-def _rounds(run: RunSeen) -> Iterator[Sequence[Any]]:
-    for each in run.attempts:
-        record, turnout = each.record, each.turnout
-        yield (
-            record.round,
-            record.attempt,
-            record.state,
-            record.started_s,
-            record.finished_s,
-            turnout.summed,
-            turnout.charged,
-            turnout.dropped,
-            turnout.silent,
-            each.score,
-            each.figure("clip"),
-            each.guard("norm"),
-            each.figure("epsilon_server"),
-            each.figure("epsilon_release"),
-            record.reason,
-        )
+def _round_cells(each: AttemptRow) -> Sequence[Any]:
+    record, turnout = each.record, each.turnout
+    return (
+        record.round,
+        record.attempt,
+        record.state,
+        record.started_s,
+        record.finished_s,
+        turnout.summed,
+        turnout.charged,
+        turnout.dropped,
+        turnout.silent,
+        each.score,
+        each.figure("clip"),
+        each.guard("norm"),
+        each.figure("epsilon_server"),
+        each.figure("epsilon_release"),
+        record.reason,
+    )
 
 
 def _all_parts(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,12 +11,14 @@ from umbel_proto.errors import UsageError
 from umbel_server.fleet.layout import FleetDir
 from umbel_server.learning.lock import require_free
 from umbel_server.learning.plan import RunPlan
-from umbel_server.learning.shown import run_json
+from umbel_server.store.attempts import Reached
 from umbel_server.store.participants import Lost, Turnout
 from umbel_server.store.runs import RoundRecord, RunningAttempt, RunRecord
 from umbel_server.store.store import Store
 
 STATES = ("running", "finished", "stopped", "failed")
+SCORES = ("accuracy", "r2")
+"""What figures on held-out data are called."""
 WORDS: Mapping[str, tuple[str, str]] = {
     "running": ("running", "ok"),
     "finished": ("finished", "muted"),
@@ -31,6 +33,8 @@ PHASES: tuple[tuple[str, str], ...] = (
     ("unmask", "they send the shares that open the sum, and no device's own"),
 )
 """The phases of a round, in order: docs/spec/secure-aggregation.md."""
+POINTS = 300
+"""Rounds that a chart shows at most, beside the last one: of more, every so many-th."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,13 +105,16 @@ class PhaseSeen:
 
 @dataclass(frozen=True, slots=True)
 class RunSeen:
-    """A run.
+    """A run, with a page of its rounds.
 
     Args:
         record: The run.
         plan: What it shall do.
-        summary: How far it is and what it gave and cost, as over the API.
-        attempts: Its attempts at rounds, in their order.
+        reached: How far it is, and what it gave and cost.
+        attempts: A page of its attempts at rounds, the last first.
+        next: Round and attempt of the last one of the page, if there are more.
+        last: The last attempt that is over; None: none is.
+        step: Which rounds charts show: every so many-th; 1: all.
         attempt: The one under way; None: none is.
         phases: Its phases; none: none is under way.
         lost: Why devices were not in sums.
@@ -118,8 +125,11 @@ class RunSeen:
 
     record: RunRecord
     plan: RunPlan
-    summary: Mapping[str, Any]
+    reached: Reached
     attempts: tuple[AttemptRow, ...]
+    next: tuple[int, int] | None
+    last: AttemptRow | None
+    step: int
     attempt: RunningAttempt | None
     phases: tuple[PhaseSeen, ...]
     lost: tuple[Lost, ...]
@@ -129,19 +139,44 @@ class RunSeen:
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        """The names of what devices report through the secure sum and that was reported."""
-        return tuple(
-            name
-            for name in ("accuracy", "loss", "training_loss")
-            if any(row.metric(name) for row in self.attempts)
-        )
+        """What devices report through the secure sum and that was reported on this page."""
+        return metrics_of(self.attempts)
 
     @property
     def scored(self) -> str:
         """What the figure on held-out data is called; empty: there is none."""
-        return next(
-            (name for row in self.attempts for name in ("accuracy", "r2") if name in row.record.figures), ""
-        )
+        return next((name for name in SCORES if name in self.reached.learned), "")
+
+    @property
+    def score(self) -> float | None:
+        """The figure on held-out data of the last round that was opened; None: none."""
+        found = self.reached.learned.get(self.scored)
+        return None if found is None else float(found)
+
+    def spent(self, name: str) -> float | None:
+        """Return ``epsilon_server`` or ``epsilon_release`` so far; None: it is infinite."""
+        found = self.reached.spent.get(name, 0.0)
+        return None if found is None else float(found)
+
+
+@dataclass(frozen=True, slots=True)
+class Course:
+    """How a run went: its rounds or, of many, every so many-th and the last.
+
+    Args:
+        attempts: The attempts at these rounds, in their order.
+        step: Which rounds: every so many-th; 1: all.
+        budget: What a device may spend over its life: epsilon.
+    """
+
+    attempts: tuple[AttemptRow, ...]
+    step: int
+    budget: float
+
+    @property
+    def scored(self) -> str:
+        """What the figure on held-out data is called; empty: there is none."""
+        return next((name for row in self.attempts for name in SCORES if name in row.record.figures), "")
 
 
 def run_rows(store: Store, *, state: str = "", model: str = "") -> tuple[RunRow, ...]:
@@ -165,19 +200,35 @@ def run_rows(store: Store, *, state: str = "", model: str = "") -> tuple[RunRow,
     )
 
 
-def run_seen(fleet: FleetDir, store: Store, record: RunRecord) -> RunSeen:
-    """Return a run with its rounds."""
-    rounds = store.runs.rounds(record.id, with_devices=False)
-    turnout = store.participants.turnout(record.id)
+def run_seen(
+    fleet: FleetDir, store: Store, record: RunRecord, *, before: tuple[int, int] | None = None, rows: int
+) -> RunSeen:
+    """Return a run with a page of its rounds, the last first.
+
+    Args:
+        fleet: The fleet.
+        store: Its store.
+        record: The run.
+        before: Round and attempt of the last one of the page before; None: the first page.
+        rows: How many attempts a page has.
+    """
+    found = store.attempts.newest(record.id, before=before, limit=rows + 1)
+    shown = _with_turnout(store, record, found[:rows])
+    newest = (
+        shown[:1]
+        if before is None
+        else _with_turnout(store, record, store.attempts.newest(record.id, limit=1))
+    )
     attempt = store.runs.running_attempt(record.id) if record.state == "running" else None
     policy = fleet.policy()
     return RunSeen(
         record=record,
         plan=RunPlan.from_json(record.plan),
-        summary=run_json(record, rounds),
-        attempts=tuple(
-            AttemptRow(each, turnout.get((each.round, each.attempt), Turnout())) for each in rounds
-        ),
+        reached=store.attempts.reached(record.id),
+        attempts=shown,
+        next=(shown[-1].record.round, shown[-1].record.attempt) if len(found) > rows else None,
+        last=newest[0] if newest else None,
+        step=step_of(newest[0].record.round if newest else 0),
         attempt=attempt,
         phases=phases_of(attempt),
         lost=store.participants.lost(record.id),
@@ -185,6 +236,41 @@ def run_seen(fleet: FleetDir, store: Store, record: RunRecord) -> RunSeen:
         budget=policy.budget_epsilon,
         budget_delta=policy.budget_delta,
     )
+
+
+def course_of(fleet: FleetDir, store: Store, record: RunRecord) -> Course:
+    """Return how a run went, for charts: at most ``POINTS`` of its rounds, and the last."""
+    newest = store.attempts.newest(record.id, limit=1)
+    step = step_of(newest[0].round if newest else 0)
+    found = store.attempts.every(record.id, step)
+    return Course(_with_turnout(store, record, found), step, fleet.policy().budget_epsilon)
+
+
+def step_of(rounds: int) -> int:
+    """Return which rounds of so many a chart shows: every so many-th, so that it has ``POINTS`` at most."""
+    return max(math.ceil(rounds / POINTS), 1)
+
+
+def every_round(store: Store, record: RunRecord) -> Iterator[AttemptRow]:
+    """Return all attempts of a run in their order, read a thousand at a time."""
+    after = (0, 0)
+    while found := store.runs.attempts(record.id, after=after, limit=1000, with_devices=False):
+        yield from _with_turnout(store, record, found)
+        after = (found[-1].round, found[-1].attempt)
+
+
+def metrics_of(rows: Sequence[AttemptRow]) -> tuple[str, ...]:
+    """Return the names of what devices reported through the secure sum in some attempts."""
+    return tuple(
+        name for name in ("accuracy", "loss", "training_loss") if any(row.metric(name) for row in rows)
+    )
+
+
+def _with_turnout(store: Store, record: RunRecord, found: Sequence[RoundRecord]) -> tuple[AttemptRow, ...]:
+    if not found:
+        return ()
+    turnout = store.participants.turnout(record.id, of={each.round for each in found})
+    return tuple(AttemptRow(each, turnout.get((each.round, each.attempt), Turnout())) for each in found)
 
 
 def is_driven(fleet: FleetDir, record: RunRecord) -> bool:
@@ -210,10 +296,10 @@ def phases_of(attempt: RunningAttempt | None) -> tuple[PhaseSeen, ...]:
     )
 
 
-Chart = Callable[[RunSeen], dict[str, Any]]
+Chart = Callable[[Course], dict[str, Any]]
 
 
-def learning_chart(run: RunSeen) -> dict[str, Any]:
+def learning_chart(run: Course) -> dict[str, Any]:
     """Return how good the model is after each round: on held-out data, and by the devices' own."""
     opened = _opened(run)
     series: list[dict[str, Any]] = []
@@ -224,21 +310,29 @@ def learning_chart(run: RunSeen) -> dict[str, Any]:
         series.append(_measured(opened, "accuracy", "devices' accuracy, before the round"))
     share = run.scored in ("", "accuracy")
     return _over_rounds(
-        opened, series, unit="%" if share else "", empty="No round was opened yet: nothing was learned."
+        opened,
+        series,
+        step=run.step,
+        unit="%" if share else "",
+        empty="No round was opened yet: nothing was learned.",
     )
 
 
-def loss_chart(run: RunSeen) -> dict[str, Any]:
+def loss_chart(run: Course) -> dict[str, Any]:
     """Return the devices' loss by round: of the model as received, and in training."""
     opened = _opened(run)
     words = {"loss": "loss, before the round", "training_loss": "loss in training"}
-    series = [_measured(opened, name, words[name]) for name in run.metrics if name in words]
+    series = [_measured(opened, name, words[name]) for name in metrics_of(run.attempts) if name in words]
     return _over_rounds(
-        opened, series, unit="", empty="Devices report no loss: metrics.names of the plan says what they do."
+        opened,
+        series,
+        step=run.step,
+        unit="",
+        empty="Devices report no loss: metrics.names of the plan says what they do.",
     )
 
 
-def privacy_chart(run: RunSeen) -> dict[str, Any]:
+def privacy_chart(run: Course) -> dict[str, Any]:
     """Return what each device has spent after each attempt, against what it may."""
     counted = [each for each in run.attempts if "epsilon_server" in each.record.figures]
     chart = _over_rounds(
@@ -257,6 +351,7 @@ def privacy_chart(run: RunSeen) -> dict[str, Any]:
                 "step": True,
             },
         ],
+        step=run.step,
         unit="",
         empty="Nobody was charged yet, or the plan adds no noise and epsilon is infinite.",
     )
@@ -270,7 +365,7 @@ def privacy_chart(run: RunSeen) -> dict[str, Any]:
     return chart
 
 
-def clip_chart(run: RunSeen) -> dict[str, Any]:
+def clip_chart(run: Course) -> dict[str, Any]:
     """Return the clip, the norm of the mean update, and the largest that the guard lets pass."""
     opened = _opened(run)
     series: list[dict[str, Any]] = [
@@ -289,10 +384,10 @@ def clip_chart(run: RunSeen) -> dict[str, Any]:
                 "dashed": True,
             }
         )
-    return _over_rounds(opened, series, unit="", empty="No round was opened yet.")
+    return _over_rounds(opened, series, step=run.step, unit="", empty="No round was opened yet.")
 
 
-def turnout_chart(run: RunSeen) -> dict[str, Any]:
+def turnout_chart(run: Course) -> dict[str, Any]:
     """Return how many devices were in each attempt, and what became of them."""
     turnouts = [each.turnout for each in run.attempts]
     return _over_rounds(
@@ -312,6 +407,7 @@ def turnout_chart(run: RunSeen) -> dict[str, Any]:
                 "stack": "d",
             },
         ],
+        step=run.step,
         unit="",
         empty="No round is over yet.",
     ) | {"kind": "bar"}
@@ -326,7 +422,15 @@ CHARTS: Mapping[str, Chart] = {
 }
 
 
-def _opened(run: RunSeen) -> tuple[AttemptRow, ...]:
+def rounds_words(step: int) -> str:
+    """Return which rounds are shown: ``round``, ``every 4th round, and the last``."""
+    if step == 1:
+        return "round"
+    ending = "th" if step % 100 in (11, 12, 13) else {1: "st", 2: "nd", 3: "rd"}.get(step % 10, "th")
+    return f"every {step}{ending} round, and the last"
+
+
+def _opened(run: Course) -> tuple[AttemptRow, ...]:
     return tuple(each for each in run.attempts if each.record.state == "opened")
 
 
@@ -343,7 +447,7 @@ def _measured(rows: Sequence[AttemptRow], name: str, words: str) -> dict[str, An
 
 
 def _over_rounds(
-    rows: Sequence[AttemptRow], series: list[dict[str, Any]], *, unit: str, empty: str
+    rows: Sequence[AttemptRow], series: list[dict[str, Any]], *, step: int, unit: str, empty: str
 ) -> dict[str, Any]:
     labels = [
         f"{each.record.round}" + (f".{each.record.attempt}" if each.record.attempt > 1 else "")
@@ -352,7 +456,7 @@ def _over_rounds(
     return {
         "kind": "line",
         "unit": unit,
-        "x": {"type": "category", "values": labels, "name": "round"},
+        "x": {"type": "category", "values": labels, "name": rounds_words(step)},
         "y": {"name": ""},
         "series": series,
         "empty": empty,
