@@ -11,10 +11,14 @@ from collections.abc import Iterator
 import pytest
 
 from console_world import ConsoleWorld, Visitor, console_world, text_of
+from monitor_world import DAY_S, HOUR_S, Reporters
 from service_fleet import PlainDevice
+from umbel_proto.histogram import AMOUNT, Histogram
 from umbel_proto.ids import DeviceId, ModelName
 from umbel_server.access.actor import Role, local_actor
 from umbel_server.console.screens.devices import ROWS
+from umbel_server.console.seen.waiting import waiting_of
+from umbel_server.console.words import duration, figures
 from umbel_server.store.admission import WaitingError
 from umbel_server.store.audit import Entry, Sought
 from umbel_server.store.terms import Terms
@@ -46,6 +50,35 @@ def hidden(page: str, name: str) -> str:
     found = re.search(rf'name="{name}" value="([^"]*)"', page)
     assert found, name
     return found[1]
+
+
+def test_a_device_shows_how_many_reports_waited_on_it_and_for_how_long(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    with console_world(tmp_path_factory.mktemp("console-spool")) as world:
+        reporters = Reporters(world.store, world.clock, count=3)
+        slow, quick, silent = reporters.names
+        for day, (waiting, age_s) in enumerate(((9, 5000.0), (1, 70.0))):
+            age = Histogram.empty("spool_age_s", AMOUNT).observe([age_s])
+            counters = {"spool.waiting": waiting}
+            reporters.tell(slow, age, ago_s=day * DAY_S + HOUR_S, model="", counters=counters, windows=4)
+        reporters.tell(quick, model="", counters={"report.bytes": 900}, windows=3)
+        reporters.arrive()
+        operator = world.signed_in(Role.OPERATOR)
+        told = {name: text_of(operator.get(f"/devices/{name}?range=7d").text) for name in reporters.names}
+        found = waiting_of(world.store, slow, since_s=world.clock() - 7 * DAY_S)
+    assert found is not None
+    assert (found.windows, found.mean, found.newest_mean) == (8, 10 / 8, 9 / 4)
+    assert found.longest is not None
+    low, high = found.longest
+    assert high is not None
+    assert low <= 5000.0 <= high <= 1.8 * low
+    assert f"{figures(10 / 8)} on average when a window closed n = 8 windows" in told[slow]
+    between = f"{duration(low)} to {duration(high)}".replace("\N{NO-BREAK SPACE}", " ")
+    assert f"the longest wait {between}" in told[slow]
+    assert "none waited when a window closed n = 3 windows" in told[quick]
+    assert "longest wait" not in told[quick]
+    assert re.search(r"Reports that wait on it [^.]* in whole days no data", told[silent])
 
 
 @pytest.mark.parametrize(

@@ -102,6 +102,25 @@ def test_a_sealed_batch_of_a_busy_minute_with_labels_is_under_two_kilobytes(home
     assert sealed.size <= 2048
 
 
+def test_a_report_tells_how_long_the_oldest_batch_has_waited(home: DeviceHome) -> None:
+    now_s = 1.8e9
+    with Spool(home.spool) as spool:
+        telemetry = Telemetry(home, spool, clock=lambda: now_s)
+        for wait_s in (0, 60, 540, -5000):  # At last somebody sets the clock back.
+            now_s += wait_s
+            telemetry.count("purchase")
+            telemetry.flush()
+        ages = [told(windows[0])[1].get("spool_age_s") for windows in opened(spool)]
+        assert [each and each.sum for each in ages] == [None, 60, 600, 0]
+        assert all(sum(each.counts) == 1 for each in ages if each)
+        for batch in spool.oldest(max_batches=9, max_bytes=10**9):
+            spool.acknowledge([batch.batch_id], now_s=now_s)
+        telemetry.count("purchase")
+        telemetry.flush()
+        [alone] = opened(spool)
+        assert "spool_age_s" not in told(alone[0])[1], "nothing waited"
+
+
 def test_a_report_tells_how_much_waits_and_what_the_last_one_took(home: DeviceHome) -> None:
     with Spool(home.spool) as spool:
         telemetry = Telemetry(home, spool, clock=lambda: 1.8e9)

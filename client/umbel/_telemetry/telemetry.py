@@ -168,11 +168,12 @@ class Telemetry:
             now_s = self._clock()
             sealed = self._drain(now_s)
             waiting, sealed_bytes = self._spool.depth().batches, self._sealed_bytes
+            oldest_s = self._spool.oldest_made_s() if waiting else None
             taken = [window.take(now_s) for window in self._windows.values()]
             taken += [window.take(now_s) for window in self._comparisons.values()]
             closed = [window for window in taken if window is not None]
             own = self._application.take(
-                now_s, beside=bool(closed), waiting=waiting, sealed_bytes=sealed_bytes
+                now_s, beside=bool(closed), waiting=waiting, oldest_s=oldest_s, sealed_bytes=sealed_bytes
             )
             if own is not None:
                 closed.append(own)

@@ -349,7 +349,13 @@ class ApplicationWindow:
         self._counted()
 
     def take(
-        self, now_s: float, *, beside: bool, waiting: int = 0, sealed_bytes: int = 0
+        self,
+        now_s: float,
+        *,
+        beside: bool,
+        waiting: int = 0,
+        oldest_s: float | None = None,
+        sealed_bytes: int = 0,
     ) -> pb.Window | None:
         """Close the window and begin the next; None if there is nothing to say.
 
@@ -358,6 +364,7 @@ class ApplicationWindow:
             beside: Whether other windows have something to say. Only beside them, or beside what the application
                 said itself, the process's memory, the processor's energy and the spool are worth a report.
             waiting: Batches that wait in the spool.
+            oldest_s: When the one that has waited longest was sealed, Unix seconds; None: none waits.
             sealed_bytes: Of the batches that this process sealed since the last report.
         """
         with self._lock:
@@ -373,6 +380,10 @@ class ApplicationWindow:
             tallies["memory_mib"].add(held / 2**20)
         if waiting:
             counters["spool.waiting"] = waiting
+        if oldest_s is not None:
+            # A clock may have been set since.
+            tallies["spool_age_s"] = Tally("spool_age_s", AMOUNT)
+            tallies["spool_age_s"].add(max(now_s - oldest_s, 0.0))
         if sealed_bytes:
             counters["report.bytes"] = sealed_bytes
         return _closed({}, start_s, now_s, counters, tallies.values())

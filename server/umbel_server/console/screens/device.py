@@ -20,6 +20,7 @@ from umbel_server.console.form import FormOf
 from umbel_server.console.guard import ScreenRoute, may
 from umbel_server.console.page import done, page
 from umbel_server.console.range import Window, WindowOf
+from umbel_server.console.seen.waiting import waiting_of
 from umbel_server.console.session import ActorOf, SessionOf
 from umbel_server.monitor.report import ERRORS, FELL_BACK, LATENCY, PREDICTIONS, status_of
 from umbel_server.rollouts.classes import class_of
@@ -130,6 +131,7 @@ def show_device(
         delivered=store.delivered.of([device.id]).get(device.id),
         slots=slots(store, device.id, placed.versions, since_s=window.since_s - _DAY_S),
         latency=latency(store, device.id, window),
+        waiting=waiting_of(store, device.id, since_s=window.since_s - _DAY_S),
         rounds=store.runs.ledger([device.id]),
         timeline=store.audit.latest(Sought(object=f"device:{name}"), limit=TIMELINE) if may_audit else None,
         most=TIMELINE,
