@@ -111,7 +111,9 @@ def to_sign_in(request: Request) -> Response:
     if request.method == "GET":
         there = f"{SIGN_IN}?next={_next(request.url.path + _query(request.url.query))}"
     else:
-        there = f"{SIGN_IN}?lost=1&next={_next(came_from(request))}"
+        # A form that carries an address of its own is at it, and browsers say of a long one only the host.
+        own = request.url.path + _query(request.url.query) if request.url.query else came_from(request)
+        there = f"{SIGN_IN}?lost=1&next={_next(own)}"
     if "hx-request" in request.headers:
         # What htmx fetched would land in the middle of a page: let the whole page go there.
         back = _next(came_from(request)) if request.method == "GET" else ""
