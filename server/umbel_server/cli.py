@@ -400,8 +400,6 @@ def health(directory: FleetOption) -> None:
 
 
 @serve.command()
-def opener(
-@serve.command()
 def otlp(directory: FleetOption) -> None:
     """Push what /metrics tells to an OTLP receiver, over HTTPS. Prints `ready otlp`."""
     with StopSignals() as signals:
@@ -412,6 +410,8 @@ def otlp(directory: FleetOption) -> None:
             serve_otlp(opened, store, signals.came, on_ready=lambda: ready("otlp"))
 
 
+@serve.command()
+def opener(
     directory: FleetOption,
     poll_s: Annotated[float, typer.Option(help="How often to look for batches, seconds.", min=0.01)] = 0.2,
 ) -> None:
