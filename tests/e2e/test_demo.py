@@ -101,7 +101,7 @@ def kept(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, subpr
     out = tmp_path_factory.mktemp("demo") / "out"
     demo = start(out, "--keep", "--port", "0")
     try:
-        wait(demo, out, lambda: "Ctrl-C ends it" in said_by(out), timeout_s=280)
+        wait(demo, out, lambda: "Ctrl-C ends it" in said_by(out), timeout_s=360)
         yield out, demo
     finally:
         if demo.poll() is None:

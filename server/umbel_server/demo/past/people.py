@@ -25,7 +25,7 @@ def employ(store: Store) -> None:
 
 def invite_visitor(store: Store) -> str:
     """Make the account of whoever started the demo, an administrator; return its password, of which a hash is kept."""
-    password = secrets.token_urlsafe(12)
+    password = secrets.token_hex(8)
     roles, reason = frozenset({Role.ADMIN}), "started umbel demo --keep"
     store.accounts.add(local_actor(), VISITOR, roles=roles, password=hash_password(password), reason=reason)
     return password
