@@ -22,7 +22,7 @@ import pytest
 from console_world import Visitor, text_of
 from umbel_server.demo.past.life import VANS
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(400)]  # The first test brings the fleet up.
 
 UMBEL = [sys.executable, "-m", "umbel"]
 
