@@ -11,7 +11,7 @@ from sqlalchemy import event
 
 from service_fleet import ManualClock, PlainDevice
 from umbel_server.access.actor import local_actor
-from umbel_server.console.seen.counted import FRESH_S, OLDEST_S, classes, counted
+from umbel_server.console.seen.counted import FRESH_S, OLDEST_S, classes, counted, counted_soon
 from umbel_server.store.store import Store, open_store
 from umbel_server.store.wanted import STALE_S, Wanted
 
@@ -69,3 +69,19 @@ def test_who_looks_at_the_same_within_seconds_costs_one_look(store: Store, clock
     assert len(looks) == 1
     assert counted(store, Wanted(status="online")).devices == 3
     assert len(looks) == 2
+
+
+def test_a_list_does_not_wait_for_its_numbers_longer_than_it_says(store: Store) -> None:
+    wanted, counting = Wanted(status="online"), threading.Event()
+    facets = store.device_list.facets(wanted)
+
+    def slow(_connection: object, _cursor: object, statement: str, *_more: object) -> None:
+        if "device_tags" in statement:
+            counting.wait(30.0)
+
+    event.listen(store.database.engine, "before_cursor_execute", slow)
+    assert counted_soon(store, wanted, wait_s=0) is None
+    assert counted_soon(store, wanted) is None
+    counting.set()
+    assert counted(store, wanted) == facets
+    assert counted_soon(store, wanted, wait_s=0) == facets

@@ -152,7 +152,8 @@ class Cohorts:
                 cohort_rollups.c.span == "day",
                 cohort_rollups.c.cohort == EVERYBODY,
                 cohort_rollups.c.model != "",
-                cohort_rollups.c.start_s >= since_s,
+                # Not by the index of times, which has every cohort's rows: the primary key has these alone.
+                cohort_rollups.c.start_s + 0 >= since_s,
             )
             .distinct()
             .order_by(cohort_rollups.c.model, cohort_rollups.c.version)

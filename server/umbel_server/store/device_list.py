@@ -100,22 +100,29 @@ class DeviceList:
         """Return what the devices are that somebody wants to see, counted."""
         matching = self._matching(wanted)
         chosen = select(devices.c.id, status_of(self._clock()).label("status")).where(*matching)
-        # Made once for all three counts, where it is a choice: who is wanted is a look at every device.
-        them = chosen.cte("them").prefix_with("MATERIALIZED") if matching else chosen.subquery("them")
+        # SQLite makes it once for all three counts; PostgreSQL guesses well how many it finds only where it sees how.
+        them = chosen.cte("them")
+        them = them.prefix_with("MATERIALIZED", dialect="sqlite")
+        them = them.prefix_with("NOT MATERIALIZED", dialect="postgresql")
         model, tag = (device_models.c.model, device_models.c.version), device_tags.c.tag
         statuses = (
             _counted(literal("status"), them.c.status, null()).select_from(them).group_by(them.c.status)
         )
-        versions = _counted(literal("model"), *model).select_from(device_models).group_by(*model)
-        tags = _counted(literal("tag"), tag, null()).select_from(device_tags).group_by(tag)
+        versions = _counted(literal("model"), *model).group_by(*model)
+        tags = _counted(literal("tag"), tag, null()).group_by(tag)
         if matching:
-            ids = select(them.c.id)
-            versions = versions.where(device_models.c.device_id.in_(ids))
-            tags = tags.where(device_tags.c.device_id.in_(ids))
+            # From the devices to what each has: SQLite goes the way that an outer join prescribes.
+            versions = versions.select_from(them).join(
+                device_models, device_models.c.device_id == them.c.id, isouter=True
+            )
+            tags = tags.select_from(them).join(
+                device_tags, device_tags.c.device_id == them.c.id, isouter=True
+            )
         with self._database.read() as connection:
             found: dict[str, list[Row[Any]]] = {"status": [], "model": [], "tag": []}
             for row in connection.execute(union_all(statuses, versions, tags)):
-                found[row.kind].append(row)
+                if row.word is not None:  # Devices without a model, or a tag.
+                    found[row.kind].append(row)
         return Facets(
             sum(row.devices for row in found["status"]),
             tuple(sorted((cast("Status", row.word), row.devices) for row in found["status"])),

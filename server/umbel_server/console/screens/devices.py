@@ -18,7 +18,7 @@ from umbel_server.api.texts import Name
 from umbel_server.console.export import export
 from umbel_server.console.guard import ScreenRoute, may
 from umbel_server.console.page import page
-from umbel_server.console.seen.counted import counted
+from umbel_server.console.seen.counted import counted_soon
 from umbel_server.monitor.report import status_of
 from umbel_server.rollouts.classes import class_of
 from umbel_server.store.batches import Deliveries
@@ -112,6 +112,7 @@ def devices(
     file = export(request, "devices", COLUMNS, _rows(store, wanted))
     if file is not None:
         return file
+    counted_soon(store, wanted, wait_s=0)  # Beside what follows.
     last, last_value = last_of(cursor, sort)
     found = store.device_list.page(
         wanted, limit=ROWS + 1, sort=sort, descending=descending, after=last, after_value=last_value
@@ -123,7 +124,7 @@ def devices(
         live="devices",
         lines=lines(store, shown.items),
         next=shown.next,
-        facets=counted(store, wanted),
+        facets=counted_soon(store, wanted),
         wanted=wanted,
         sort=sort,
         descending=descending,

@@ -38,6 +38,20 @@ def counted(store: Store, wanted: Wanted = ANY) -> Facets:
     return _made(store, wanted, lambda: store.device_list.facets(wanted))
 
 
+def counted_soon(store: Store, wanted: Wanted, *, wait_s: float = WAIT_S) -> Facets | None:
+    """Return what ``counted`` does; None: it is being counted, for a list is there before its numbers are.
+
+    Args:
+        store: The store.
+        wanted: Which devices.
+        wait_s: For how long to wait for it, seconds; 0: only let it begin.
+    """
+    return cast(
+        "Facets | None",
+        _kept_of(store).get(_key(store, wanted), lambda: store.device_list.facets(wanted), wait_s=wait_s),
+    )
+
+
 def classes(store: Store) -> list[tuple[str, int]]:
     """Return how many active devices are of which class, the largest first.
 
@@ -55,12 +69,19 @@ def classes(store: Store) -> list[tuple[str, int]]:
 
 
 def _made(store: Store, what: Hashable, make: Callable[[], T]) -> T:
-    # Every change by a person is in the audit log, and so is every device that was let in.
-    newest = store.audit.newest()
-    key = (what, newest.sequence if newest else 0, store.clock() // OLDEST_S)
-    kept = _kept.setdefault(store, Kept(store.clock, fresh_s=FRESH_S, wait_s=WAIT_S))
+    key, kept = _key(store, what), _kept_of(store)
     for _ in range(PATIENCE):
         found = kept.get(key, make)
         if found is not None:
             return cast("T", found)
     raise UnavailableError("The devices are still being counted: open the page again in a minute.")
+
+
+def _key(store: Store, what: Hashable) -> Hashable:
+    # Every change by a person is in the audit log, and so is every device that was let in.
+    newest = store.audit.newest()
+    return what, newest.sequence if newest else 0, store.clock() // OLDEST_S
+
+
+def _kept_of(store: Store) -> Kept[Any]:
+    return _kept.setdefault(store, Kept(store.clock, fresh_s=FRESH_S, wait_s=WAIT_S))

@@ -36,12 +36,13 @@ class Kept(Generic[T]):
         self._made: OrderedDict[Hashable, tuple[float, T]] = OrderedDict()
         self._making: dict[Hashable, Future[T]] = {}
 
-    def get(self, key: Hashable, make: Callable[[], T]) -> T | None:
+    def get(self, key: Hashable, make: Callable[[], T], *, wait_s: float | None = None) -> T | None:
         """Return what a key is of; None: it is being made, ask again soon.
 
         Args:
             key: What it is of, and whatever changes it at once.
             make: Makes it, in a thread of its own.
+            wait_s: For how long to wait this time, seconds; None: as always.
 
         Raises:
             Exception: What ``make`` raised, to those who waited for it.
@@ -57,7 +58,7 @@ class Kept(Generic[T]):
                 making = self._making[key] = Future()
                 threading.Thread(target=self._work, args=(key, make, making), daemon=True).start()
         try:
-            return making.result(timeout=self._wait_s)
+            return making.result(timeout=self._wait_s if wait_s is None else wait_s)
         except Late:
             return None if found is None else found[1]
 
