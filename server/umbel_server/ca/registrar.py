@@ -97,7 +97,6 @@ class Registrar:
         device = self.store.devices.enroll(
             application, certificate_life_s=DEVICE_LIFE_S, terms=self.fleet.settings.admission.terms()
         )
-        log.info("enrolled device=%s", device.id)
         return self._issue(device, tls_key)
 
     def renew(self, certificate: bytes, csr: bytes) -> Papers:
@@ -185,6 +184,7 @@ class Registrar:
         """Return new papers for a device, valid for 24 hours."""
         now_s = self.clock()
         not_after_s = int(now_s) + DEVICE_LIFE_S
+        log.info("issued device=%s not_after_s=%d", device.id, not_after_s)
         credential = Credential(self.fleet.name, device.id, device.identity_key, not_after_s)
         return Papers(
             device.id,
