@@ -24,6 +24,7 @@ from umbel_server.fleet.publish import publish
 from umbel_server.queries.ask import Checked, check, record
 from umbel_server.queries.drive import query_to_end
 from umbel_server.queries.plan import Question
+from umbel_server.queries.sign import with_key
 from umbel_server.store.queries import QueryRecord
 
 AGE, GROUP = 0, 1
@@ -92,7 +93,7 @@ class TabularFederation(Federation):
         """Sign a question and put it on record."""
         with self.fleet.open_store() as store:
             checked = check(self.fleet, store, question, asked_by="anna")
-            record(self.fleet, store, checked, actor=local_actor())
+            record(self.fleet, store, checked, actor=local_actor(), sign=with_key(self.fleet))
         return checked.query.id
 
     def ask(self, question: Question, link: MemoryLink | None = None) -> QueryRecord:

@@ -201,13 +201,9 @@ def _ascending(what: str, values: tuple[float, ...]) -> None:
         raise UsageError(f"The {what} do not ascend, or are no finite numbers: sort them, each once.")
 
 
-def sign_query(key: SigningKey, query: Query) -> bytes:
-    """Return the query as a serialized ``Signed`` message.
-
-    Raises:
-        UsageError: It is longer than an invitation holds.
-    """
-    body = serialize(
+def write_query(query: Query) -> bytes:
+    """Return a query in canonical form: what is signed."""
+    return serialize(
         queries_pb2.Query(
             fleet_id=query.fleet,
             query_id=query.id,
@@ -232,6 +228,15 @@ def sign_query(key: SigningKey, query: Query) -> bytes:
             why=query.why,
         )
     )
+
+
+def sign_query(key: SigningKey, query: Query) -> bytes:
+    """Return the query as a serialized ``Signed`` message.
+
+    Raises:
+        UsageError: It is longer than an invitation holds.
+    """
+    body = write_query(query)
     signed: bytes = identity_pb2.Signed(body=body, signature=key.sign(QUERY_LABEL, body)).SerializeToString()
     if len(signed) > MAX_QUERY_BYTES:
         raise UsageError(
@@ -252,9 +257,23 @@ def open_query(signed: bytes, *, authority: VerifyKey, fleet: FleetId, now_s: fl
         authority.verify(QUERY_LABEL, outer.body, outer.signature)
     except VerificationError as exc:
         raise CertificateError("The query is not signed by this fleet's authority.") from exc
-    m = parse(queries_pb2.Query, outer.body, limit=MAX_QUERY_BYTES, peer=SERVER)
+    query = read_query(outer.body)
+    if query.fleet != fleet:
+        raise CertificateError(f"The query is of fleet {query.fleet}, not {fleet}.")
+    if now_s >= query.not_after_s:
+        raise CertificateError(f"Query {query.id} is too old to be answered: ask again.")
+    return query
+
+
+def read_query(body: bytes) -> Query:
+    """Return the query that ``write_query`` wrote; nobody has vouched for it.
+
+    Raises:
+        RemoteProtocolError: It is malformed, or no question that can be answered.
+    """
+    m = parse(queries_pb2.Query, body, limit=MAX_QUERY_BYTES, peer=SERVER)
     try:
-        query = Query(
+        return Query(
             fleet=FleetId(m.fleet_id),
             id=RunId(m.query_id),
             kind=m.kind,
@@ -279,11 +298,6 @@ def open_query(signed: bytes, *, authority: VerifyKey, fleet: FleetId, now_s: fl
         )
     except UsageError as exc:
         raise RemoteProtocolError(SERVER, f"the query cannot be answered: {exc}") from exc
-    if query.fleet != fleet:
-        raise CertificateError(f"The query is of fleet {query.fleet}, not {fleet}.")
-    if now_s >= query.not_after_s:
-        raise CertificateError(f"Query {query.id} is too old to be answered: ask again.")
-    return query
 
 
 def query_hash(signed: bytes) -> bytes:

@@ -8,18 +8,20 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class AuthorityRequest(_message.Message):
-    __slots__ = ("enroll", "renew", "readmit", "service_csr", "policy")
+    __slots__ = ("enroll", "renew", "readmit", "service_csr", "policy", "query")
     ENROLL_FIELD_NUMBER: _ClassVar[int]
     RENEW_FIELD_NUMBER: _ClassVar[int]
     READMIT_FIELD_NUMBER: _ClassVar[int]
     SERVICE_CSR_FIELD_NUMBER: _ClassVar[int]
     POLICY_FIELD_NUMBER: _ClassVar[int]
+    QUERY_FIELD_NUMBER: _ClassVar[int]
     enroll: _enrollment_pb2.EnrollRequest
     renew: Renewal
     readmit: _enrollment_pb2.ReadmitRequest
     service_csr: bytes
     policy: PolicyChange
-    def __init__(self, enroll: _Optional[_Union[_enrollment_pb2.EnrollRequest, _Mapping]] = ..., renew: _Optional[_Union[Renewal, _Mapping]] = ..., readmit: _Optional[_Union[_enrollment_pb2.ReadmitRequest, _Mapping]] = ..., service_csr: _Optional[bytes] = ..., policy: _Optional[_Union[PolicyChange, _Mapping]] = ...) -> None: ...
+    query: QueryAsk
+    def __init__(self, enroll: _Optional[_Union[_enrollment_pb2.EnrollRequest, _Mapping]] = ..., renew: _Optional[_Union[Renewal, _Mapping]] = ..., readmit: _Optional[_Union[_enrollment_pb2.ReadmitRequest, _Mapping]] = ..., service_csr: _Optional[bytes] = ..., policy: _Optional[_Union[PolicyChange, _Mapping]] = ..., query: _Optional[_Union[QueryAsk, _Mapping]] = ...) -> None: ...
 
 class Renewal(_message.Message):
     __slots__ = ("certificate", "csr")
@@ -43,17 +45,29 @@ class PolicyChange(_message.Message):
     announce_reviews: bool
     def __init__(self, token: _Optional[str] = ..., version: _Optional[int] = ..., training: _Optional[_Union[_identity_pb2.TrainingRules, _Mapping]] = ..., reason: _Optional[str] = ..., announce_reviews: bool = ...) -> None: ...
 
+class QueryAsk(_message.Message):
+    __slots__ = ("token", "session", "query")
+    TOKEN_FIELD_NUMBER: _ClassVar[int]
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    QUERY_FIELD_NUMBER: _ClassVar[int]
+    token: str
+    session: str
+    query: bytes
+    def __init__(self, token: _Optional[str] = ..., session: _Optional[str] = ..., query: _Optional[bytes] = ...) -> None: ...
+
 class AuthorityReply(_message.Message):
-    __slots__ = ("issued", "service_certificate", "refusal", "policy")
+    __slots__ = ("issued", "service_certificate", "refusal", "policy", "query")
     ISSUED_FIELD_NUMBER: _ClassVar[int]
     SERVICE_CERTIFICATE_FIELD_NUMBER: _ClassVar[int]
     REFUSAL_FIELD_NUMBER: _ClassVar[int]
     POLICY_FIELD_NUMBER: _ClassVar[int]
+    QUERY_FIELD_NUMBER: _ClassVar[int]
     issued: Issued
     service_certificate: bytes
     refusal: Refusal
     policy: _identity_pb2.Signed
-    def __init__(self, issued: _Optional[_Union[Issued, _Mapping]] = ..., service_certificate: _Optional[bytes] = ..., refusal: _Optional[_Union[Refusal, _Mapping]] = ..., policy: _Optional[_Union[_identity_pb2.Signed, _Mapping]] = ...) -> None: ...
+    query: _identity_pb2.Signed
+    def __init__(self, issued: _Optional[_Union[Issued, _Mapping]] = ..., service_certificate: _Optional[bytes] = ..., refusal: _Optional[_Union[Refusal, _Mapping]] = ..., policy: _Optional[_Union[_identity_pb2.Signed, _Mapping]] = ..., query: _Optional[_Union[_identity_pb2.Signed, _Mapping]] = ...) -> None: ...
 
 class Issued(_message.Message):
     __slots__ = ("device_id", "certificate", "credential", "not_after_s")

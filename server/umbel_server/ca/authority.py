@@ -58,6 +58,9 @@ class Authority(Protocol):
     def change_policy(self, change: authority_pb2.PolicyChange) -> identity_pb2.Signed:
         """Sign the fleet's next policy for an operator who shows a token that is for it; return the policy in force."""
 
+    def sign_query(self, ask: authority_pb2.QueryAsk) -> identity_pb2.Signed:
+        """Sign a question to the fleet for an operator who shows a token or a session that is for it."""
+
 
 def open_authority(fleet: FleetDir, store: Store, *, clock: Clock) -> Authority:
     """Return the fleet's authority as its settings say: over its socket, or with its keys.

@@ -21,14 +21,22 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
+from umbel_proto.analytics.query import read_query, sign_query
 from umbel_proto.credentials import Credential, FleetPolicy, rules_of, sign_credential
 from umbel_proto.enrollment import SECRET_BYTES, check_identity, check_return
-from umbel_proto.errors import CertificateError, RefusedError, TokenError, UsageError, VerificationError
+from umbel_proto.errors import (
+    CertificateError,
+    RefusedError,
+    RemoteProtocolError,
+    TokenError,
+    UsageError,
+    VerificationError,
+)
 from umbel_proto.ids import DeviceId, check_name
 from umbel_proto.keys import SigningKey, VerifyKey
 from umbel_proto.wire import authority_pb2, identity_pb2
 from umbel_proto.wire import enrollment_pb2 as pb
-from umbel_server.access.permissions import Permission
+from umbel_server.access.permissions import Permission, held
 from umbel_server.ca.authority import Papers
 from umbel_server.clock import Clock
 from umbel_server.fleet.ca import DEVICE_LIFE_S, CertificateAuthority, device_of, read_csr
@@ -36,6 +44,7 @@ from umbel_server.fleet.create import service_hosts
 from umbel_server.fleet.facts import facts_json
 from umbel_server.fleet.layout import FleetDir
 from umbel_server.fleet.policy_command import ANNOUNCE, change_policy
+from umbel_server.store.accounts import Account
 from umbel_server.store.admission import another_key
 from umbel_server.store.devices import Application, Device
 from umbel_server.store.store import Store
@@ -43,6 +52,9 @@ from umbel_server.store.store import Store
 MAX_NODE_KEY_BYTES = 512
 MAX_CERTIFICATE_BYTES = 16 << 10
 DAY_S = 86400
+MAX_QUERY_LIFE_S = 4 * 3600.0
+"""How long devices may answer a query after it was signed, at most: the server asks for two hours, and for up to one in
+which it waits for devices."""
 CHALLENGE_SKEW_S = 180
 """A gateway's challenge holds for a minute; its clock and ours may differ by two."""
 _TIME_BYTES = 8
@@ -174,6 +186,54 @@ class Registrar:
         )
         log.info("policy version=%d actor=%s", after.version, bearer.account.name)
         return identity_pb2.Signed.FromString(self.fleet.signed_policy())
+
+    def sign_query(self, ask: authority_pb2.QueryAsk) -> identity_pb2.Signed:
+        """Sign a question to the fleet for an operator who shows a token or a session that is for it."""
+        account, permissions = self._operator(ask)
+        if Permission.QUERIES_WRITE not in permissions:
+            raise RefusedError(
+                f"User {account.name} may not ask the fleet: it asks for {Permission.QUERIES_WRITE}."
+            )
+        try:
+            query = read_query(ask.query)
+        except RemoteProtocolError as exc:
+            raise UsageError("The question is malformed, or none that can be answered.") from exc
+        policy = self.fleet.policy()
+        if query.fleet != self.fleet.name:
+            raise RefusedError(f"The question is to fleet {query.fleet}, not to {self.fleet.name}.")
+        if query.asked_by != account.actor.name:
+            raise RefusedError(f"The question is not in the name of {account.name}, who asks it.")
+        if not self.clock() < query.not_after_s <= self.clock() + MAX_QUERY_LIFE_S:
+            raise RefusedError(
+                f"The question is not to be answered within {MAX_QUERY_LIFE_S / 3600:g} hours."
+            )
+        if query.min_cohort < policy.min_cohort:
+            raise RefusedError(
+                f"The question is content with {query.min_cohort} devices, the policy with {policy.min_cohort} or more."
+            )
+        signed = sign_query(self._authority, query)
+        # On record before it leaves: who was let to ask is known, whatever becomes of the question.
+        with self.store.database.write() as connection:
+            self.store.audit.append(
+                connection,
+                account.actor,
+                action="query.sign",
+                object=f"query:{query.id}",
+                reason=query.why,
+                after={"asks": query.sentence, "query_sha256": hashlib.sha256(signed).hexdigest()},
+            )
+        log.info("signed query=%s actor=%s", query.id, account.name)
+        return identity_pb2.Signed.FromString(signed)
+
+    def _operator(self, ask: authority_pb2.QueryAsk) -> tuple[Account, frozenset[Permission]]:
+        """Return who shows a token or a session, and what they may do with it."""
+        if ask.token:
+            bearer = self.store.api_tokens.bearer(ask.token)
+            return bearer.account, bearer.permissions
+        account = self.store.sessions.find(ask.session, busy=False) if ask.session else None
+        if account is None:
+            raise RefusedError("Nobody is signed in who asks: sign in again.")
+        return account, held(account.roles)
 
     def _renewed(self, device: Device, key: ec.EllipticCurvePublicKey) -> Papers:
         papers = self._issue(device, key)

@@ -59,6 +59,10 @@ class RemoteAuthority:
         """Sign the fleet's next policy for an operator who shows a token that is for it; return the policy in force."""
         return self._ask(authority_pb2.AuthorityRequest(policy=change)).policy
 
+    def sign_query(self, ask: authority_pb2.QueryAsk) -> identity_pb2.Signed:
+        """Sign a question to the fleet for an operator who shows a token or a session that is for it."""
+        return self._ask(authority_pb2.AuthorityRequest(query=ask)).query
+
     def _papers(self, request: authority_pb2.AuthorityRequest) -> Papers:
         issued = self._ask(request).issued
         return Papers(DeviceId(issued.device_id), issued.certificate, issued.credential, issued.not_after_s)

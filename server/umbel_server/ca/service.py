@@ -159,6 +159,8 @@ def _answer(authority: Authority, raw: bytes) -> pb.AuthorityReply:
                 return pb.AuthorityReply(service_certificate=authority.certify_service(request.service_csr))
             case "policy":
                 return pb.AuthorityReply(policy=authority.change_policy(request.policy))
+            case "query":
+                return pb.AuthorityReply(query=authority.sign_query(request.query))
             case _:
                 raise UsageError("The authority was asked for nothing.")
     except DecodeError:

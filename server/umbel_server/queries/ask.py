@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from umbel_proto.analytics.query import Query, sign_query
+from umbel_proto.analytics.query import Query
 from umbel_proto.errors import BudgetError, StorageError, UmbelError, UsageError
 from umbel_proto.ids import RunId, check_name
 from umbel_proto.package import read_package
@@ -19,6 +19,7 @@ from umbel_server.learning.fleet_ledger import FleetLedger
 from umbel_server.queries.drive import unable
 from umbel_server.queries.plan import Asking, Question, complete, cost_of
 from umbel_server.queries.read import expected
+from umbel_server.queries.sign import Sign, with_key
 from umbel_server.store.store import Store
 
 if TYPE_CHECKING:
@@ -124,17 +125,19 @@ def check(fleet: FleetDir, store: Store, question: Question, *, asked_by: str) -
     return Checked(query, asking, planned, figures)
 
 
-def record(fleet: FleetDir, store: Store, checked: Checked, *, actor: Actor) -> None:
-    """Sign a checked query and put it on record; its cost is on disk before.
+def record(fleet: FleetDir, store: Store, checked: Checked, *, actor: Actor, sign: Sign) -> None:
+    """Have a checked query signed and put it on record; its cost is on disk before.
 
     Raises:
         UsageError: The name is taken.
+        RefusedError: The authority does not sign it.
+        UnavailableError: The authority does not answer.
         StorageError: The authority's key is not here, or the directory cannot be written.
     """
     query = checked.query
     if store.runs.get(query.id) is not None or store.queries.get(query.id) is not None:
         raise UsageError(f"There is already a run or query {query.id}: choose another name.")
-    signed = sign_query(fleet.authority_signer(), query)
+    signed = sign(query)
     directory = fleet.runs / query.id
     try:
         directory.mkdir(exist_ok=True)
@@ -144,8 +147,24 @@ def record(fleet: FleetDir, store: Store, checked: Checked, *, actor: Actor) -> 
     store.queries.ask(query, signed, checked.asking.to_json(query), actor=actor)
 
 
-def ask(fleet: FleetDir, store: Store, question: Question, *, dry_run: bool, actor: Actor) -> dict[str, Any]:
+def ask(
+    fleet: FleetDir,
+    store: Store,
+    question: Question,
+    *,
+    dry_run: bool,
+    actor: Actor,
+    sign: Sign | None = None,
+) -> dict[str, Any]:
     """Check a question and, unless it is only tried, ask it; return what it will cost and how exact it will be.
+
+    Args:
+        fleet: The fleet.
+        store: Its store.
+        question: What is asked.
+        dry_run: Whether nobody is asked.
+        actor: Who asks.
+        sign: Has it signed; None: with the key that the fleet's directory says.
 
     Raises:
         UmbelError: As ``check`` and ``record`` do; or the SuperLink does not answer, and the query is on record as failed.
@@ -154,7 +173,7 @@ def ask(fleet: FleetDir, store: Store, question: Question, *, dry_run: bool, act
     if not dry_run:
         with superlink(fleet) as control:
             register(store, control)
-            record(fleet, store, checked, actor=actor)
+            record(fleet, store, checked, actor=actor, sign=sign or with_key(fleet))
             try:
                 control.start(fleet, checked.query.id)
             except UmbelError as exc:

@@ -12,7 +12,7 @@ from umbel_server.access.permissions import Permission
 from umbel_server.api.guard import GuardedRoute, may
 from umbel_server.api.paging import DEFAULT_LIMIT, Cursor, Limit, Page, after, page_of
 from umbel_server.api.problems import missing
-from umbel_server.api.service import ActorOf, ServiceOf, StoreOf
+from umbel_server.api.service import ActorOf, ServiceOf, StoreOf, TokenOf
 from umbel_server.api.texts import Asked, Name, Named, Words
 from umbel_server.queries.shown import query_json
 
@@ -118,14 +118,17 @@ def list_queries(store: StoreOf, limit: Limit = DEFAULT_LIMIT, cursor: Cursor = 
 
 
 @router.post("", status_code=201, dependencies=[may(Permission.QUERIES_WRITE)])
-def ask_query(service: ServiceOf, actor: ActorOf, new: NewQuery) -> QueryCost:
-    """Check a question against policy and budgets, sign it, and put it to the fleet."""
+def ask_query(service: ServiceOf, actor: ActorOf, token: TokenOf, new: NewQuery) -> QueryCost:
+    """Check a question against policy and budgets, have the fleet's authority sign it, and put it to the fleet."""
     from umbel_server.queries.ask import ask
     from umbel_server.queries.plan import question_of
+    from umbel_server.queries.sign import by_authority
 
+    fleet, store = service.fleet, service.store
     fields = new.model_dump(exclude={"dry_run"})
     question = question_of({**fields, "name": new.name or ""})
-    return QueryCost(**ask(service.fleet, service.store, question, dry_run=new.dry_run, actor=actor))
+    sign = by_authority(fleet, store, token=token)
+    return QueryCost(**ask(fleet, store, question, dry_run=new.dry_run, actor=actor, sign=sign))
 
 
 @router.get("/{name}", dependencies=[may(Permission.PRIVACY_READ)])

@@ -21,6 +21,7 @@ from umbel_server.console.screens.rollouts import released_models
 from umbel_server.console.seen.asked_query import MAX_TEXT, AskedQuery
 from umbel_server.console.session import ActorOf, session_of
 from umbel_server.queries.ask import ask
+from umbel_server.queries.sign import by_authority
 
 router = APIRouter(route_class=ScreenRoute)
 
@@ -52,7 +53,8 @@ def ask_new(request: Request, service: ServiceOf, actor: ActorOf, form: FormOf) 
             raise RefusedError(
                 "Nobody was asked: what the answer would cost has changed since you looked. It is shown anew below."
             )
-        made = ask(service.fleet, service.store, question, dry_run=False, actor=actor)
+        sign = by_authority(service.fleet, service.store, session=session_of(request).secret)
+        made = ask(service.fleet, service.store, question, dry_run=False, actor=actor, sign=sign)
     except UmbelError as exc:
         status = status_of_error(exc)
         if status is None:
