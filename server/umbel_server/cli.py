@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import enum
 import importlib.util
-import json
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -42,6 +41,7 @@ from umbel_server.services.metrics import count_into
 from umbel_server.services.ready import ready
 from umbel_server.signals import StopSignals
 from umbel_server.store.command import store as store_commands
+from umbel_server.terminal import JsonOption, duration, print_json, print_table
 from umbel_server.trust.command import trust
 
 if TYPE_CHECKING:
@@ -80,10 +80,6 @@ serve.command("ca")(serve_ca)
 FleetOption = Annotated[
     Path, typer.Option("--fleet", envvar="UMBEL_FLEET", help="The fleet's directory.", show_default=False)
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
-
-UNBROKEN_COLUMNS = 10_000
-"""No table is wider: a reason on record is a few sentences."""
 
 
 class Trust(enum.StrEnum):
@@ -492,30 +488,6 @@ def _service(directory: Path) -> FleetDir:
     return opened
 
 
-def print_json(value: object) -> None:
-    """Print what a program reads."""
-    print(json.dumps(value, indent=2, allow_nan=False))
-
-
-def print_table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
-    """Print a table: closer together where the terminal is narrow, and unbroken where there is none."""
-    from rich import box
-    from rich.console import Console
-    from rich.measure import Measurement
-    from rich.table import Table
-
-    table = Table(*header, box=box.SIMPLE_HEAD)
-    for row in rows:
-        table.add_row(*row)
-    console = Console()
-    wide = Measurement.get(console, console.options.update(width=UNBROKEN_COLUMNS), table).maximum
-    if not console.is_terminal:
-        console.width = wide
-    elif wide > console.width:
-        table.padding = 0
-    console.print(table)
-
-
 def _print_devices(lines: list[dict[str, Any]]) -> None:
     now_s = system_clock()
     print_table(
@@ -539,14 +511,6 @@ def _epsilon(value: float | None, *, known: bool) -> str:
     if not known:
         return "unknown"
     return "infinite" if value is None else f"{value:.4g}"
-
-
-def duration(seconds: float) -> str:
-    """Return a time in one unit, for people."""
-    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.0f} {unit}"
-    return f"{max(seconds, 0):.0f} s"
 
 
 def _until(moment_s: float, now_s: float) -> str:

@@ -15,6 +15,7 @@ import typer
 from umbel_proto.errors import UsageError
 from umbel_server.remote.place import FleetOption, ServerOption
 from umbel_server.remote.subjects import audit_at
+from umbel_server.terminal import JsonOption, print_json, print_table
 
 if TYPE_CHECKING:
     from umbel_server.store.audit import Sought
@@ -26,7 +27,6 @@ app = typer.Typer(
     help="See who did what, and check that the record of it is whole.",
 )
 
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 ActorOption = Annotated[str | None, typer.Option(help="Only what this actor did.", show_default=False)]
 ActionOption = Annotated[
     str | None,
@@ -54,8 +54,6 @@ def list_(
     as_json: JsonOption = False,
 ) -> None:
     """List what was done, the newest first."""
-    from umbel_server.cli import print_json, print_table
-
     with audit_at(directory, server) as log:
         entries = log.latest(_sought(actor, action, object_, since), limit)
     if as_json:
@@ -102,7 +100,6 @@ def verify(
 ) -> None:
     """Check that no entry was altered, taken out, put in or moved, and that none is missing at the end."""
     from umbel_server.access import chain
-    from umbel_server.cli import print_json
 
     others = []
     if checkpoint is not None:

@@ -12,6 +12,7 @@ import typer
 from umbel_proto.errors import UsageError
 from umbel_server.remote.place import FleetOption, ServerOption
 from umbel_server.remote.subjects import access_at
+from umbel_server.terminal import JsonOption, print_json, print_table
 
 user = typer.Typer(
     no_args_is_help=True,
@@ -34,7 +35,6 @@ def _access() -> None:
     """Tokens with which programs use the service."""
 
 
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 NameArgument = Annotated[str, typer.Argument(help="The account's name.")]
 ReasonOption = Annotated[str, typer.Option(help="Why, for the audit log.")]
 PasswordFileOption = Annotated[
@@ -73,8 +73,6 @@ def list_users(
     directory: FleetOption = None, server: ServerOption = None, as_json: JsonOption = False
 ) -> None:
     """List the accounts."""
-    from umbel_server.cli import print_json, print_table
-
     with access_at(directory, server) as at:
         found = at.users()
     if as_json:
@@ -174,8 +172,6 @@ def create_token(
     as_json: JsonOption = False,
 ) -> None:
     """Print a new API token. It is shown once: the store keeps only a hash."""
-    from umbel_server.cli import print_json
-
     with access_at(directory, server) as at:
         made = at.create_token(name, scope, days, purpose)
     if as_json:
@@ -192,7 +188,6 @@ def list_tokens(
     as_json: JsonOption = False,
 ) -> None:
     """List the tokens: whose they are, what they may do, when they were used."""
-    from umbel_server.cli import print_json, print_table
     from umbel_server.clock import system_clock
 
     with access_at(directory, server) as at:
@@ -227,8 +222,6 @@ def revoke_token(
     as_json: JsonOption = False,
 ) -> None:
     """Refuse a token from now on."""
-    from umbel_server.cli import print_json
-
     with access_at(directory, server) as at:
         revoked = at.revoke_token(id_, reason)
     if as_json:
@@ -249,8 +242,6 @@ def _password(file: Path | None) -> str:
 
 
 def _tell(account: dict[str, Any], sentence: str, as_json: bool) -> None:
-    from umbel_server.cli import print_json
-
     if as_json:
         print_json(account)
     else:

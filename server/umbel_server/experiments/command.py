@@ -11,6 +11,7 @@ from umbel_proto.errors import MissingExtraError, UsageError
 from umbel_server.experiments.tables import date_of, print_dry_run, print_list, print_shown
 from umbel_server.remote.place import FleetOption, ServerOption
 from umbel_server.remote.subjects import experiments_at
+from umbel_server.terminal import JsonOption, print_json
 
 if TYPE_CHECKING:
     from umbel_server.experiments.plan import ExperimentPlan
@@ -23,7 +24,6 @@ app: typer.Typer = typer.Typer(
     help="Compare a version with the one before by what people do with it, and decide.",
 )
 
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 ReasonOption = Annotated[str, typer.Option(help="Why; it is kept for good.", show_default=False)]
 NameArgument = Annotated[str, typer.Argument(help="The experiment, as umbel experiment list shows it.")]
 ModelArgument = Annotated[str, typer.Argument(help="The model.")]
@@ -50,7 +50,7 @@ def show_plan(
     with experiments_at(directory, server) as experiments:
         found = experiments.plan(model, version, plan, name=name)
     if as_json:
-        _print_json(found)
+        print_json(found)
     else:
         print_dry_run(found, plan)
 
@@ -71,7 +71,7 @@ def start(
     with experiments_at(directory, server) as experiments:
         made = experiments.start(model, version, plan, name=name, reason=reason)
     if as_json:
-        _print_json(made)
+        print_json(made)
         return
     typer.echo(
         f"Experiment {made['experiment']} compares {made['model']} {made['to_version']} with "
@@ -100,7 +100,7 @@ def show(
             raise MissingExtraError("demo", "Drawing a plot") from exc
         draw(shown, plot)
     if as_json:
-        _print_json(shown)
+        print_json(shown)
     else:
         print_shown(shown)
 
@@ -113,7 +113,7 @@ def show_list(
     with experiments_at(directory, server) as experiments:
         found = experiments.all()
     if as_json:
-        _print_json({"experiments": found})
+        print_json({"experiments": found})
     else:
         print_list(found)
 
@@ -136,7 +136,7 @@ def decide(
     with experiments_at(directory, server) as experiments:
         after = experiments.decide(name, decision, reason, days=days)
     if as_json:
-        _print_json(after)
+        print_json(after)
         return
     match decision:
         case "ship":
@@ -171,9 +171,3 @@ def _plan(file: Path) -> ExperimentPlan:
     except (OSError, UnicodeDecodeError) as exc:
         raise UsageError(f"The plan {file} cannot be read: {exc}.") from exc
     return ExperimentPlan.from_toml(text)
-
-
-def _print_json(value: object) -> None:
-    from umbel_server.cli import print_json
-
-    print_json(value)

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from umbel_server.terminal import print_table
+
 if TYPE_CHECKING:
     from umbel_server.experiments.plan import ExperimentPlan
 
@@ -36,8 +38,6 @@ def print_dry_run(found: Mapping[str, Any], plan: ExperimentPlan) -> None:
 
 def print_list(found: Sequence[Mapping[str, Any]]) -> None:
     """Print experiments, a line each."""
-    from umbel_server.cli import print_table
-
     print_table(
         ("experiment", "model", "versions", "metric", "state", "decide by"),
         [
@@ -56,8 +56,6 @@ def print_list(found: Sequence[Mapping[str, Any]]) -> None:
 
 def print_shown(shown: Mapping[str, Any]) -> None:
     """Print an experiment, what it says over time, and what was decided."""
-    from umbel_server.cli import print_table
-
     figures, plan = shown["figures"], shown["plan"]
     typer.echo(
         f"Experiment {shown['experiment']}: {shown['model']} {shown['from_version']} -> {shown['to_version']}, "

@@ -8,8 +8,8 @@ import typer
 
 from umbel_server.remote.place import FleetOption, ServerOption
 from umbel_server.remote.subjects import fleet_at
+from umbel_server.terminal import JsonOption, duration, print_json, print_table
 
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 Waiting = Annotated[str, typer.Argument(help="What waits, as umbel fleet pending shows it.", metavar="ID")]
 Member = Annotated[str, typer.Argument(help="The device's id, as umbel fleet devices shows it.")]
 Reason = Annotated[str, typer.Option(help="Why, for the record.", show_default=False)]
@@ -26,7 +26,6 @@ def register(fleet: typer.Typer) -> None:
 
 def pending(directory: FleetOption = None, server: ServerOption = None, as_json: JsonOption = False) -> None:
     """List the devices that wait for approval, each with the fingerprint that it shows too."""
-    from umbel_server.cli import duration, print_json, print_table
     from umbel_server.clock import system_clock
 
     with fleet_at(directory, server) as fleet:
@@ -111,8 +110,6 @@ def release_quarantine(
 
 
 def _say(fields: dict[str, str], sentence: str, as_json: bool) -> None:
-    from umbel_server.cli import print_json
-
     if as_json:
         print_json(fields)
     else:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from umbel_server.fleet.layout import FleetDir
+from umbel_server.terminal import JsonOption
 
 if TYPE_CHECKING:
     from umbel_server.fleet.backup import Backup
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
 FleetOption = Annotated[
     Path, typer.Option("--fleet", envvar="UMBEL_FLEET", help="The fleet's directory.", show_default=False)
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 
 
 def backup(

@@ -12,6 +12,7 @@ import typer
 from umbel_server.fleet.layout import FleetDir
 from umbel_server.remote.place import FleetOption, ServerOption
 from umbel_server.remote.subjects import fleet_at
+from umbel_server.terminal import print_table
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -80,8 +81,6 @@ def policy(
     if as_json:
         print(json.dumps(now, indent=2, allow_nan=False))
         return
-    from umbel_server.cli import print_table
-
     told = {name: value for name, value in now.items() if name != "training"}
     rows = [*told.items(), *((f"training: {name}", value) for name, value in now["training"].items())]
     print_table(("policy", ""), [(name, _shown(value)) for name, value in rows])

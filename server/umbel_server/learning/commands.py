@@ -5,10 +5,8 @@ What a command needs is imported when it runs.
 
 from __future__ import annotations
 
-import json
 import time
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,6 +17,7 @@ from umbel_server.learning.export_command import export
 from umbel_server.learning.schedule_commands import app as schedule
 from umbel_server.remote.place import FleetOption, ServerOption
 from umbel_server.remote.subjects import runs_at
+from umbel_server.terminal import JsonOption, print_json, print_table
 
 POLL_S = 0.5
 
@@ -35,7 +34,6 @@ app.command()(export)
 RunArgument = Annotated[
     str, typer.Argument(help="The run's name, as umbel rounds list shows it.", show_default=False)
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 
 
 @app.command()
@@ -51,7 +49,7 @@ def start(
     with runs_at(directory, server) as runs:
         made = runs.start(plan, name=name, dry_run=dry_run)
     if as_json:
-        _print_json(made)
+        print_json(made)
         return
     typer.echo(
         f"Each device will have spent epsilon {_number(made['epsilon_server'])} at delta {made['delta']:g} on "
@@ -76,7 +74,7 @@ def resume(
     with runs_at(directory, server) as runs:
         runs.resume(run)
     if as_json:
-        _print_json({"run": run, "state": "running"})
+        print_json({"run": run, "state": "running"})
     else:
         typer.echo(f"Run {run} goes on.")
 
@@ -93,7 +91,7 @@ def stop(
     with runs_at(directory, server) as runs:
         runs.stop(run, reason)
     if as_json:
-        _print_json({"run": run, "state": "stopped"})
+        print_json({"run": run, "state": "stopped"})
     else:
         typer.echo(f"Run {run} stops after its round.")
 
@@ -131,7 +129,7 @@ def pack(
     with runs_at(directory, server) as runs:
         made = runs.pack(run, calibration=calibration, heldout=heldout, key=key, version=version, out=out)
     if as_json:
-        _print_json(made)
+        print_json(made)
         return
     where = "" if directory is None else f" --fleet {directory}"
     written = f"{made['package']}\n" if "package" in made else ""
@@ -155,9 +153,9 @@ def list_(
     with runs_at(directory, server) as runs:
         lines = runs.all(limit=limit, after=after)
     if as_json:
-        _print_json(lines)
+        print_json(lines)
         return
-    _print_table(
+    print_table(
         ("run", "model", "state", "rounds", "accuracy", "epsilon", "to out-\nsiders", "reason"),
         [
             (
@@ -191,12 +189,12 @@ def show(
         if plot is not None:
             runs.draw(run, plot)
     if as_json:
-        _print_json({**summary, "attempts": attempts})
+        print_json({**summary, "attempts": attempts})
         return
     reason = f": {summary['reason']}" if summary["reason"] else ""
     typer.echo(f"Run {run} of {summary['model']}@{summary['version']} is {summary['state']}{reason}.")
     names = [n for n in ("accuracy", "loss", "training_loss") if any(n in _metrics(r) for r in attempts)]
-    _print_table(
+    print_table(
         ("round", "state", "in sum", "lost", "held\nout", *(f"devices'\n{n}" for n in names), "clip", "epsilon", "to out-\nsiders", "s"),
         [
             (
@@ -259,13 +257,3 @@ def _cell(value: float | None, form: str) -> str:
 
 def _number(value: float | None) -> str:
     return "infinite" if value is None else f"{value:,.0f}" if value >= 100 else f"{value:.2f}"
-
-
-def _print_json(value: object) -> None:
-    print(json.dumps(value, indent=2, allow_nan=False))
-
-
-def _print_table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
-    from umbel_server.cli import print_table
-
-    print_table(header, list(rows))

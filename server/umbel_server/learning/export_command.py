@@ -12,6 +12,7 @@ import typer
 from umbel_proto.errors import MissingExtraError, UsageError
 from umbel_server.remote.place import FleetOption, ServerOption
 from umbel_server.remote.subjects import runs_at
+from umbel_server.terminal import print_json
 
 
 class To(enum.StrEnum):
@@ -56,7 +57,6 @@ def export(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
 ) -> None:
     """Write a run's plan, state and figures, round by round, to MLflow or TensorBoard; again, what is new."""
-    from umbel_server.cli import print_json
     from umbel_server.learning.exported import exported
 
     if to is To.MLFLOW and not tracking_uri:

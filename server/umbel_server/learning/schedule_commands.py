@@ -10,6 +10,7 @@ import typer
 
 from umbel_server.remote.place import FleetOption, ServerOption
 from umbel_server.remote.subjects import schedules_at
+from umbel_server.terminal import JsonOption, print_json, print_table
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -20,7 +21,6 @@ app = typer.Typer(
 
 NameArgument = Annotated[str, typer.Argument(help="The schedule's name.", show_default=False)]
 ReasonOption = Annotated[str, typer.Option(help="Why, for the record.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 
 
 @app.command()
@@ -52,7 +52,7 @@ def add(
     with schedules_at(directory, server) as schedules:
         made = schedules.add(name, plan, When(every_s, at_s, labels, now))
     if as_json:
-        _print_json({each: made[each] for each in ("schedule", "model", "next_s")})
+        print_json({each: made[each] for each in ("schedule", "model", "next_s")})
     else:
         wait = f", once {labels} new labels are reported" if labels else ""
         typer.echo(f"The first run begins {_utc(made['next_s'])}{wait}, where umbel serve runs is running.")
@@ -61,12 +61,10 @@ def add(
 @app.command("list")
 def list_(directory: FleetOption = None, server: ServerOption = None, as_json: JsonOption = False) -> None:
     """List the schedules, and what came of each the last time."""
-    from umbel_server.cli import print_table
-
     with schedules_at(directory, server) as schedules:
         found = schedules.all()
     if as_json:
-        _print_json(found)
+        print_json(found)
         return
     print_table(
         ("schedule", "model", "state", "next", "labels", "last run", "last time"),
@@ -143,15 +141,9 @@ def remove(
 
 def _said(name: str, state: str, sentence: str, as_json: bool) -> None:
     if as_json:
-        _print_json({"schedule": name, "state": state})
+        print_json({"schedule": name, "state": state})
     else:
         typer.echo(sentence)
-
-
-def _print_json(value: object) -> None:
-    from umbel_server.cli import print_json
-
-    print_json(value)
 
 
 def _utc(time_s: float) -> str:

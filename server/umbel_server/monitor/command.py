@@ -13,6 +13,7 @@ from umbel_server.fleet.wanted import TABLE_ROWS, StatusOption, TagOption, Versi
 from umbel_server.remote.place import FleetOption, ServerOption
 from umbel_server.remote.subjects import monitor_at
 from umbel_server.store.wanted import ANY
+from umbel_server.terminal import duration, print_json, print_table
 
 if TYPE_CHECKING:
     from umbel_proto.histogram import Histogram
@@ -57,8 +58,6 @@ def telemetry(
 
 
 def _show(lines: Sequence[TelemetryLine], *, as_json: bool) -> None:
-    from umbel_server.cli import duration, print_json, print_table
-
     if as_json:
         print_json([_device_json(line) for line in lines])
         return
@@ -91,7 +90,6 @@ def _show(lines: Sequence[TelemetryLine], *, as_json: bool) -> None:
 
 
 def _show_sum(lines: Sequence[ModelLine], *, as_json: bool) -> None:
-    from umbel_server.cli import print_json, print_table
     from umbel_server.monitor.report import LABELS
 
     if as_json:

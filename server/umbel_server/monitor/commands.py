@@ -12,6 +12,7 @@ from umbel_server.monitor.drift_report import DAYS, MAX_DAYS
 from umbel_server.monitor.waive_commands import unwaive, waive, waivers
 from umbel_server.remote.place import FleetOption, ServerOption
 from umbel_server.remote.subjects import monitor_at
+from umbel_server.terminal import JsonOption, print_json, print_table
 
 if TYPE_CHECKING:
     from umbel_server.monitor.calibration import Calibration
@@ -28,7 +29,6 @@ app: typer.Typer = typer.Typer(
     help="See how the models of a fleet are doing.",
 )
 
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 ModelArgument = Annotated[str, typer.Argument(help="The model.")]
 VersionOption = Annotated[
     int | None,
@@ -59,8 +59,6 @@ def show_drift(
     as_json: JsonOption = False,
 ) -> None:
     """Say whether inputs and answers are distributed as they were, and how sure that is."""
-    from umbel_server.cli import print_json, print_table
-
     with monitor_at(directory, server) as monitor:
         found = monitor.drift(model, version, days=days, level=level, floor=floor)
     if as_json:
@@ -109,7 +107,6 @@ def show_performance(
     as_json: JsonOption = False,
 ) -> None:
     """Say how often a model is right: by labels that came later, and by how sure it is."""
-    from umbel_server.cli import print_json, print_table
     from umbel_server.monitor.performance import Performance
 
     with monitor_at(directory, server) as monitor:
@@ -162,7 +159,6 @@ def show_fairness(
     as_json: JsonOption = False,
 ) -> None:
     """Say whether a model treats the devices of a cohort otherwise than the others."""
-    from umbel_server.cli import print_json, print_table
     from umbel_server.monitor.fairness import Fairness
 
     with monitor_at(directory, server) as monitor:
@@ -207,7 +203,6 @@ def show_operations(
     as_json: JsonOption = False,
 ) -> None:
     """Say how devices run a model: how fast, how often it fails, what it costs, and what ends soon."""
-    from umbel_server.cli import print_json, print_table
     from umbel_server.monitor.operations import Operations
 
     with monitor_at(directory, server) as monitor:

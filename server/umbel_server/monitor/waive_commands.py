@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from umbel_server.fleet.layout import FleetDir
+from umbel_server.terminal import JsonOption, print_json, print_table
 
 if TYPE_CHECKING:
     from umbel_server.store.waivers import Waiver
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
 FleetOption = Annotated[
     Path, typer.Option("--fleet", envvar="UMBEL_FLEET", help="The fleet's directory.", show_default=False)
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 ReasonOption = Annotated[str, typer.Option(help="Why; it is kept for good.", show_default=False)]
 
 
@@ -40,7 +40,6 @@ def waive(
     """Live with a gap for some days. It is shown as waived, never hidden, and is open again afterwards."""
     from umbel_server.access.actor import local_actor
     from umbel_server.access.chain import keep_checkpoint
-    from umbel_server.cli import print_json
     from umbel_server.monitor.looks import label_of_model
     from umbel_server.store.waivers import Gap
 
@@ -64,8 +63,6 @@ def waivers(
     as_json: JsonOption = False,
 ) -> None:
     """List the gaps that somebody lives with."""
-    from umbel_server.cli import print_json, print_table
-
     with FleetDir.open(directory).open_store() as store:
         now_s = store.clock()
         found = [each for each in store.waivers.of(model) if every or each.holds(now_s)]
@@ -100,7 +97,6 @@ def unwaive(
     """End a waiver before its time: the gap is open again."""
     from umbel_server.access.actor import local_actor
     from umbel_server.access.chain import keep_checkpoint
-    from umbel_server.cli import print_json
 
     fleet = FleetDir.open(directory)
     with fleet.open_store() as store:

@@ -12,6 +12,7 @@ from umbel_proto.errors import RefusedError, UsageError
 from umbel_server.queries.tables import print_answer, print_cost
 from umbel_server.remote.place import FleetOption, ServerOption
 from umbel_server.remote.subjects import queries_at
+from umbel_server.terminal import JsonOption, print_json, print_table
 
 if TYPE_CHECKING:
     from umbel_server.queries.at_hand import QueriesAtHand
@@ -64,7 +65,6 @@ DryRunOption = Annotated[
     bool, typer.Option("--dry-run", help="Say what it costs and how exact it will be, and ask nobody.")
 ]
 DetachOption = Annotated[bool, typer.Option("--detach", help="Do not wait for the answer.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 
 
 @app.callback()
@@ -200,8 +200,6 @@ def fairness(
 @app.command("list")
 def list_(directory: FleetOption = None, server: ServerOption = None, as_json: JsonOption = False) -> None:
     """List the queries, the oldest first: who asked what, and what it cost."""
-    from umbel_server.cli import print_json, print_table
-
     with queries_at(directory, server) as queries:
         lines = queries.all()
     if as_json:
@@ -231,8 +229,6 @@ def show(
     as_json: JsonOption = False,
 ) -> None:
     """Show a query and what it answered, with intervals of 95 %."""
-    from umbel_server.cli import print_json
-
     with queries_at(directory, server) as queries:
         found = queries.show(name)
     if as_json:
@@ -274,8 +270,6 @@ def _ask(
     as_json: bool,
 ) -> None:
     """Ask, say what it costs, wait, and print the answer."""
-    from umbel_server.cli import print_json
-
     with queries_at(directory, server) as queries:
         made = queries.ask({"kind": kind, "model": model, **fields}, dry_run=dry_run)
         if not as_json:

@@ -8,6 +8,7 @@ from typing import Any
 import typer
 
 from umbel_server.queries.shown import RATES, cell_words
+from umbel_server.terminal import print_table
 
 
 def print_cost(made: dict[str, Any]) -> None:
@@ -103,6 +104,4 @@ def _number(value: float | None) -> str:
 
 
 def _table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
-    from umbel_server.cli import print_table
-
     print_table(header, list(rows))

@@ -15,6 +15,7 @@ from umbel_proto.errors import UsageError
 from umbel_server.access.acting import TOKEN_VARIABLE
 from umbel_server.remote.place import FleetOption, ServerOption
 from umbel_server.remote.subjects import registry_at
+from umbel_server.terminal import JsonOption, duration, print_json, print_table
 
 if TYPE_CHECKING:
     from umbel_server.registry.approval import Verdict
@@ -37,7 +38,6 @@ AsOption = Annotated[
         show_default=False,
     ),
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 VersionArgument = Annotated[str, typer.Argument(help="The version, as digits@2.", metavar="MODEL@VERSION")]
 ModelArgument = Annotated[str, typer.Argument(help="The model.", metavar="MODEL")]
 CommentOption = Annotated[str, typer.Option(help="Why; it stays on record.", show_default=False)]
@@ -69,7 +69,7 @@ def add(
     with registry_at(directory, server, token_file=as_) as registry:
         made = registry.add(data, run=run, code=code)
     if as_json:
-        _print_json(made)
+        print_json(made)
         return
     named = f"{made['model']}@{made['version']}"
     typer.echo(f"{named} is {made['stage']}: {made['size']} bytes, sha256 {made['sha256']}.")
@@ -113,7 +113,7 @@ def describe(
     if line is None:
         raise UsageError(f"Nobody has heard of {model}: see  umbel registry list.")
     if as_json:
-        _print_json(line)
+        print_json(line)
         return
     for name, value in line.items():
         typer.echo(f"{name.replace('_', ' '):<13} {value or '-'}")
@@ -127,14 +127,13 @@ def list_(
     as_json: JsonOption = False,
 ) -> None:
     """List the versions, and where each stands."""
-    from umbel_server.cli import duration, print_table
     from umbel_server.clock import system_clock
     from umbel_server.registry.overview import review_text
 
     with registry_at(directory, server) as registry:
         lines = registry.all(model or None)
     if as_json:
-        _print_json(lines)
+        print_json(lines)
         return
     now_s = system_clock()
     print_table(
@@ -172,7 +171,7 @@ def show(
         model, number = (version, registry.newest(version)) if "@" not in version else parse_version(version)
         found = registry.show(model, number)
     if as_json:
-        _print_json(found)
+        print_json(found)
     else:
         typer.echo(detail_text(found))
 
@@ -193,7 +192,7 @@ def request(
         lies = registry.package(asked["sha256"])
     needed = asked["approvals_needed"]
     if as_json:
-        _print_json(
+        print_json(
             {
                 "model": model,
                 "version": number,
@@ -257,7 +256,7 @@ def comment(
     with registry_at(directory, server, token_file=as_) as registry:
         said = registry.comment(model, number, text)
     if as_json:
-        _print_json({"model": model, "version": number, **said})
+        print_json({"model": model, "version": number, **said})
     else:
         typer.echo(f"{said['author']} said so of {version}.")
 
@@ -327,7 +326,7 @@ def compare(
     with registry_at(directory, server) as registry:
         found = registry.compare(parse_version(before), parse_version(after), plot)
     if as_json:
-        _print_json(found)
+        print_json(found)
     else:
         typer.echo(comparison_text(found))
 
@@ -387,7 +386,7 @@ def _decide(
         who, now = registry.decide(model, number, verdict, comment)
         lies = registry.package(now["sha256"])
     if as_json:
-        _print_json(now)
+        print_json(now)
     elif now["stage"] == Stage.APPROVED:
         typer.echo(f"{version} is approved. Next:  umbel fleet publish {lies}")
     elif now["stage"] == Stage.CANDIDATE:
@@ -398,7 +397,7 @@ def _decide(
 
 def _tell(moved: dict[str, Any], as_json: bool) -> None:
     if as_json:
-        _print_json(moved)
+        print_json(moved)
     else:
         typer.echo(f"{moved['model']}@{moved['version']} is {moved['stage']}.")
 
@@ -410,9 +409,3 @@ def _write(text: str, out: Path | None) -> None:
     from umbel_server.files import PUBLIC_MODE, write_atomically
 
     write_atomically(out, text.encode(), mode=PUBLIC_MODE)
-
-
-def _print_json(value: object) -> None:
-    from umbel_server.cli import print_json
-
-    print_json(value)

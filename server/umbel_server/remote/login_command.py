@@ -11,11 +11,11 @@ import typer
 
 from umbel_proto.errors import CertificateError, RefusedError, UsageError
 from umbel_server.remote.place import ServerOption, read_ca, read_token
+from umbel_server.terminal import JsonOption, print_json
 
 if TYPE_CHECKING:
     from umbel_server.remote.logins import Login
 
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 
 login = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 logout = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -251,8 +251,6 @@ def _password(file: Path | None) -> str:
 
 
 def _tell(server: str, me: dict[str, Any], as_json: bool, sentence: str) -> None:
-    from umbel_server.cli import print_json
-
     if as_json:
         print_json({"server": server, **me})
     else:

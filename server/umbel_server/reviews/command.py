@@ -8,6 +8,7 @@ import typer
 
 from umbel_server.remote.place import FleetOption, ServerOption
 from umbel_server.remote.subjects import reviews_at
+from umbel_server.terminal import JsonOption, duration, print_json, print_table
 
 # Typer would print local variables with a traceback.
 app: typer.Typer = typer.Typer(
@@ -17,7 +18,6 @@ app: typer.Typer = typer.Typer(
     help="See predictions that wait for a person on devices, and answer them from here.",
 )
 
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 NumberArgument = Annotated[
     int, typer.Argument(help="The review's number, as list shows it.", metavar="REVIEW", min=1)
 ]
@@ -44,7 +44,6 @@ def list_reviews(
     as_json: JsonOption = False,
 ) -> None:
     """List what devices announced, those that came last first."""
-    from umbel_server.cli import duration, print_json, print_table
     from umbel_server.clock import system_clock
 
     with reviews_at(directory, server) as reviews:
@@ -79,8 +78,6 @@ def show(
     as_json: JsonOption = False,
 ) -> None:
     """Show a review, and the labels that it may be answered with."""
-    from umbel_server.cli import print_json, print_table
-
     with reviews_at(directory, server) as reviews:
         each = reviews.show(number)
     if as_json:
@@ -110,8 +107,6 @@ def answer(
     as_json: JsonOption = False,
 ) -> None:
     """Say what holds for a prediction that waits on a device. It is told when it next asks for releases."""
-    from umbel_server.cli import print_json
-
     with reviews_at(directory, server) as reviews:
         done = reviews.answer(number, label, reason)
     if as_json:
@@ -125,8 +120,6 @@ def agreement(
     directory: FleetOption = None, server: ServerOption = None, as_json: JsonOption = False
 ) -> None:
     """Say how often answers given from here were what each version had said."""
-    from umbel_server.cli import print_json, print_table
-
     with reviews_at(directory, server) as reviews:
         found = reviews.agreement()
     if as_json:

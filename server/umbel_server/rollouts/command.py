@@ -12,6 +12,7 @@ from umbel_server.fleet.layout import FleetDir
 from umbel_server.remote.place import DirectoryOption, FleetOption, ServerOption
 from umbel_server.remote.subjects import rollouts_at
 from umbel_server.rollouts.shown import told
+from umbel_server.terminal import JsonOption, print_json, print_table
 
 if TYPE_CHECKING:
     from umbel_server.rollouts.plan import RolloutPlan, Step
@@ -25,7 +26,6 @@ app: typer.Typer = typer.Typer(
     help="Bring a new version to devices step by step, and take it back.",
 )
 
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 ReasonOption = Annotated[str, typer.Option(help="Why; it is kept for good.", show_default=False)]
 NameArgument = Annotated[str, typer.Argument(help="The rollout, as umbel rollout list shows it.")]
 ModelArgument = Annotated[str, typer.Argument(help="The model.")]
@@ -80,7 +80,7 @@ def start(
     with rollouts_at(directory, server) as rollouts:
         made = rollouts.start(model, version, plan, name=name, since=since, reason=reason)
     if as_json:
-        _print_json(made)
+        print_json(made)
         return
     name, steps = made["rollout"], _steps(_plan_of(made))
     typer.echo(
@@ -111,7 +111,7 @@ def show_plan(
     with rollouts_at(directory, server) as rollouts:
         found = rollouts.plan(model, version, plan, name=name, since=since)
     if as_json:
-        _print_json(found)
+        print_json(found)
         return
     typer.echo(
         f"Rollout {found['rollout']} would bring {found['model']} {found['to_version']} to devices that have "
@@ -124,7 +124,7 @@ def show_plan(
         total += 0 if step.shadow else counts[step.name]
         share = _share(step)
         rows.append((step.name, share, str(counts[step.name]), str(total), _lasts(step)))
-    _print_table(("step", "share", "devices", "in all", "lasts"), rows)
+    print_table(("step", "share", "devices", "in all", "lasts"), rows)
     if list_devices:
         for each in found["steps"]:
             more = each["count"] - len(each["devices"])
@@ -150,7 +150,7 @@ def show_list(
     with rollouts_at(directory, server) as rollouts:
         found, held = rollouts.all(limit=limit, after=after)
     if as_json:
-        _print_json({"rollouts": found, "baselines": held})
+        print_json({"rollouts": found, "baselines": held})
         return
     rows: list[tuple[str, ...]] = [
         (
@@ -163,7 +163,7 @@ def show_list(
         )
         for each in found
     ]
-    _print_table(("rollout", "model", "versions", "state", "step", "reason"), rows)
+    print_table(("rollout", "model", "versions", "state", "step", "reason"), rows)
     for model, version in held.items():
         typer.echo(f"{model}: devices that no rollout reaches get version {version}.")
     if len(found) == limit:
@@ -181,7 +181,7 @@ def status(
     with rollouts_at(directory, server) as rollouts:
         found = rollouts.status(name)
     if as_json:
-        _print_json(found)
+        print_json(found)
         return
     counts = found["devices"]
     typer.echo(
@@ -203,13 +203,13 @@ def status(
         )
     if len(found["classes"]) > 1:
         columns = ("class", "offered", "run it", "failed", "shadows")
-        _print_table(columns, [_class_row(each) for each in found["classes"]])
+        print_table(columns, [_class_row(each) for each in found["classes"]])
     if found["gates"]:
         gates: list[tuple[str, ...]] = [
             (each["gate"], each["outcome"], each["why"]) for each in found["gates"]
         ]
-        _print_table(("gate", "verdict", "figures"), gates)
-    _print_table(("when", "who", "what", "why"), [_event_row(event) for event in found["events"]])
+        print_table(("gate", "verdict", "figures"), gates)
+    print_table(("when", "who", "what", "why"), [_event_row(event) for event in found["events"]])
 
 
 @app.command()
@@ -359,7 +359,7 @@ def _happen(
     with rollouts_at(directory, server) as rollouts:
         after = rollouts.happen(name, event, reason)
     if as_json:
-        _print_json(after)
+        print_json(after)
     else:
         typer.echo(f"Rollout {after['rollout']} {told(after)}.")
 
@@ -442,15 +442,3 @@ def _event_row(event: dict[str, Any]) -> tuple[str, ...]:
 
     when = datetime.datetime.fromtimestamp(event["at_s"], datetime.UTC).strftime("%Y-%m-%d %H:%M:%SZ")
     return when, event["actor"], event["event"], event["reason"]
-
-
-def _print_json(value: object) -> None:
-    from umbel_server.cli import print_json
-
-    print_json(value)
-
-
-def _print_table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
-    from umbel_server.cli import print_table
-
-    print_table(header, rows)

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from umbel_server.fleet.layout import FleetDir
+from umbel_server.terminal import JsonOption, print_json, print_table
 
 store = typer.Typer(
     no_args_is_help=True,
@@ -20,7 +21,6 @@ store = typer.Typer(
 FleetOption = Annotated[
     Path, typer.Option("--fleet", envvar="UMBEL_FLEET", help="The fleet's directory.", show_default=False)
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 
 
 @store.command()
@@ -28,7 +28,6 @@ def show(directory: FleetOption, as_json: JsonOption = False) -> None:
     """Show where the store is, its schema, and how many rows it has. Changes nothing."""
     from sqlalchemy import func, inspect, select
 
-    from umbel_server.cli import print_json, print_table
     from umbel_server.store.database import Database
     from umbel_server.store.schema import HEAD, schema_of
     from umbel_server.store.tables import metadata
@@ -65,7 +64,6 @@ def show(directory: FleetOption, as_json: JsonOption = False) -> None:
 @store.command()
 def upgrade(directory: FleetOption, as_json: JsonOption = False) -> None:
     """Bring the store's tables up to date, as every service does when it starts. Killed, it leaves them as they were."""
-    from umbel_server.cli import print_json
     from umbel_server.store.schema import HEAD
 
     with FleetDir.open(directory).open_store() as opened:
@@ -92,7 +90,6 @@ def copy(
 ) -> None:
     """Copy the store into an empty PostgreSQL database, and see that the copy is the same. Stop the services first."""
     from umbel_proto.errors import UsageError
-    from umbel_server.cli import print_json, print_table
     from umbel_server.files import read_file
     from umbel_server.store.copying import copy_store
     from umbel_server.store.database import Database

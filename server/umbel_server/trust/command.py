@@ -11,6 +11,7 @@ import typer
 from umbel_proto.errors import UsageError
 from umbel_server.clock import system_clock
 from umbel_server.fleet.layout import FleetDir
+from umbel_server.terminal import JsonOption, duration, print_table
 
 if TYPE_CHECKING:
     from securesystemslib.signer import Signer, SSlibKey
@@ -28,7 +29,6 @@ trust = typer.Typer(
 FleetOption = Annotated[
     Path, typer.Option("--fleet", envvar="UMBEL_FLEET", help="The fleet's directory.", show_default=False)
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 
 
 @trust.command()
@@ -62,7 +62,6 @@ def init(directory: FleetOption, as_json: JsonOption = False) -> None:
 @trust.command()
 def show(directory: FleetOption, as_json: JsonOption = False) -> None:
     """Show who signs for what, until when it holds, and what waits for signatures."""
-    from umbel_server.cli import duration, print_table
     from umbel_server.trust.repository import Repository
     from umbel_server.trust.shown import shown
 

@@ -11,6 +11,7 @@ from umbel_proto.errors import UsageError
 from umbel_server.fleet.layout import FleetDir
 from umbel_server.remote.place import DirectoryOption, FleetOption, ServerOption
 from umbel_server.remote.subjects import alerts_at
+from umbel_server.terminal import JsonOption, print_json, print_table
 
 if TYPE_CHECKING:
     from umbel_server.store.alerts import Reading
@@ -23,7 +24,6 @@ app: typer.Typer = typer.Typer(
     help="See what fires, and do something about it.",
 )
 
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 ReasonOption = Annotated[str, typer.Option(help="Why; it is kept for good.", show_default=False)]
 AlertArgument = Annotated[
     str, typer.Argument(help="The alert's fingerprint, or its beginning, as umbel alert list shows it.")
@@ -40,7 +40,6 @@ def list_(
     as_json: JsonOption = False,
 ) -> None:
     """List the alerts that fire, or are acknowledged or silenced."""
-    from umbel_server.cli import print_json, print_table
     from umbel_server.store.alerts import OPEN, STATES
 
     with alerts_at(directory, server) as alerts:
@@ -76,8 +75,6 @@ def show(
     as_json: JsonOption = False,
 ) -> None:
     """Show an alert: what was found, what to do, and what happened to it."""
-    from umbel_server.cli import print_json, print_table
-
     with alerts_at(directory, server) as alerts:
         found = alerts.show(name)
     if as_json:
@@ -153,8 +150,6 @@ def rules(
     as_json: JsonOption = False,
 ) -> None:
     """Check the rules, and show them and whom they tell."""
-    from umbel_server.cli import print_json, print_table
-
     if init:
         _init(directory)
         return
@@ -190,7 +185,6 @@ def look(
     as_json: JsonOption = False,
 ) -> None:
     """Say what a rule finds now, and change nothing."""
-    from umbel_server.cli import print_json, print_table
     from umbel_server.monitor.alerts.evaluate import measure, rules_of
     from umbel_server.monitor.alerts.scene import Scene
 
@@ -220,8 +214,6 @@ def try_channel(
     as_json: JsonOption = False,
 ) -> None:
     """Tell a channel something, to see whether it works."""
-    from umbel_server.cli import print_json
-
     with alerts_at(directory, server) as alerts:
         came = alerts.test(channel)
     if as_json:
@@ -238,8 +230,6 @@ def notices(
     as_json: JsonOption = False,
 ) -> None:
     """List what channels were told, and what could not be told and why."""
-    from umbel_server.cli import print_json, print_table
-
     with alerts_at(directory, server) as alerts:
         found = alerts.notices(limit)
     if as_json:
@@ -267,8 +257,6 @@ def proposals(
     directory: FleetOption = None, server: ServerOption = None, as_json: JsonOption = False
 ) -> None:
     """List the runs that alerts propose."""
-    from umbel_server.cli import print_json, print_table
-
     with alerts_at(directory, server) as alerts:
         found = alerts.proposals()
     if as_json:
@@ -360,8 +348,6 @@ def _init(directory: Path | None) -> None:
 
 
 def _said(found: dict[str, Any], as_json: bool) -> None:
-    from umbel_server.cli import print_json
-
     if as_json:
         print_json(found)
         return
@@ -370,8 +356,6 @@ def _said(found: dict[str, Any], as_json: bool) -> None:
 
 
 def _decided(found: dict[str, Any], as_json: bool) -> None:
-    from umbel_server.cli import print_json
-
     if as_json:
         print_json(found)
         return
