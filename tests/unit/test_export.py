@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import onnx
 import pytest
 import torch
 from onnx import TensorProto, numpy_helper
-from torch import nn
+from torch import Tensor, nn
 
 from umbel_models.graphs import decompositions
 from umbel_models.graphs.decompositions import (
@@ -25,6 +25,7 @@ from umbel_models.graphs.export import export
 from umbel_models.graphs.layers import check_layers
 from umbel_models.graphs.model import IR_VERSION, finish
 from umbel_models.graphs.pools import adaptive_avg_pool_backward, avg_pool_backward
+from umbel_models.graphs.rectified import pooled_first
 from umbel_models.graphs.same import require_same
 from umbel_models.graphs.truth import Truth
 from umbel_models.graphs.verify import compare, verify_gradient, verify_inference
@@ -345,6 +346,49 @@ def test_the_gradient_of_a_max_pool_is_torchs_even_on_ties(
     ours = max_pool2d_with_indices_backward(grad, x, kernel, stride, padding, [1, 1], ceil, indices)
     theirs = aten.max_pool2d_with_indices_backward(grad, x, kernel, stride, padding, [1, 1], ceil, indices)
     torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 1, 300), (2, 3, 8, 202), (1, 2, 6, 122)])
+def test_the_gradient_of_a_wide_max_pool_is_torchs(shape: tuple[int, ...]) -> None:
+    # Wider than one product sorts, with a number of windows that has few divisors.
+    kernel = [1, 4] if shape[-2] == 1 else [2, 2]
+    x = torch.randint(0, 3, shape).double()
+    y, indices = aten.max_pool2d_with_indices(x, kernel)
+    grad, rest = torch.randn_like(y), (kernel, kernel, [0, 0], [1, 1], False)
+    ours = max_pool2d_with_indices_backward(grad, x, *rest, indices)
+    assert torch.equal(ours, aten.max_pool2d_with_indices_backward(grad, x, *rest, indices))
+
+
+@pytest.mark.parametrize("rectifier", [nn.ReLU(), nn.ReLU(inplace=True), torch.relu, Tensor.relu])
+def test_maxima_taken_before_the_rectifier_have_the_same_gradient(
+    rectifier: Callable[[Tensor], Tensor],
+) -> None:
+    # Whole numbers: windows with ties, below zero, at zero and above it.
+    start = torch.randint(-2, 3, (4, 3, 8, 8)).double().requires_grad_()
+
+    def gradient() -> tuple[Tensor, Tensor]:
+        gave = nn.functional.max_pool2d(rectifier(start * 1), 2)
+        return gave.detach(), torch.autograd.grad((gave * gave).sum(), start)[0]
+
+    usual = gradient()
+    with pooled_first():
+        first = gradient()
+    assert all(map(torch.equal, usual, first))
+
+
+def test_training_rectifies_maxima_and_inference_what_they_are_taken_from() -> None:
+    net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(36, 3))
+    graphs = export(net, loss, (1, 8, 8))
+    for data, order in ((graphs.infer, ["Relu", "MaxPool"]), (graphs.gradient, ["MaxPool", "Relu"])):
+        kinds = [node.op_type for node in onnx.load_from_string(data).graph.node]
+        assert [kind for kind in kinds if kind in order] == order
+
+
+def test_a_large_layer_multiplies_its_weight_from_the_left_when_it_trains() -> None:
+    graphs = export(nn.Sequential(nn.Flatten(), nn.Linear(600, 500)), loss, (600,))
+    for data, left in ((graphs.infer, False), (graphs.gradient, True)):
+        nodes = onnx.load_from_string(data).graph.node
+        assert any(node.op_type == "MatMul" and node.input[0] == "1.weight" for node in nodes) is left
 
 
 def test_the_gradient_of_a_relu_is_torchs() -> None:

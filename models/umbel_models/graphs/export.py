@@ -156,7 +156,12 @@ def export(
     ) -> onnx.ModelProto:
         try:
             graph = to_onnx(
-                function, list(values.values()), list(inputs.values()), [*values, *inputs], outputs
+                function,
+                list(values.values()),
+                list(inputs.values()),
+                [*values, *inputs],
+                outputs,
+                trains="w" in inputs,
             )
         except (NoRuleError, UsageError):
             raise

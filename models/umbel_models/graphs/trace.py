@@ -30,6 +30,7 @@ from torch.onnx._internal.exporter import _decomp, _fx_passes
 from torch.onnx._internal.exporter._registration import ONNXRegistry
 
 from umbel_models.graphs.decompositions import table
+from umbel_models.graphs.rectified import pooled_first
 from umbel_models.graphs.recurrent import looped
 from umbel_models.graphs.recurrent_onnx import translations
 
@@ -51,6 +52,8 @@ def to_onnx(
     inputs: Sequence[Tensor],
     input_names: Sequence[str],
     output_names: Sequence[str],
+    *,
+    trains: bool = False,
 ) -> onnx.ModelProto:
     """Return the graph of a function of parameters and inputs.
 
@@ -60,6 +63,7 @@ def to_onnx(
         inputs: Whose first dimension is the batch, of the same size in each that has one.
         input_names: Names for the parameters and the inputs.
         output_names: Names for what the function returns.
+        trains: Whether it is for batches and their gradients: operators are then put so that those are fast.
     """
     with (
         _quiet(),
@@ -67,7 +71,7 @@ def to_onnx(
         # Looking for an equal operation among those traced before takes longer than tracing it.
         dynamo_config.patch(fake_tensor_cache_enabled=False),
     ):
-        traced = _trace(function, parameters, inputs)
+        traced = _trace(function, parameters, inputs, trains)
         dimension = torch.export.Dim("batch", min=2, max=MAX_BATCH)
         shapes = (*(None for _ in parameters), *({0: dimension} if value.dim() else None for value in inputs))
         program = torch.export.export(traced, (*parameters, *inputs), dynamic_shapes=shapes, strict=False)
@@ -86,7 +90,10 @@ def to_onnx(
 
 
 def _trace(
-    function: Callable[..., tuple[Tensor, ...]], parameters: Sequence[Tensor], inputs: Sequence[Tensor]
+    function: Callable[..., tuple[Tensor, ...]],
+    parameters: Sequence[Tensor],
+    inputs: Sequence[Tensor],
+    trains: bool,
 ) -> GraphModule:
     fake = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
 
@@ -108,10 +115,13 @@ def _trace(
             sdpa_kernel(SDPBackend.MATH),
             torch.backends.mkldnn.flags(enabled=False),
             looped(),
+            pooled_first() if trains else contextlib.nullcontext(),
             fake,
             enable_python_dispatcher(),
         ):
-            traced = make_fx(function, decomposition_table=table(), _allow_non_fake_inputs=True)(*arguments)
+            traced = make_fx(function, decomposition_table=table(trains=trains), _allow_non_fake_inputs=True)(
+                *arguments
+            )
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)
     traced.graph.eliminate_dead_code()
