@@ -1,13 +1,14 @@
 """Rollouts of a large fleet: how long a look at a rollout takes, and a device's question which version it is to have.
 
 100,000 devices have asked, 10,000 of them have the candidate, and every one that is compared reported in every hour of a
-week, which the step has lasted. On SQLite, on this machine's disk.
+week, which the step has lasted. On SQLite, on this machine's disk, and on Debian's PostgreSQL beside it.
 
 Usage: python tests/bench/rollouts.py
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import statistics
@@ -24,6 +25,7 @@ from sqlalchemy import insert
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from postgresql_server import PostgresqlServer
 from rollout_world import ANN, DIGITS, admit, sha256
 from umbel_proto.histogram import CONFIDENCE, LATENCY_US, Histogram
 from umbel_proto.ids import DeviceId
@@ -52,34 +54,46 @@ ROWS = 20_000
 
 def main() -> None:
     report = Report("rollouts")
-    with tempfile.TemporaryDirectory() as folder, open_store(Path(folder) / "store.db") as store:
-        rollout, names = fleet(store)
-        with report.part("look"):
-            assert isinstance(rollout.state, Running)
-            # A step that began an hour into a day has the most to read: that day's hours, and the days after.
-            for what, late_s in (
-                (f"a look at a rollout of {DEVICES:,} devices", HOUR_S),
-                ("as it began with a day", 0),
-            ):
-                step = replace(rollout, state=replace(rollout.state, since_s=BEGIN_S + late_s))
-                begin_s = time.process_time()
-                times = [seconds(lambda at=step: look(store, at, now_s=time.time())) for _ in range(often(5))]
-                cpu_s = (time.process_time() - begin_s) / len(times)
-                verdicts = look(store, step, now_s=time.time()).verdicts
-                assert all(verdict.devices and verdict.outcome for verdict in verdicts)
-                report.value(what, statistics.median(times), unit="s", at_most=2.0)
-                report.value("of it on the processor", cpu_s, unit="s")
-        with report.part("dry run"):
-            proposal = propose(store, DIGITS, 2, PLAN, name="another", since=1)
-            took = statistics.median(seconds(lambda: preview(store, proposal)) for _ in range(often(5)))
-            report.value(f"a dry run over {DEVICES:,} devices", took, unit="s", at_most=2.0)
-        with report.part("offer"):
-            offers = Offers(store.releases, store.placements)
-            asked = names[:: max(1, len(names) // 500)]
-            has = store.placements.versions(DIGITS)
-            took = seconds(lambda: [offers.for_device(each, {"digits": has[each]}, ()) for each in asked])
-            report.value("what a device is to have", 1000 * took / len(asked), unit="ms", at_most=10.0)
+    with (
+        report.part("SQLite"),
+        tempfile.TemporaryDirectory() as folder,
+        open_store(Path(folder) / "store.db") as store,
+    ):
+        measured(report, "SQLite", store)
+    with (
+        report.part("PostgreSQL"),
+        contextlib.closing(PostgresqlServer(durable=True)) as server,
+        open_store(server.database()) as store,
+    ):
+        measured(report, "PostgreSQL", store)
     report.finish()
+
+
+def measured(report: Report, where: str, store: Store) -> None:
+    """Measure looks at a rollout, a dry run, and what devices are told."""
+    rollout, names = fleet(store)
+    assert isinstance(rollout.state, Running)
+    # A step that began an hour into a day has the most to read: that day's hours, and the days after.
+    for what, late_s in (
+        (f"a look at a rollout of {DEVICES:,} devices", HOUR_S),
+        ("as it began with a day", 0),
+    ):
+        step = replace(rollout, state=replace(rollout.state, since_s=BEGIN_S + late_s))
+        begin_s = time.process_time()
+        times = [seconds(lambda at=step: look(store, at, now_s=time.time())) for _ in range(often(5))]  # type: ignore[misc]
+        cpu_s = (time.process_time() - begin_s) / len(times)
+        verdicts = look(store, step, now_s=time.time()).verdicts
+        assert all(verdict.devices and verdict.outcome for verdict in verdicts)
+        report.value(f"{where}: {what}", statistics.median(times), unit="s", at_most=2.0)
+        report.value(f"{where}: of it on this process's processor", cpu_s, unit="s")
+    proposal = propose(store, DIGITS, 2, PLAN, name="another", since=1)
+    took = statistics.median(seconds(lambda: preview(store, proposal)) for _ in range(often(5)))
+    report.value(f"{where}: a dry run over {DEVICES:,} devices", took, unit="s", at_most=2.0)
+    offers = Offers(store.releases, store.placements)
+    asked = names[:: max(1, len(names) // 500)]
+    has = store.placements.versions(DIGITS)
+    took = seconds(lambda: [offers.for_device(each, {"digits": has[each]}, ()) for each in asked])
+    report.value(f"{where}: what a device is to have", 1000 * took / len(asked), unit="ms", at_most=10.0)
 
 
 def fleet(store: Store) -> tuple[Rollout, list[DeviceId]]:

@@ -19,7 +19,10 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 OUT = HERE.parents[1] / "build"
-NOT_BENCHMARKS = {"run", "harness", "networks", "tables", "secagg_plot", "models_plot", "ways"}
+NOT_BENCHMARKS = {
+    *("run", "harness", "networks", "tables", "secagg_plot", "models_plot", "ways"),
+    *("fleet_month", "console_operators", "console_paint"),
+}
 GROUPS = {
     "models": ("export", "training", "inference", "quantized", "tflite", "compression"),
     "device": ("sdk", "sdk_switch", "startup"),

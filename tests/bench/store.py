@@ -9,8 +9,6 @@ Usage: python tests/bench/store.py [--devices N]
 from __future__ import annotations
 
 import argparse
-import itertools
-import json
 import random
 import secrets
 import statistics
@@ -18,17 +16,16 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
-import psycopg
+from fleet_month import DAY_S, DAYS, DEVICES, MODELS, SITES, fill, name
 from harness import QUICK, Report, often, seconds
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from sqlalchemy import URL
 
 from postgresql_server import PostgresqlServer
-from umbel_proto.histogram import CONFIDENCE, LATENCY_US
 from umbel_proto.ids import DeviceId
 from umbel_server.monitor.report import devices, telemetry
 from umbel_server.store.audit import Sought
@@ -38,143 +35,11 @@ from umbel_server.store.settings import RetentionPolicy
 from umbel_server.store.store import Store, open_store
 from umbel_server.store.wanted import Wanted
 
-DEVICES, DAYS = 100_000, 30
-HOUR_S, DAY_S = 3600, 86400
-SITES, CLASSES = 20, 4
-MODELS = [(model, version) for model in ("digits", "activity", "faults") for version in (1, 2)]
-VARIANTS = ("fp32", "int8")
 SLOWEST_MS = 200.0
 LATENCY = ("latency_us",)
 """What a chart over time shows beside the counters: one histogram."""
 BATCH_BYTES = 600
 """What 100 counted predictions are, sealed."""
-
-
-def filled(url: URL, count: int, now_s: int, *, days: int = DAYS) -> None:
-    """Fill a store as if it had run for 30 days; of devices it has the first ``days``, of cohorts all."""
-    chance = random.Random(1)
-    bodies = [body(chance) for _ in range(64)]
-    sums = [body(chance, many=True) for _ in range(64)]
-    begin_s = now_s // DAY_S * DAY_S - DAYS * DAY_S
-    with psycopg.connect(
-        url.set(drivername="postgresql").render_as_string(hide_password=False)
-    ) as connection:
-        cursor = connection.cursor()
-        token = secrets.token_bytes(32)
-        cursor.execute(
-            "INSERT INTO tokens (hash, created_s, expires_s, uses_left) VALUES (%b, 0, 1, 0)", (token,)
-        )
-        copy(
-            cursor,
-            "devices (id, status, identity_key, node_key, token_hash, enrolled_key, enrolled_s, "
-            "certificate_not_after_s, last_seen_s)",
-            (
-                [name(each), "active", key(), key(), token, key(), begin_s, now_s, now_s - seen(chance)]
-                for each in range(count)
-            ),
-        )
-        tags = ([name(each), tag] for each in range(count) for tag in tags_of(each))
-        copy(cursor, "device_tags (device_id, tag)", tags)
-        slots = ([name(each), MODELS[each % 6][0], MODELS[each % 6][1], begin_s] for each in range(count))
-        copy(cursor, "device_models (device_id, model, version, since_s)", slots)
-        copy(
-            cursor,
-            "rollups (device_id, model, version, variant, engine, hour_s, windows, until_s, counters, histograms)",
-            (
-                (name(each), *MODELS[each % 6], VARIANTS[each % 2], "onnx", hour_s, 60, hour_s + HOUR_S)
-                + bodies[(each + day) % 64]
-                for day in range(days)
-                for hour_s in [begin_s + day * DAY_S + 12 * HOUR_S]
-                for each in range(count)
-            ),
-        )
-        copy(
-            cursor,
-            "device_days (device_id, model, version, variant, engine, day_s, windows, until_s, counters, histograms, "
-            "left_out)",
-            (
-                (
-                    name(each),
-                    *MODELS[each % 6],
-                    VARIANTS[each % 2],
-                    "onnx",
-                    day_s,
-                    60,
-                    day_s + DAY_S,
-                    *listed(bodies[(each + day) % 64]),
-                    0,
-                )
-                for day in range(days)
-                for day_s in [begin_s + day * DAY_S]
-                for each in range(count)
-            ),
-        )
-        delivered = ([name(each), 43_200, 3, now_s] for each in range(count))
-        copy(cursor, "deliveries (device_id, opened, rejected, received_s)", delivered)
-        cohorts = [
-            "",
-            *(f"site-{site:02}" for site in range(SITES)),
-            *(f"class-{each}" for each in range(CLASSES)),
-        ]
-        for span, length_s in (("hour", HOUR_S), ("day", DAY_S)):
-            copy(
-                cursor,
-                "cohort_rollups (span, cohort, model, start_s, version, variant, engine, windows, until_s, "
-                "counters, histograms, left_out)",
-                (
-                    (*of, version, variant, "onnx", 900, start_s + length_s, *listed(chance.choice(sums)), 0)
-                    for cohort, (model, version), variant in itertools.product(cohorts, MODELS, VARIANTS)
-                    for start_s in range(begin_s, now_s, length_s)
-                    for of in [(span, cohort, model, start_s)]
-                ),
-            )
-        connection.commit()
-        connection.autocommit = True
-        cursor.execute("VACUUM ANALYZE")
-
-
-def copy(cursor: psycopg.Cursor[tuple[object, ...]], into: str, rows: Iterator[Sequence[object]]) -> None:
-    with cursor.copy(f"COPY {into} FROM STDIN".encode()) as out:
-        for row in rows:
-            out.write_row(row)
-
-
-def name(number: int) -> str:
-    return f"device-{number:06}"
-
-
-def tags_of(number: int) -> tuple[str, str]:
-    return f"site-{number % SITES:02}", f"class-{number % CLASSES}"
-
-
-def key() -> bytes:
-    return secrets.token_bytes(32)
-
-
-def seen(chance: random.Random) -> float:
-    """Most devices called within two minutes, some within a day, a few not for weeks."""
-    return chance.choice((30.0, 60.0, 90.0, 5000.0, 1e6))
-
-
-def body(chance: random.Random, *, many: bool = False) -> tuple[str, str]:
-    """Return counters and histograms as the store keeps them."""
-    most = 50_000 if many else 50
-    counters = {"predictions": chance.randrange(1, most), "errors": chance.randrange(3)}
-    counters |= {f"label.{label}": chance.randrange(most) for label in range(10)}
-    cells = {
-        "latency_us": {"scale": 1, "counts": counts(chance, len(LATENCY_US) + 1, most), "sum": 1e6},
-        "confidence": {"scale": 2, "counts": counts(chance, len(CONFIDENCE) + 1, most), "sum": 40.0},
-    }
-    return json.dumps(counters), json.dumps(cells)
-
-
-def counts(chance: random.Random, cells: int, most: int) -> list[int]:
-    return [chance.randrange(most) if cells // 4 < cell < cells // 2 else 0 for cell in range(cells)]
-
-
-def listed(told: tuple[str, str]) -> tuple[str, str]:
-    """Return a body as cohorts have it: its histograms in a list."""
-    return told[0], json.dumps([{"name": name, **cells} for name, cells in json.loads(told[1]).items()])
 
 
 def questions(store: Store, count: int, now_s: int) -> dict[str, Callable[[random.Random], object]]:
@@ -320,7 +185,7 @@ def main() -> None:
             arriving(report, "PostgreSQL", server.database())
         with report.part("the console"):
             url = server.database()
-            took_s = seconds(lambda: filled(url, count, now_s))
+            took_s = seconds(lambda: fill(url, count, now_s))
             size = server.execute(f"SELECT pg_database_size('{url.database}')")[0][0]
             report.value(f"filled with {count} devices x {DAYS} days", took_s, unit="s")
             report.value("its size", size / 1e9, unit="GB")

@@ -65,6 +65,10 @@ LAYOUTS = {
         "model",
         alone=True,
     ),
+    "console screens": Layout("console", re.compile(r"(?P<line>/[^:]*): (?P<column>.+)"), "screen"),
+    "console fleet": Layout(
+        "console", re.compile(r"(?P<line>[^/:][^:]*): (?P<column>SQLite|PostgreSQL)$"), "what"
+    ),
 }
 
 
