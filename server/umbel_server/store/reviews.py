@@ -326,7 +326,7 @@ def _end(connection: Connection, device: DeviceId, each: EndedReview, now_s: flo
     mine = and_(of.device_id == device, of.announced_id == each.id)
     state = APPLIED if each.end == "answered" else each.end
     # Nobody can have done what nobody has asked for.
-    before = (ANSWERED,) if state == APPLIED else (OPEN, ANSWERED)
+    before: tuple[str, ...] = (ANSWERED,) if state == APPLIED else (OPEN, ANSWERED)
     values: dict[str, Any] = {"state": state, "ended_s": now_s}
     if state == WITHDRAWN:
         before = (OPEN, ANSWERED, APPLIED, HERE, GONE, REFUSED)
