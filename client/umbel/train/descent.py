@@ -109,7 +109,7 @@ def _descend(current: FloatVector, gradients: Gradients, work: Work) -> TrainRes
         if stop.now(steps):
             break
     # A private result is judged by its parameters alone, which have noise: refusing it tells of no example.
-    if not (np.isfinite(current).all() and (private or np.isfinite(total))):
+    if not (_finite(current) and (private or np.isfinite(total))):
         raise DivergedError(f"Training diverged at learning rate {plan.learning_rate:g}: choose a lower one.")
     return TrainResult(
         current,

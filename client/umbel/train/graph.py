@@ -83,7 +83,7 @@ class GraphGradients:
     def __init__(self, session: ort.InferenceSession, signature: Signature, current: FloatVector) -> None:
         self._session, self._example = session, signature.example
         self._parameters = signature.split(current)  # views: they follow every step
-        self._flat, self._loss = np.zeros(len(current), np.float32), np.zeros((), np.float32)
+        self._flat, self._loss = np.empty(len(current), np.float32), np.zeros((), np.float32)
         self._binding = session.io_binding()
         for name, value in self._parameters.items():
             _bind(self._binding.bind_input, name, value)

@@ -75,7 +75,7 @@ class OnnxTrainer:
         file = signature.file
         if file not in self._sessions:
             self._sessions[file] = open_session(package.file(file), file, package.frozen(), planned=False)
-        trim()  # What reading the package took would stand beside what training takes.
+            trim()  # What reading the package took would stand beside what training takes.
         current = np.array(parameters, np.float32)
         manifest.split(current)  # Refuses one that is not of this model.
         return descend(current, GraphGradients(self._sessions[file], signature, current), work)
