@@ -42,7 +42,7 @@ from umbel._rounds.conditions import Conditions, NotNowError
 from umbel._rounds.contribution import TrainerFactory
 from umbel._rounds.load import OthersLoad
 from umbel._rounds.pace import Pace, jitter
-from umbel._rounds.participant import KINDS, Participant, Saved, for_the_server
+from umbel._rounds.participant import KINDS, Participant, Saved, Tell, for_the_server
 from umbel._rounds.probes import linux_probes
 from umbel._rounds.superlink import MOST_RUNS, RECORD, SuperLink
 from umbel.train.apart import ApartTrainer, Worker
@@ -105,17 +105,20 @@ def check_bundle(content: bytes) -> None:
         )
 
 
-def client_app(trainer: TrainerFactory = OnnxTrainer, conditions: Conditions | None = None) -> ClientApp:
+def client_app(
+    trainer: TrainerFactory = OnnxTrainer, conditions: Conditions | None = None, tell: Tell | None = None
+) -> ClientApp:
     """Return the app of a device.
 
     Args:
         trainer: Makes the trainer of a package that the device has verified.
         conditions: When the device trains; by default what its home and this machine say.
+        tell: Counts in the device's telemetry what its trainings take; None: nothing is told.
     """
     made = ClientApp()
 
     def handle(message: Message, context: Context) -> Message:
-        return _handle(message, context, trainer, conditions)
+        return _handle(message, context, trainer, conditions, tell)
 
     made.train()(handle)
     for kind in KINDS:
@@ -127,7 +130,11 @@ app: ClientApp = client_app()
 
 
 def _handle(
-    message: Message, context: Context, trainer: TrainerFactory, conditions: Conditions | None
+    message: Message,
+    context: Context,
+    trainer: TrainerFactory,
+    conditions: Conditions | None,
+    tell: Tell | None,
 ) -> Message:
     """Answer one message of a round."""
     kind = message.metadata.message_type
@@ -137,7 +144,11 @@ def _handle(
         raise UsageError(f"The node's configuration lacks {exc}: give the device's home.") from exc
     data = context.node_config.get("data")
     participant = Participant(
-        home, None if data is None else Path(str(data)), trainer=trainer, conditions=conditions
+        home,
+        None if data is None else Path(str(data)),
+        trainer=trainer,
+        conditions=conditions,
+        tell=tell,
     )
     content = message.content
     try:
@@ -193,6 +204,7 @@ def run_node(
     stop: threading.Event,
     trainer: TrainerFactory | None = None,
     conditions: Conditions | None = None,
+    tell: Tell | None = None,
 ) -> None:
     """Take part in the fleet's rounds until told to stop.
 
@@ -207,6 +219,7 @@ def run_node(
         trainer: Makes the trainer of a package that the device has verified; by default one that trains in a
             process of its own. Another one is not ended when the conditions hold no longer.
         conditions: When the device trains; by default what its home and this machine say.
+        tell: Counts in the device's telemetry what its trainings take; None: nothing is told.
     """
     with contextlib.closing(SuperLink(home)) as link, contextlib.closing(Worker()) as worker:
         if conditions is None:
@@ -220,7 +233,7 @@ def run_node(
             pass
         if not stop.is_set():
             log.info("node %d is online at %s", link.node.node_id, home.identity.superlink)
-            _serve(link, client_app(trainer, conditions), home, data, conditions, stop)
+            _serve(link, client_app(trainer, conditions, tell), home, data, conditions, stop)
 
 
 def _go_on(conditions: Conditions, stop: threading.Event, taken_s: float) -> None:

@@ -8,21 +8,29 @@ import json
 import re
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from console_world import ConsoleWorld, Visitor, console_world, text_of
-from monitor_world import DAY_S
+from monitor_world import DAY_S, Reporters
 from registry_seed import DECIDES, version
+from run_world import begin
 from service_fleet import make_fleet
 from umbel_proto.ids import ModelName
 from umbel_server.access.actor import Role
+from umbel_server.console.range import Window
+from umbel_server.console.seen.energy import spent
 from umbel_server.console.seen.explanations import explained
 from umbel_server.console.seen.marks import marks_of
+from umbel_server.console.seen.watched import Watched
+from umbel_server.fleet.layout import FleetDir
 from umbel_server.monitor.drift_report import drift
 from umbel_server.monitor.looks import look_at_performance
 from umbel_server.monitor.performance import Performance
+from umbel_server.monitor.prices import Prices
+from umbel_server.store.runs import Participation, RoundRecord
 from watch_seed import MODEL, rolled_out, watch
 
 SCREENS = ("/drift", "/performance", "/fairness", "/explanations", "/energy")
@@ -174,11 +182,46 @@ def test_costs_name_their_method_and_what_nobody_measures_has_no_figure(viewer: 
     text = text_of(settled(viewer, "/energy"))
     assert "0.0900 J" in text
     assert "RAPL: the processor's own counters" in text
-    assert re.search(r"Energy of a round no data", text)
+    assert re.search(r"Energy of a training in a round no data", text)
     rows = {row["figure"]: row for row in viewer.get("/energy?format=json").json()}
     # Of all devices and days: 2,000 bytes for each device's 100 predictions.
     assert rows["reports, of a thousand predictions"]["value"] == pytest.approx(20_000)
     assert all(row["method"] for row in rows.values())
+
+
+def test_a_rounds_energy_is_the_median_devices_training_times_the_devices_and_costs_what_a_kwh_does(
+    tmp_path: Path,
+) -> None:
+    with console_world(tmp_path) as world:
+        reporters = Reporters(world.store, world.clock, count=8)
+        for device in reporters.names:
+            reporters.tell(device, counters={"predictions": 100})
+        for device, (joules, trainings) in zip(
+            reporters.names, ((180, 2), (540, 2), (1800, 1)), strict=False
+        ):
+            counters = {"round.energy_rapl_uj": joules * 10**6, "round.trainings": trainings}
+            reporters.tell(device, model="", counters=counters)
+        reporters.arrive()
+        run, parts = (
+            begin(world.store, "counted"),
+            [Participation(each, "summed", "") for each in reporters.names],
+        )
+        world.store.runs.begin_round(run, 1, 1)
+        world.store.runs.enter_phase(run, 1, 1, "mask", reporters.names)
+        figures = {"bytes_up_per_device": 1e6, "bytes_down_per_device": 1e6}
+        ended = RoundRecord(run, 1, 1, "opened", world.clock() - 60, world.clock(), "", figures, tuple(parts))
+        world.store.runs.end_round(ended)
+        fleet = FleetDir(world.fleet.path, replace(world.fleet.settings, prices=Prices(kwh=10.0)))
+        window = Window("7d", world.clock() - 7 * DAY_S, world.clock())
+        (cost,) = spent(fleet, world.store, Watched(((MODEL, 1),), MODEL, 1, window, 7)).rounds
+        assert (cost.devices, cost.joules) == (8, pytest.approx(8 * 270))
+        assert cost.price == pytest.approx(10 * 8 * 270 / 3.6e6)
+        viewer = world.signed_in(Role.VIEWER)
+        text = text_of(settled(viewer, "/energy"))
+        assert "Energy of a training in a round 270 J 3 devices, n = 5" in text
+        assert "0.600 Wh" in text
+        rows = {row["figure"]: row for row in viewer.get("/energy?format=json").json()}
+        assert rows["round 1, energy, all devices"]["value"] == pytest.approx(0.6)
 
 
 def test_explanations_say_what_is_not_reported_and_how_to_get_it(viewer: Visitor) -> None:

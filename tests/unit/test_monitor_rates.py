@@ -26,7 +26,7 @@ from umbel_proto.privacy.response import Response
 from umbel_server.fleet.layout import FleetDir
 from umbel_server.monitor.commands import app
 from umbel_server.monitor.fairness import fairness
-from umbel_server.monitor.operations import Ending, operations, quantiles
+from umbel_server.monitor.operations import Ending, operations, quantiles, training
 from umbel_server.monitor.performance import BLIND, estimated, performance
 from umbel_server.monitor.rates import Rate, gap, rate, wilson
 from umbel_server.monitor.suppress import shown
@@ -328,6 +328,19 @@ def test_a_device_that_tells_nonsense_is_named_and_changes_no_figure() -> None:
     assert good.energy.joules == pytest.approx(50.0)
     assert "RAPL" in good.energy.method
     assert [each.what for each in good.endings] == ["a", "b"]
+
+
+def test_the_energy_of_a_training_is_the_median_devices_own_mean() -> None:
+    def told(number: int, uj: int, trainings: int) -> Report:
+        return report(number, {"round.energy_rapl_uj": uj, "round.trainings": trainings})
+
+    own = [told(number, 2_000_000 * (number + 1), number + 1) for number in range(4)]
+    own += [told(4, 90_000_000, 1), told(5, MAX_COUNT, 1), told(6, 5, 0), report(7, {"energy_rapl_uj": 5})]
+    found = training(own)
+    assert found is not None
+    assert (found.joules, found.devices, found.trainings) == (pytest.approx(2.0), 5, 11)
+    assert "RAPL" in found.method
+    assert training(own[-2:]) is None
 
 
 def test_without_energy_counters_no_cost_is_made_up() -> None:

@@ -19,6 +19,7 @@ from umbel_proto.errors import MissingExtraError, UnavailableError
 
 if TYPE_CHECKING:
     from umbel._home.directory import DeviceHome
+    from umbel._telemetry.telemetry import Telemetry
 
 log = logging.getLogger("umbel")
 
@@ -94,7 +95,7 @@ def run(
         with Device.open(where.path, poll_s=POLL_S if poll is None else poll) as device:
             click.echo(f"ready {device.id}")
             with service():
-                _take_part(where, data, stop, trainer)
+                _take_part(where, data, stop, trainer, device.telemetry)
     log.info("stopped")
 
 
@@ -126,7 +127,9 @@ def _come_back(home: DeviceHome) -> None:
         log.warning("%s", exc)
 
 
-def _take_part(home: DeviceHome, data: Path | None, stop: threading.Event, trainer: str | None) -> None:
+def _take_part(
+    home: DeviceHome, data: Path | None, stop: threading.Event, trainer: str | None, telemetry: Telemetry
+) -> None:
     """Join the fleet's rounds, or wait, until told to stop."""
     if home.identity.superlink:
         try:
@@ -140,5 +143,6 @@ def _take_part(home: DeviceHome, data: Path | None, stop: threading.Event, train
         else:
             from umbel.train.load import load_trainer
 
-            run_node(home, data, stop=stop, trainer=None if trainer is None else load_trainer(trainer))
+            made = None if trainer is None else load_trainer(trainer)
+            run_node(home, data, stop=stop, trainer=made, tell=telemetry._add)
     stop.wait()

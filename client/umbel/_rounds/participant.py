@@ -29,6 +29,7 @@ from umbel._rounds.asked import AskedQueries
 from umbel._rounds.conditions import Conditions, NotNowError
 from umbel._rounds.contribution import Contribution, TrainerFactory, contribute
 from umbel._rounds.ledger import Ledger
+from umbel._telemetry.gauges import Rapl
 from umbel.train.onnx import OnnxTrainer
 from umbel_proto.analytics.query import Query, open_query, query_hash
 from umbel_proto.analytics.rules import check_fields, session_objection
@@ -59,6 +60,8 @@ KINDS = tuple(PAIRWISE.kinds)
 """The types of the messages that follow an invitation."""
 
 Vector = NDArray[np.float32]
+Tell = Callable[[str, int], None]
+"""Adds to a counter of the device's own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +97,8 @@ class Participant:
         trainer: Makes the trainer of a package that this device has verified.
         clock: Tells the time, Unix seconds.
         conditions: When the device trains; by default what its home and this machine say.
+        tell: Counts in the device's telemetry what its trainings take; None: nothing is told.
+        energy: What the processor spends.
     """
 
     def __init__(
@@ -104,8 +109,12 @@ class Participant:
         trainer: TrainerFactory = OnnxTrainer,
         clock: Callable[[], float] = time.time,
         conditions: Conditions | None = None,
+        tell: Tell | None = None,
+        energy: Callable[[], Rapl] = Rapl,
     ) -> None:
         self._home = home
+        self._tell = tell
+        self._energy = energy
         self._trainer = trainer
         self._data = data
         self._clock = clock
@@ -171,7 +180,11 @@ class Participant:
             return self._turn(admission.step, saved.contribution)
         self._conditions.check()
         package = self._package(plan.model, plan.package_version, plan.package_sha256.hex())
+        energy = self._energy()
         contribution = self._contribution(package, admission.session, plan, vector)
+        if self._tell is not None and (spent_uj := energy.spent_uj()):
+            self._tell("round.trainings", 1)
+            self._tell("round.energy_rapl_uj", spent_uj)
         return self._turn(admission.step, contribution.to_bytes())
 
     def _ask(

@@ -224,6 +224,12 @@ def show_operations(
             "energy, J per 1,000 predictions",
             "not told" if cost is None else f"{cost.joules:.3g} ({cost.devices} devices; {cost.method})",
         ),
+        (
+            "energy, J per training in a round",
+            "not told"
+            if now.training is None
+            else f"{now.training.joules:.3g} ({now.training.devices} devices; {now.training.method})",
+        ),
         ("delivered, bytes", f"{now.delivered_bytes:,}; deltas saved {now.saved_bytes:,}"),
         ("batches", f"{now.waiting:,} wait, {now.rejected:,} rejected"),
         ("device certificates", f"{now.expiring:,} end within 7 days, {now.expired:,} have ended"),

@@ -1,7 +1,6 @@
 """How devices run a model: how fast, how often it fails, what it costs, and what comes to an end.
 
-Every figure of cost names its method. What no device tells is not made up: what it drew from a
-battery, what a round took in energy.
+Every figure of cost names its method. What no device tells is not made up, as what it drew from a battery.
 """
 
 from __future__ import annotations
@@ -20,12 +19,15 @@ from umbel_server.store.devices import Device
 from umbel_server.store.reports import Report, histograms
 
 ENERGY, BYTES, SAVED = "energy_rapl_uj", "delivery.bytes", "delivery.saved_bytes"
+TRAININGS, TRAINING_ENERGY = "round.trainings", "round.energy_rapl_uj"
 RAPL = "RAPL: the processor's own counters, all processes of the device; devices without them are left out"
 MEMORY_MIB = "memory_mib"
 _QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
 _ODD, _NOT_ODD, _MOST_BYTES = 1000.0, 1e6, 1 << 50
 _MOST_UJ = 10**15
 """More than a device can have spent between two windows: a kilowatt for eleven days."""
+_MOST_TRAININGS = 10**6
+"""More than a device can have done between two windows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +44,23 @@ class Cost:
     joules: float
     devices: int
     predictions: int
+    method: str = RAPL
+
+
+@dataclass(frozen=True, slots=True)
+class Training:
+    """What a device's part in a round costs, on the devices that tell; of all models.
+
+    Args:
+        joules: Of one training: the median device's mean.
+        devices: Of how many devices.
+        trainings: Of how many trainings.
+        method: How it was measured.
+    """
+
+    joules: float
+    devices: int
+    trainings: int
     method: str = RAPL
 
 
@@ -79,6 +98,7 @@ class Operations:
         expiring: Devices whose certificate ends within a week, those that can still renew it.
         expired: Devices whose certificate has ended.
         endings: The service's own certificates and signed metadata, the first to end first.
+        training: What a device's part in a round costs; None: no device tells.
     """
 
     devices: int
@@ -96,6 +116,7 @@ class Operations:
     expiring: int
     expired: int
     endings: tuple[Ending, ...]
+    training: Training | None = None
 
 
 def operations(
@@ -145,6 +166,7 @@ def operations(
         expiring=sum(now_s <= each.certificate_not_after_s < now_s + 7 * 86400 for each in active),
         expired=sum(each.certificate_not_after_s < now_s for each in active),
         endings=tuple(sorted(endings, key=lambda each: each.ends_s)),
+        training=training(own),
     )
 
 
@@ -178,6 +200,24 @@ def energy(reports: Sequence[Report], own: Sequence[Report]) -> Cost | None:
     # The median device: one that tells nonsense is not the fleet's bill.
     each_j = np.array([spent[device] / 1e6 / (count / 1000) for device, count in made.items()])
     return Cost(float(np.median(each_j)), len(made), sum(made.values()))
+
+
+def training(own: Sequence[Report]) -> Training | None:
+    """Return what a device's part in a round costs in energy, on devices that tell; None: none does.
+
+    The whole device's energy while it trains is counted: an upper bound of what the training needs.
+    """
+    told = [
+        (uj, count)
+        for each in own
+        if 0 < (uj := each.counters.get(TRAINING_ENERGY, 0)) < _MOST_UJ
+        and 0 < (count := each.counters.get(TRAININGS, 0)) <= _MOST_TRAININGS
+    ]
+    if not told:
+        return None
+    # The median device, as for predictions.
+    joules = float(np.median([uj / 1e6 / count for uj, count in told]))
+    return Training(joules, len(told), sum(count for _, count in told))
 
 
 def _odd(reports: Sequence[Report], own: Sequence[Report]) -> frozenset[str]:

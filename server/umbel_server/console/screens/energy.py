@@ -16,6 +16,7 @@ from umbel_server.console.seen.energy import (
     ARRIVED,
     SEALED,
     SERIALIZED,
+    TRAINED,
     Spent,
     energy_chart,
     spent,
@@ -78,6 +79,15 @@ def _rows(seen: Spent | None) -> Iterator[tuple[object, ...]]:
     cost = seen.operations.energy
     if cost is not None:
         yield "energy of a prediction", f"{cost.devices} devices", seen.joules, "J", cost.method
+    training = seen.operations.training
+    if training is not None:
+        yield (
+            "energy of a training in a round",
+            f"{training.devices} devices",
+            training.joules,
+            "J",
+            training.method,
+        )
     for name, value, method in (
         ("reports, of a thousand predictions", seen.up_per_thousand, SEALED),
         ("packages, of a thousand predictions", seen.down_per_thousand, ARRIVED),
@@ -94,3 +104,5 @@ def _rows(seen: Spent | None) -> Iterator[tuple[object, ...]]:
     for each in seen.rounds:
         yield f"round {each.round}, up, each device", each.run, each.up_bytes, "B", SERIALIZED
         yield f"round {each.round}, down, each device", each.run, each.down_bytes, "B", SERIALIZED
+        if each.joules is not None:
+            yield f"round {each.round}, energy, all devices", each.run, each.joules / 3600, "Wh", TRAINED

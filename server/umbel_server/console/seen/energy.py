@@ -19,6 +19,7 @@ ARRIVED = "devices' own count: bytes of packages and deltas that arrived, withou
 SERIALIZED = (
     "the coordinator's count: serialized messages of a round, without TLS, for each device that took part"
 )
+TRAINED = "the median device's energy of a training (RAPL, all of its processes meanwhile) times the devices that took part"
 MOST_ROUNDS = 50
 
 
@@ -57,7 +58,8 @@ class RoundCost:
         up_bytes: Bytes up, for each.
         down_bytes: Bytes down, for each.
         finished_s: When it ended, Unix seconds.
-        price: What the traffic of all of them cost.
+        joules: Energy of all of them while they trained: the median device's times as many; None: no device tells.
+        price: What that and the traffic of all of them cost.
     """
 
     run: str
@@ -67,6 +69,7 @@ class RoundCost:
     up_bytes: float
     down_bytes: float
     finished_s: float
+    joules: float | None
     price: float
 
 
@@ -205,6 +208,8 @@ def _days(store: Store, watched: Watched, look: Look) -> tuple[EnergyDay, ...]:
 
 
 def _rounds(store: Store, look: Look, prices: Prices) -> tuple[RoundCost, ...]:
+    assert isinstance(look.now, Operations)
+    training = look.now.training
     found: list[RoundCost] = []
     for run in store.runs.all():
         for each in store.runs.rounds(run.id):
@@ -213,6 +218,9 @@ def _rounds(store: Store, look: Look, prices: Prices) -> tuple[RoundCost, ...]:
             if each.finished_s < look.since_s or up is None or down is None:
                 continue
             devices = len(each.participations)
-            price = prices.of(sent_bytes=devices * (up + down))
-            found.append(RoundCost(run.id, each.round, run.model, devices, up, down, each.finished_s, price))
+            joules = None if training is None else devices * training.joules
+            price = prices.of(joules=joules or 0.0, sent_bytes=devices * (up + down))
+            found.append(
+                RoundCost(run.id, each.round, run.model, devices, up, down, each.finished_s, joules, price)
+            )
     return tuple(sorted(found, key=lambda each: -each.finished_s)[:MOST_ROUNDS])
