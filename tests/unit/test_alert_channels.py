@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from alert_receivers import PASSWORD, USER, Mailbox, Received, https_receiver, mail_server
 from service_fleet import ManualClock, make_fleet
-from umbel_proto.errors import UnavailableError
+from umbel_proto.errors import UnavailableError, UsageError
 from umbel_server.fleet.layout import FleetDir
 from umbel_server.monitor.alerts.channels import Alertmanager, Channel, Mail, Webhook
 from umbel_server.monitor.alerts.command import app
@@ -125,6 +125,27 @@ def test_an_url_that_is_a_secret_is_in_no_sentence(fleet: FleetDir) -> None:
     with pytest.raises(UnavailableError) as caught:
         send(fleet, channel)
     assert "T0KEN" not in str(caught.value)
+
+
+@pytest.mark.parametrize("token", ["T0KEN\nmore", "T0KEN\x00", "T0KEN\u00f6"])
+def test_a_token_that_no_header_takes_is_in_no_sentence(
+    fleet: FleetDir, received: Received, token: str
+) -> None:
+    (fleet.path / "keys" / "token").write_text(token, "utf-8")
+    channel = Alertmanager("am", received.url, Secret(file="keys/token"), "ca/ca.pem")
+    with pytest.raises(UsageError, match="Channel am: its token is not one line") as caught:
+        send(fleet, channel)
+    assert "T0KEN" not in str(caught.value)
+    assert received.requests == []
+
+
+def test_a_password_that_mail_servers_do_not_take_is_in_no_sentence(fleet: FleetDir) -> None:
+    (fleet.path / "keys" / "odd").write_text("h\u00fcsh", "utf-8")
+    with mail_server(fleet) as mailbox:
+        with pytest.raises(UsageError, match="Channel mail: its password is not ASCII") as caught:
+            send(fleet, mail(mailbox, password=Secret(file="keys/odd")))
+        assert "h\u00fcsh" not in str(caught.value)
+    assert mailbox.messages == []
 
 
 def test_alertmanager_gets_postable_alerts_and_when_to_forget_them(

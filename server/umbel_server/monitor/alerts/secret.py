@@ -71,6 +71,11 @@ class Secret:
         return ran.stdout.decode(errors="replace")
 
 
+def fits_header(secret: str) -> bool:
+    """Return whether a secret can be sent in a header: visible ASCII on one line. What cannot, httpx's error would tell."""
+    return secret.isascii() and secret.isprintable() and secret == secret.strip()
+
+
 def read_secret(fields: Fields, name: str) -> Secret | None:
     """Return where a secret is, of the fields ``NAME_file``, ``NAME_env`` and ``NAME_command``; None: nowhere.
 

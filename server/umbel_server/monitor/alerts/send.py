@@ -18,6 +18,7 @@ import httpx
 
 from umbel_proto.errors import StorageError, UmbelError, UnavailableError, UsageError
 from umbel_server.monitor.alerts.channels import Alertmanager, Channel, Mail, Webhook, check_url
+from umbel_server.monitor.alerts.secret import fits_header
 
 PATIENCE_S = 10.0
 MAX_ANSWER = 64 * 1024
@@ -51,7 +52,7 @@ class Sender:
         Raises:
             UnavailableError: The receiver does not answer, or refuses.
             StorageError: A secret or certificate cannot be read.
-            UsageError: A URL in a file cannot be used.
+            UsageError: A URL or a secret in a file cannot be used.
         """
         match channel:
             case Webhook():
@@ -79,7 +80,10 @@ class Sender:
     ) -> None:
         headers = {DELIVERY: str(number)}
         if channel.token is not None:
-            headers["Authorization"] = f"Bearer {channel.token.read(self._directory, self._environment)}"
+            token = channel.token.read(self._directory, self._environment)
+            if not fits_header(token):
+                raise UsageError(f"Channel {channel.name}: its token is not one line of visible ASCII.")
+            headers["Authorization"] = f"Bearer {token}"
         told = postable(body, until_s=now_s + 3 * channel.remind_s)
         data = json.dumps(told, ensure_ascii=False).encode()
         self._post(channel.name, channel.url.rstrip("/") + "/api/v2/alerts", data, headers, channel.ca_file)
@@ -108,6 +112,8 @@ class Sender:
         password = (
             "" if channel.password is None else channel.password.read(self._directory, self._environment)
         )
+        if not password.isascii():
+            raise UsageError(f"Channel {channel.name}: its password is not ASCII, which mail servers take.")
         try:
             if channel.tls == "implicit":
                 server: smtplib.SMTP = smtplib.SMTP_SSL(
