@@ -275,6 +275,13 @@ def test_a_tracking_uri_without_tls_or_server_is_refused(uri: str) -> None:
         Mlflow(uri, {})
 
 
+@pytest.mark.parametrize("token", ["T0KEN ", "T0KEN\n", "T0\x00KEN", "T0KEN\u00f6"])
+def test_a_token_that_no_header_takes_is_in_no_sentence(token: str) -> None:
+    with pytest.raises(UsageError, match="MLFLOW_TRACKING_TOKEN is not one line") as caught:
+        Mlflow("https://mlflow.example", {"MLFLOW_TRACKING_TOKEN": token})
+    assert "T0" not in str(caught.value)
+
+
 def test_a_server_that_is_no_mlflow_is_named(world: TwoPlaces, mlflow: Tracking, tmp_path: Path) -> None:
     with (
         Mlflow(f"{mlflow.url}/nowhere", {}, ca=world.fleet.ca_pem) as server,

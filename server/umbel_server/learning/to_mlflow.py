@@ -20,6 +20,7 @@ import httpx
 from umbel_proto.errors import RefusedError, RemoteProtocolError, StorageError, UnavailableError, UsageError
 from umbel_server.learning.exported import Exported, Point
 from umbel_server.monitor.alerts.channels import check_url
+from umbel_server.monitor.alerts.secret import fits_header
 from umbel_server.monitor.alerts.send import cause
 
 PATIENCE_S = 60.0
@@ -44,7 +45,7 @@ class Mlflow:
         ca: Certificates that the server's is checked against; None: the system's.
 
     Raises:
-        UsageError: That is no such URL.
+        UsageError: That is no such URL, or the token is none that can be sent.
         StorageError: The certificates cannot be read.
     """
 
@@ -57,6 +58,8 @@ class Mlflow:
             raise StorageError(f"{ca} holds no certificate that can be read.") from exc
         trust.minimum_version = ssl.TLSVersion.TLSv1_2
         token, user = environment.get(TOKEN), environment.get(USER)
+        if token and not fits_header(token):
+            raise UsageError(f"{TOKEN} is not one line of visible ASCII: set it anew.")
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         self._http = httpx.Client(
             base_url=uri.rstrip("/") + _PREFIX,
