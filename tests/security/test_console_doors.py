@@ -167,6 +167,18 @@ def test_a_session_that_expired_does_nothing_and_says_so(world: ConsoleWorld) ->
     assert again.headers["location"] == "/?range=1h"
 
 
+@pytest.mark.parametrize("path", ["//evil.example/x", "/\\evil.example", "//evil.example?range=1h"])
+def test_an_address_that_looks_like_a_page_of_ours_leads_to_no_other_host(
+    world: ConsoleWorld, path: str
+) -> None:
+    visitor = world.signed_in(Role.VIEWER)
+    for name in ("referer", "hx-current-url"):
+        told = {name: f"{world.url}{path}"}
+        changed = visitor.client.post("/theme", data={"csrf": visitor.csrf, "theme": "dark"}, headers=told)
+        assert changed.headers["location"] == "/"
+        assert "evil" not in visitor.get("/nowhere", headers=told).text
+
+
 def test_a_screen_left_alone_ends_its_session_though_it_refreshes_itself(world: ConsoleWorld) -> None:
     visitor = world.signed_in(Role.VIEWER)
     for _ in range(4):

@@ -132,7 +132,13 @@ def _next(path: str) -> str:
 def came_from(request: Request) -> str:
     """Return the path of the page that a request came from, if it is one of ours; else the first page."""
     parts = urlsplit(request.headers.get("hx-current-url") or request.headers.get("referer", ""))
-    return parts.path + _query(parts.query) if parts.netloc == request.url.netloc and parts.path else "/"
+    return safe(parts.path + _query(parts.query)) if parts.netloc == request.url.netloc else "/"
+
+
+def safe(there: str) -> str:
+    """Return a path of the console, whatever a link says: one that begins with two slashes is another host's address."""
+    fine = there.startswith("/") and there[1:2] not in ("/", "\\") and there.isprintable()
+    return there if fine else "/"
 
 
 async def read_form(request: Request) -> Form:

@@ -15,10 +15,9 @@ from umbel_server.access.permissions import Permission
 from umbel_server.api.service import StoreOf
 from umbel_server.console.confirm import Deed, ask, conflict, refusal
 from umbel_server.console.form import Form, FormOf
-from umbel_server.console.guard import ScreenRoute, may
+from umbel_server.console.guard import ScreenRoute, may, safe
 from umbel_server.console.page import done
 from umbel_server.console.screens.devices import every_device, named
-from umbel_server.console.screens.sign_in import safe
 from umbel_server.store.store import Store
 from umbel_server.store.wanted import Status, Wanted
 

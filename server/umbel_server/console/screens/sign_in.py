@@ -15,7 +15,7 @@ from umbel_server.api.guard import failed, waiting
 from umbel_server.api.problems import Problem
 from umbel_server.api.service import ServiceOf, StoreOf
 from umbel_server.console.form import FormOf
-from umbel_server.console.guard import MAX_NEXT, OpenScreen, ScreenRoute, came_from, may
+from umbel_server.console.guard import MAX_NEXT, OpenScreen, ScreenRoute, came_from, may, safe
 from umbel_server.console.page import THEMES, page
 from umbel_server.console.session import SessionOf, begin, end, session_of_cookie
 from umbel_server.store.api_tokens import SignInError
@@ -119,12 +119,6 @@ def set_theme(request: Request, form: FormOf) -> Response:
     if theme in THEMES:
         cookies.keep(answer, cookies.THEME, theme, life_s=YEAR_S, strict=True)
     return answer
-
-
-def safe(there: str) -> str:
-    """Return a path of the console, whatever a link says."""
-    fine = there.startswith("/") and there[1:2] not in ("/", "\\") and there.isprintable()
-    return there if fine else "/"
 
 
 def _form(
