@@ -113,6 +113,8 @@ def test_a_form_that_is_opened_holds_a_plan_that_this_fleet_would_take(operator:
     ("toml", "status", "says"),
     [
         ("model = ", 422, "not TOML"),
+        (f"model = {'9' * 5000}", 422, "no plan has"),
+        (f"model.{'a.' * 5000}a = 1", 422, "no plan has"),
         (TOML.replace('"tiny"', '"none"'), 422, "released no such package"),
         (TOML.replace("rounds = 2", "rounds = 0"), 422, "rounds is 0"),
         (TOML + "sigma = 1", 422, "unknown field"),

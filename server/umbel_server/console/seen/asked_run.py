@@ -67,14 +67,18 @@ def read_toml(text: str) -> dict[str, Any]:
     """Return a plan's fields.
 
     Raises:
-        UsageError: It is too long, or not TOML.
+        UsageError: It is too long, not TOML, or holds what no plan has.
     """
     if len(text) > MAX_TOML:
         raise UsageError(f"The plan is longer than {MAX_TOML:,} characters: use  umbel rounds start  for it.")
     try:
-        return tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, RecursionError) as exc:
+        fields = tomllib.loads(text)
+        json.dumps(fields, default=str)
+    except tomllib.TOMLDecodeError as exc:
         raise UsageError(f"The plan is not TOML: {str(exc)[:200]}.") from exc
+    except (ValueError, RecursionError) as exc:
+        raise UsageError("The plan holds a number or a nesting that no plan has: see the reference.") from exc
+    return fields
 
 
 def spending(fleet: FleetDir, store: Store, checked: Checked) -> Spending:
