@@ -234,6 +234,19 @@ def test_consent_taken_back_withdraws_what_was_announced(world: World, device: D
     assert [each.state for each in told(world)] == ["withdrawn", "open"]
 
 
+def test_an_answer_on_its_way_is_left_once_consent_is_taken_back(world: World, device: Device) -> None:
+    ask(device)
+    device.sync()
+    [found] = told(world)
+    answer(world.fleet, world.store, found.id, "3", actor=ADA, reason="three strokes")
+    device.consent.revoke("reviews", by="Rose")
+    device._desk.take(world.store.reviews.answers_for(found.device))
+    assert len(device.model("digits").review.pending()) == 1
+    assert len(device.data("digits").examples()) == 0
+    device.sync()
+    assert [each.state for each in told(world)] == ["withdrawn"]
+
+
 def test_consent_taken_back_withdraws_also_what_was_decided(world: World, device: Device) -> None:
     for row in range(2):
         ask(device, row)

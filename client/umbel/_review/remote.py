@@ -86,12 +86,16 @@ class Remote:
     def take(self, answers: Sequence[bytes]) -> None:
         """Decide on predictions as the fleet's people answered; one that was taken before changes nothing.
 
+        Nobody decides from afar where nothing may be announced any more: an answer that was on its way is left.
+
         Args:
             answers: Signed answers, as they came.
 
         Raises:
             StorageError: The disk is full: the rest waits until it comes again.
         """
+        if not may_announce(self._home):
+            return
         identity, authority = self._home.identity, self._home.authority()
         for signed in answers:
             try:
