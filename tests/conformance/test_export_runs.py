@@ -252,6 +252,12 @@ def test_a_directory_of_another_run_of_that_name_is_left_alone(tmp_path: Path) -
         write(exported(shown("twin", 2.5), ()), tmp_path)
 
 
+@pytest.mark.parametrize("name", ["../evil", "/tmp/evil", "x' or '1' = '1"])
+def test_a_run_whose_name_is_none_is_exported_nowhere(name: str) -> None:
+    with pytest.raises(UsageError, match="run"):
+        exported(shown(name, 1.0), ())
+
+
 def test_an_infinite_epsilon_is_no_figure() -> None:
     attempt = {
         "round": 1, "attempt": 1, "state": "opened", "started_s": 1.0, "finished_s": 2.0, "participations": [],

@@ -11,6 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from umbel_proto.ids import check_name
+
 _SCALARS = {
     "accuracy": "heldout/accuracy",
     "r2": "heldout/r2",
@@ -70,7 +72,11 @@ def exported(run: Mapping[str, Any], attempts: Sequence[Mapping[str, Any]]) -> E
     Args:
         run: The run and its plan, as ``umbel rounds show --json`` has them.
         attempts: Its attempts at rounds, as there.
+
+    Raises:
+        UsageError: The run's name is none: it comes from a service, and a directory is called by it.
     """
+    check_name(run["run"], "run")
     plan = dict(_flat(run["plan"]))
     tries = Counter(each["round"] for each in attempts)
     opened = [each for each in attempts if each["state"] == "opened"]
