@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from typing import Annotated
+from unicodedata import category
 
 import typer
 
@@ -20,7 +21,10 @@ def print_json(value: object) -> None:
 
 
 def print_table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
-    """Print a table: closer together where the terminal is narrow, and unbroken where there is none."""
+    """Print a table: closer together where the terminal is narrow, and unbroken where there is none.
+
+    Cells are text, whoever wrote it: nothing in them is markup, and what is no character of a text is replaced.
+    """
     from rich import box
     from rich.console import Console
     from rich.measure import Measurement
@@ -28,14 +32,19 @@ def print_table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> Non
 
     table = Table(*header, box=box.SIMPLE_HEAD)
     for row in rows:
-        table.add_row(*row)
-    console = Console()
+        table.add_row(*map(_plain, row))
+    console = Console(markup=False, emoji=False)
     wide = Measurement.get(console, console.options.update(width=UNBROKEN_COLUMNS), table).maximum
     if not console.is_terminal:
         console.width = wide
     elif wide > console.width:
         table.padding = 0
     console.print(table)
+
+
+def _plain(cell: str) -> str:
+    # Unicode's categories C: what a terminal obeys, and what turns the direction of writing.
+    return "".join("\ufffd" if category(each)[0] == "C" and each != "\n" else each for each in cell)
 
 
 def duration(seconds: float) -> str:
