@@ -117,6 +117,8 @@ def test_a_form_that_is_opened_holds_a_plan_that_this_fleet_would_take(operator:
         (f"model.{'a.' * 5000}a = 1", 422, "no plan has"),
         (TOML.replace('"tiny"', '"none"'), 422, "released no such package"),
         (TOML.replace("rounds = 2", "rounds = 0"), 422, "rounds is 0"),
+        (TOML.replace("rounds = 2", f"rounds = {10**400}"), 422, "rounds is a whole number of more"),
+        (TOML.replace("= 4.0", f"= {10**400}"), 422, "noise_multiplier is a whole number of more"),
         (TOML + "sigma = 1", 422, "unknown field"),
         ('heldout = "../../etc/passwd.npz"' + TOML, 422, "the name of an .npz file"),
         (TOML.replace("= 4.0", "= 0.1"), 409, "below the fleet's floor of 0.5"),

@@ -439,6 +439,9 @@ def _check_type(name: str, value: object, annotation: str) -> None:
     # Python counts true and false among the whole numbers, and a plan does not.
     if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
         raise UsageError(f"{name} is {value!r}: write {wanted}.")
+    # A longer one becomes no float, and no record keeps it.
+    if isinstance(value, int) and value.bit_length() > 64:
+        raise UsageError(f"{name} is a whole number of more than 64 bits: no plan has one.")
 
 
 def _at_least(name: str, value: int, least: int) -> None:
