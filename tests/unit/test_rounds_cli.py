@@ -88,6 +88,8 @@ def test_a_good_plan_is_checked_and_said_what_it_costs(rounds: Terminal, tmp_pat
     ("text", "says", "code"),
     [
         ("model = ", "not TOML", 2),
+        ("rounds = " + "9" * 5000, "not TOML", 2),
+        ("model = " + "[" * 5000, "not TOML", 2),
         (GOOD.replace('"digits"', '"iris"'), "published no such|released no such package", 2),
         ("version = 9\n" + GOOD, "version 9", 2),
         (GOOD.replace("rounds = 2", "rounds = 0"), "rounds is 0", 2),

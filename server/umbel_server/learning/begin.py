@@ -49,7 +49,7 @@ def read_mapping(path: Path) -> dict[str, Any]:
         raw = tomllib.loads(path.read_text("utf-8"))
     except OSError as exc:
         raise UsageError(f"The plan {path} cannot be read: {exc.strerror}.") from exc
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
+    except (ValueError, RecursionError) as exc:  # No TOML, no UTF-8, a number or a nesting without end.
         raise UsageError(f"The plan {path} is not TOML: {exc}.") from exc
     result = raw.get("result")
     for table, name in ((raw, "heldout"), (result if isinstance(result, dict) else {}, "calibration")):
