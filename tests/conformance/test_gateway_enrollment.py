@@ -139,7 +139,7 @@ def test_no_secret_is_logged(served: Served, caplog: pytest.LogCaptureFixture) -
     token = store.tokens.issue(valid_s=HOUR_S)
     PlainDevice().enroll(fleet, token)
     refusal(lambda: PlainDevice().enroll(fleet, token))
-    assert "enrolled device=" in caplog.text
+    assert "issued device=" in caplog.text
     assert "refused Enroll" in caplog.text
     for shown in (token.hex(), repr(token)[2:-1]):
         assert shown not in caplog.text

@@ -117,12 +117,17 @@ class Spool:
         return int(row[0])
 
     def oldest_made_s(self) -> int | None:
-        """Return when the batch that has waited longest was sealed, Unix seconds; None: none waits."""
+        """Return when the batch that has waited longest was sealed, Unix seconds; None: none waits, or its header is damaged."""
+        from google.protobuf.message import DecodeError
+
         from umbel_proto.wire import telemetry_pb2 as pb
 
         with self._lock, storage_errors(self._path, _ADVICE):
             row = self._connection.execute("SELECT header FROM batches ORDER BY id LIMIT 1").fetchone()
-        return None if row is None else pb.BatchHeader.FromString(row[0]).created_s
+        try:
+            return None if row is None else pb.BatchHeader.FromString(row[0]).created_s
+        except DecodeError:
+            return None  # The gateway will refuse it: no reason to seal nothing meanwhile.
 
     def append(self, batch: Sealed) -> int:
         """Keep a batch until it is acknowledged.
