@@ -83,7 +83,6 @@ def test_an_experiment_reads_the_same_in_both_places_from_its_plan_to_its_decisi
 
 
 def test_an_experiment_is_drawn_from_afar(world: TwoPlaces) -> None:
-    pytest.importorskip("matplotlib")
     devices = shop(world.store, world.clock)
     world.run(START, "far")
     devices.check()
