@@ -18,7 +18,7 @@ from umbel_server.monitor.alerts.defaults import DEFAULT_TOML
 from umbel_server.monitor.alerts.evaluate import Evaluator, rules_path
 from umbel_server.rollouts.decider import Decider
 from umbel_server.rollouts.offers import Offers, Said
-from umbel_server.rollouts.plan import DEFAULT_GATES, Gate, Kind, RolloutPlan, Step
+from umbel_server.rollouts.plan import DEFAULT_GATES, SHADOW_GATES, Kind, RolloutPlan, Step
 from umbel_server.store.batches import Arrival
 from umbel_server.store.rollups import Rollup, Verdict
 from umbel_server.store.store import Store, open_store
@@ -101,7 +101,11 @@ def windows_until_rolled_back(
     return WINDOWS + 2, "", ""
 
 
-NO_LATENCY = replace(PLAN, gates=tuple(gate for gate in DEFAULT_GATES if gate.kind is not Kind.LATENCY))
+def without(*kinds: Kind) -> RolloutPlan:
+    return replace(PLAN, gates=tuple(gate for gate in DEFAULT_GATES if gate.kind not in kinds))
+
+
+NO_LATENCY, NO_ACCURACY = without(Kind.LATENCY), without(Kind.ESTIMATED, Kind.CONFIDENCE)
 
 
 @pytest.mark.parametrize(
@@ -109,10 +113,17 @@ NO_LATENCY = replace(PLAN, gates=tuple(gate for gate in DEFAULT_GATES if gate.ki
     [
         (PLAN, {"slower": 0.3}, "service:rollouts", "gate latency p95: latency rose by"),
         (NO_LATENCY, {"slower": 0.3}, "alert:candidate-slower", "latency rose by"),
-        (PLAN, {"worse": 0.05}, "alert:candidate-less-sure", "confidence moved by -0.0"),
+        (PLAN, {"worse": 0.05}, "service:rollouts", "gate estimated_accuracy: estimated accuracy fell by"),
+        (NO_ACCURACY, {"worse": 0.05}, "alert:candidate-less-sure", "estimated accuracy fell by"),
         (PLAN, {"wrong": 0.05}, "alert:candidate-less-right", "agreement with labels fell"),
     ],
-    ids=["30 % slower", "30 % slower, no gate", "5 points by confidence", "5 points by labels"],
+    ids=[
+        "30 % slower",
+        "30 % slower, no gate",
+        "5 points by confidence",
+        "5 points by confidence, no gate",
+        "5 points by labels",
+    ],
 )
 def test_an_injected_regression_is_taken_back_within_two_windows_with_its_reason(
     world: World, directory: FleetDir, plan: RolloutPlan, injected: dict[str, float], actor: str, words: str
@@ -134,7 +145,7 @@ def test_five_points_fewer_answers_that_agree_beside_what_answers_are_taken_back
     world: World,
 ) -> None:
     steps = (Step("beside", 50, least_s=3600.0, shadow=True), *PLAN.steps)
-    made = world.start(3, RolloutPlan(steps=steps, gates=(Gate(Kind.AGREEMENT, 0.02),)))
+    made = world.start(3, RolloutPlan(steps=steps, gates=SHADOW_GATES))
     offers, said = (
         Offers(world.store.releases, world.store.placements),
         Said(able=True, shadows={sha256(3): ""}),

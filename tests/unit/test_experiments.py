@@ -432,4 +432,6 @@ def test_a_plan_comes_back_as_it_was_written() -> None:
         assert again == replace(plan, steps=plan.following)
     short = ExperimentPlan.from_toml('metric = "errors"\nleast_effect = 0.01')
     assert [step.name for step in short.to_rollout().steps] == ["experiment", "half", "all"]
-    assert [gate.name for gate in short.gates] == ["failed", "errors", "violations", "latency p95"]
+    assert [gate.name for gate in short.gates] == [
+        "failed", "errors", "violations", "latency p95", "estimated_accuracy", "confidence",
+    ]  # fmt: skip

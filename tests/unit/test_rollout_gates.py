@@ -9,6 +9,7 @@ import pytest
 
 from umbel_proto.errors import UsageError
 from umbel_proto.histogram import AMOUNT, CONFIDENCE, LATENCY_US, Histogram
+from umbel_proto.privacy.response import Response
 from umbel_server.rollouts.gates import Evidence, Outcome, Reported, Verdict, check_metrics, judge
 from umbel_server.rollouts.plan import Gate, Kind, OnFailure, RolloutPlan, Step
 
@@ -111,16 +112,70 @@ def test_no_error_at_all_on_few_predictions_is_no_proof() -> None:
 
 @pytest.mark.parametrize("moved", [0.6, 0.95])
 def test_confidence_that_moves_either_way_fails(moved: float) -> None:
-    def sure(center: float) -> list[Reported]:
-        empty = Histogram.empty("confidence", CONFIDENCE)
-        return [
-            Reported({"predictions": 100}, {"confidence": empty.observe(CHANCE.normal(center, 0.02, 100))})
-            for _ in range(40)
-        ]
-
     gate = Gate(Kind.CONFIDENCE, 0.05)
     assert only(judge(plan(gate), Evidence(sure(moved), sure(0.8)))).outcome is Outcome.FAIL
     assert only(judge(plan(gate), Evidence(sure(0.8), sure(0.8)))).outcome is Outcome.PASS
+
+
+def sure(center: float, *, count: int = 40, epsilon: float | None = None) -> list[Reported]:
+    """Devices whose confidences lie around a center, each 100 times; randomized, if an epsilon is stated."""
+    empty = Histogram.empty("confidence", CONFIDENCE)
+    found = []
+    for _ in range(count):
+        told = empty.observe(CHANCE.normal(center, 0.02, 100).clip(0, 1))
+        if epsilon is not None:
+            # docs/spec/telemetry.md, section 5: a cell stays, or becomes any other one.
+            other = Response(len(told.counts), epsilon).other / 2**64
+            chances = np.full((len(told.counts),) * 2, other)
+            np.fill_diagonal(chances, 1 - other * (len(told.counts) - 1))
+            moved = sum(CHANCE.multinomial(n, row) for n, row in zip(told.counts, chances, strict=True))
+            told = Histogram("confidence", CONFIDENCE, tuple(map(int, moved)), epsilon=epsilon)
+        found.append(Reported({"predictions": 100}, {"confidence": told}))
+    return found
+
+
+ESTIMATED = Gate(Kind.ESTIMATED, 0.02)
+
+
+def test_a_candidate_that_promises_5_points_less_accuracy_fails_and_one_that_promises_more_passes() -> None:
+    verdict = only(judge(plan(ESTIMATED), Evidence(sure(0.85), sure(0.90))))
+    assert verdict.outcome is Outcome.FAIL
+    assert verdict.estimate == pytest.approx(0.05, abs=0.01)
+    assert "estimated accuracy fell by 5" in verdict.why
+    assert "tolerance 2 points, on 40 devices against 40" in verdict.why
+    assert only(judge(plan(ESTIMATED), Evidence(sure(0.95), sure(0.90)))).outcome is Outcome.PASS
+
+
+def test_the_accuracy_that_randomized_confidences_promise_is_estimated_without_bias() -> None:
+    verdict = only(
+        judge(
+            plan(ESTIMATED), Evidence(sure(0.80, count=600, epsilon=4.0), sure(0.90, count=600, epsilon=4.0))
+        )
+    )
+    assert verdict.outcome is Outcome.FAIL
+    assert verdict.estimate == pytest.approx(0.10, abs=0.02)
+    # As they were told, noise and all, they would lie half as far apart.
+    assert verdict.low is not None
+    assert verdict.low > 0.05
+
+
+def test_a_gate_of_confidences_holds_nothing_up_where_the_model_has_none() -> None:
+    silent, gates = counted(0.0, "errors", 50), plan(ESTIMATED, Gate(Kind.CONFIDENCE, 0.1))
+    said = judge(gates, Evidence(silent, silent))
+    assert [verdict.outcome for verdict in said] == [Outcome.UNDEFINED] * 2
+    assert "tells how sure it is" in said[0].why
+    # A candidate that stopped telling what the version before tells is no such case, and few devices prove nothing.
+    for evidence in (Evidence(silent, sure(0.9)), Evidence(silent[:4], silent)):
+        assert {verdict.outcome for verdict in judge(gates, evidence)} == {Outcome.OPEN}
+
+
+def test_a_plan_without_gates_has_those_that_see_accuracy() -> None:
+    kinds = {gate.kind: gate.tolerance for gate in RolloutPlan().gates}
+    assert (kinds[Kind.ESTIMATED], kinds[Kind.CONFIDENCE]) == (0.02, 0.10)
+    shadow = RolloutPlan.from_toml(
+        "[[step]]\nname = 'a'\npercent = 9\nshadow = true\n[[step]]\nname = 'b'\npercent = 100"
+    )
+    assert {gate.kind: gate.tolerance for gate in shadow.gates} == {**kinds, Kind.AGREEMENT: 0.03}
 
 
 def test_devices_that_reported_too_little_do_not_count() -> None:

@@ -244,7 +244,7 @@ name = "all"
 percent = 100
 """
     plan = RolloutPlan.from_toml(text)
-    assert plan.gates[-1] == Gate(Kind.AGREEMENT, 0.05)
+    assert plan.gates[-1] == Gate(Kind.AGREEMENT, 0.03)
     assert RolloutPlan.from_dict(plan.to_dict()) == plan
     assert RolloutPlan.from_dict(PLAN.to_dict()) == PLAN
 
@@ -252,7 +252,7 @@ percent = 100
 def test_the_error_level_is_shared_by_what_can_speak_only() -> None:
     # In the shadow: failed and agreement. In the step that answers: failed and latency.
     assert PLAN.gate_error == PLAN.error / 4
-    assert RolloutPlan().gate_error == RolloutPlan().error / (4 * (len(DEFAULT_STEPS) - 1))
+    assert RolloutPlan().gate_error == RolloutPlan().error / (6 * (len(DEFAULT_STEPS) - 1))
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ SAMPLE = 1000
 """Devices of either side that are compared at most: with so many the mean of what differs between devices by half is
 known to 2 %, and what more of them would add is not worth reading everything every few seconds."""
 
-_HISTOGRAM = {Kind.LATENCY: LATENCY, Kind.CONFIDENCE: CONFIDENCE}
+_HISTOGRAM = {Kind.LATENCY: LATENCY, Kind.ESTIMATED: CONFIDENCE, Kind.CONFIDENCE: CONFIDENCE}
 
 
 def gather(placements: Placements, rollout: Rollout, *, sample: int = SAMPLE) -> Evidence:

@@ -18,8 +18,10 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from umbel_proto.errors import UsageError
+from umbel_proto.histogram import CONFIDENCE as CONFIDENCES
 from umbel_proto.histogram import Histogram
 from umbel_proto.privacy.response import Response
+from umbel_server.monitor.confidences import confidences
 from umbel_server.rollouts.interval import Interval, Values, difference, share_evidence
 from umbel_server.rollouts.plan import Gate, Kind, RolloutPlan
 
@@ -28,6 +30,8 @@ LATENCY, CONFIDENCE = "latency_us", "confidence"
 CONTRACT = "contract."
 AGREEMENT = "shadow.agreement"
 COMPARED, AGREED, SHADOW_ERRORS = "shadow.compared", "shadow.agreed", "shadow.errors"
+RANDOMIZED = (AGREEMENT, CONFIDENCE)
+"""What gates read also where it is randomized: as a mean without bias, whose noise is part of how devices differ."""
 HISTOGRAMS = (LATENCY, CONFIDENCE)
 """Of a model, what gates read; of the application, what metrics name."""
 
@@ -48,7 +52,7 @@ class Reported:
 
     Args:
         counters: Name to count.
-        histograms: Name to histogram; randomized ones are left out, but for ``AGREEMENT``.
+        histograms: Name to histogram; randomized ones are left out, but for those of ``RANDOMIZED``.
     """
 
     counters: Mapping[str, int] = field(default_factory=dict)
@@ -124,6 +128,8 @@ def _judge(plan: RolloutPlan, gate: Gate, evidence: Evidence) -> Verdict:
         return Verdict(gate.name, Outcome.UNDEFINED, why, None, None, None, gate.tolerance, 0, 0)
     if gate.kind is Kind.AGREEMENT:
         return _agreement(plan, gate, evidence)
+    if gate.kind in _BY_CONFIDENCE and _tell_none(plan, evidence):
+        return Verdict(gate.name, Outcome.UNDEFINED, _NO_CONFIDENCE, None, None, None, gate.tolerance, 0, 0)
     candidate = _values(gate, evidence.candidate, plan.least_predictions)
     control = _values(gate, evidence.control, plan.least_predictions)
     counts = len(candidate.values), len(control.values)
@@ -138,7 +144,7 @@ def _judge(plan: RolloutPlan, gate: Gate, evidence: Evidence) -> Verdict:
     )
     if gate.kind is Kind.LATENCY:  # Logarithms were compared.
         found = Interval(math.expm1(found.estimate), _grown(found.low), _grown(found.high))
-    if gate.kind is Kind.METRIC and gate.higher_is_better:
+    if gate.kind is Kind.ESTIMATED or (gate.kind is Kind.METRIC and gate.higher_is_better):
         found = Interval(-found.estimate, -found.high, -found.low)
     return _verdict(gate, found, counts)
 
@@ -172,8 +178,8 @@ def _value(gate: Gate, device: Reported, least: int) -> tuple[float, int] | None
         case Kind.LATENCY:
             value = _quantile(device.histograms.get(LATENCY), gate.percentile / 100, least)
             return None if value is None or value <= 0 else (math.log(value), 0)
-        case Kind.CONFIDENCE:
-            return _mean(device.histograms.get(CONFIDENCE), least)
+        case Kind.ESTIMATED | Kind.CONFIDENCE:
+            return _sureness(device.histograms.get(CONFIDENCE), least)
         case Kind.METRIC if "/" in gate.metric:
             above, below = gate.metric.split("/")
             n = counters.get(below, 0)
@@ -191,6 +197,31 @@ def _mean(histogram: Histogram | None, least: int) -> tuple[float, int] | None:
     if histogram is None or histogram.count < least or histogram.mean is None:
         return None
     return histogram.mean, 0
+
+
+def _sureness(histogram: Histogram | None, least: int) -> tuple[float, int] | None:
+    """Return a device's mean confidence: where confidences are calibrated, the share of answers that are right.
+
+    Source: NannyML, "Estimation of Performance of the Monitored Model" (CBPE), as in `umbel_server.monitor.performance`.
+    """
+    if histogram is None or histogram.epsilon is None:
+        return _mean(histogram, least)
+    if histogram.count < least or histogram.edges != CONFIDENCES:
+        return None
+    cells = len(histogram.counts)
+    # docs/spec/telemetry.md, 5.4: the share of each cell without bias.
+    other = Response(cells, histogram.epsilon).other / 2**64
+    shares = (np.array(histogram.counts) / histogram.count - other) / (1 - cells * other)
+    return float(shares @ confidences()), 0
+
+
+def _tell_none(plan: RolloutPlan, evidence: Evidence) -> bool:
+    """Whether enough devices of either side reported, and none of them how sure it was."""
+    sides = evidence.candidate, evidence.control
+    if any(CONFIDENCE in device.histograms for side in sides for device in side):
+        return False
+    told = (sum(device.predictions >= plan.least_predictions for device in side) for side in sides)
+    return min(told) >= plan.least_devices
 
 
 def _quantile(histogram: Histogram | None, q: float, least: int) -> float | None:
@@ -305,9 +336,12 @@ _NOT_BESIDE = (
     "nobody is answered by a candidate in a shadow step: there it is judged by agreement and failures"
 )
 _NOT_ANSWERING = "where the candidate answers, the version before is not asked the same: agreement is judged in shadow steps"
+_NO_CONFIDENCE = "no device of either side tells how sure it is, so nothing is known without labels"
+_BY_CONFIDENCE = (Kind.ESTIMATED, Kind.CONFIDENCE)
 _WORDS: Mapping[Kind, str] = {
     Kind.ERRORS: "errors rose by",
     Kind.LATENCY: "latency rose by",
+    Kind.ESTIMATED: "estimated accuracy fell by",
     Kind.CONFIDENCE: "confidence moved by",
     Kind.VIOLATIONS: "contract violations rose by",
     Kind.METRIC: "the metric worsened by",
@@ -318,6 +352,8 @@ _WORDS: Mapping[Kind, str] = {
 def _shown(gate: Gate, value: float) -> str:
     if gate.kind in (Kind.CONFIDENCE, Kind.METRIC):
         return f"{value:.4g}"
+    if gate.kind is Kind.ESTIMATED:
+        return f"{100 * value:.3g} points"
     if not math.isfinite(value) or value > 100:
         return "more than 10,000 %"
     return f"{100 * value:.3g} %"

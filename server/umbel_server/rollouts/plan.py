@@ -23,6 +23,7 @@ class Kind(enum.StrEnum):
 
     ERRORS = "errors"
     LATENCY = "latency"
+    ESTIMATED = "estimated_accuracy"
     CONFIDENCE = "confidence"
     VIOLATIONS = "violations"
     METRIC = "metric"
@@ -40,11 +41,12 @@ class OnFailure(enum.StrEnum):
 TOLERANCES: Mapping[Kind, float] = {
     Kind.ERRORS: 0.01,
     Kind.LATENCY: 0.10,
+    Kind.ESTIMATED: 0.02,
     Kind.CONFIDENCE: 0.05,
     Kind.VIOLATIONS: 0.02,
     Kind.METRIC: 0.0,
     Kind.FAILED: 0.05,
-    Kind.AGREEMENT: 0.05,
+    Kind.AGREEMENT: 0.03,
 }
 
 
@@ -118,8 +120,8 @@ class Gate:
     Args:
         kind: What it looks at.
         tolerance: By how much: a share for errors, contract violations and failures, a share of the
-            control's for latency, a difference in either direction for confidence, the metric's unit for a metric; of
-            agreement, the share of answers that may be others than the active version's.
+            control's for latency, a difference for estimated accuracy, one in either direction for confidence, the
+            metric's unit for a metric; of agreement, the share of answers that may be others than the active version's.
         percentile: Of latency, which one of each device, in (0, 100).
         metric: Of a metric, ``NAME`` of an amount for its mean, or ``COUNTER/COUNTER`` for a quotient.
         higher_is_better: Of a metric, which direction is worse.
@@ -178,9 +180,15 @@ DEFAULT_STEPS = (
     Step("half", 50),
     Step("all", 100),
 )
-DEFAULT_GATES = tuple(
-    Gate(kind, TOLERANCES[kind]) for kind in (Kind.FAILED, Kind.ERRORS, Kind.VIOLATIONS, Kind.LATENCY)
+DEFAULT_GATES = (
+    *(
+        Gate(kind, TOLERANCES[kind])
+        for kind in (Kind.FAILED, Kind.ERRORS, Kind.VIOLATIONS, Kind.LATENCY, Kind.ESTIMATED)
+    ),
+    # One that is surer by a tenth is a better one, or one whose confidences mean something else: somebody shall look.
+    Gate(Kind.CONFIDENCE, 0.10),
 )
+"""Of a plan that names none. That five points of accuracy are lost they see by how sure the model is."""
 SHADOW_GATES = (*DEFAULT_GATES, Gate(Kind.AGREEMENT, TOLERANCES[Kind.AGREEMENT]))
 """Of a plan that begins with a shadow and names no gates."""
 

@@ -17,7 +17,7 @@ from umbel_proto.ids import DeviceId, ModelName, check_name
 from umbel_server.access.actor import Actor
 from umbel_server.clock import Clock
 from umbel_server.rollouts.classes import class_of
-from umbel_server.rollouts.gates import AGREEMENT, Reported
+from umbel_server.rollouts.gates import RANDOMIZED, Reported
 from umbel_server.store.audit import Audit
 from umbel_server.store.database import Database, insert
 from umbel_server.store.histograms import edges_of
@@ -371,7 +371,7 @@ class _Sums:
             return
         for name, body in _bodies(from_json(histograms), wanted):
             epsilon = body.get("epsilon")
-            if epsilon is not None and name != AGREEMENT:
+            if epsilon is not None and name not in RANDOMIZED:
                 continue
             kind, counts, total = Kind(name, edges_of(body), epsilon), body["counts"], body["sum"]
             if (before := self._histograms.get(kind)) is not None:

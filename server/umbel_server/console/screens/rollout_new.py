@@ -94,7 +94,7 @@ def asked_of(request: Request) -> Asked:
     if "filled" in query:
         gates = {
             kind.value: query.get(f"tolerance.{kind}", "").strip()
-            for kind, _, _ in GATES
+            for kind, _ in GATES
             if f"gate.{kind}" in query
         }
     return Asked(**texts, gates=gates)

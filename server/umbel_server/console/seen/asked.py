@@ -8,17 +8,18 @@ from dataclasses import dataclass
 from typing import Any
 
 from umbel_proto.errors import UsageError
-from umbel_server.rollouts.plan import TOLERANCES, Kind, OnFailure, RolloutPlan
+from umbel_server.rollouts.plan import DEFAULT_GATES, Kind, OnFailure, RolloutPlan
 
 USUAL = "1, 10, 50, 100"
-GATES: tuple[tuple[Kind, str, bool], ...] = (
-    (Kind.FAILED, "share of devices on which it fails", True),
-    (Kind.ERRORS, "more errors, as a share of predictions", True),
-    (Kind.VIOLATIONS, "more contract violations, as a share of predictions", True),
-    (Kind.LATENCY, "slower at the 95th percentile, as a share", True),
-    (Kind.CONFIDENCE, "mean confidence moved either way", False),
+GATES: tuple[tuple[Kind, str], ...] = (
+    (Kind.FAILED, "share of devices on which it fails"),
+    (Kind.ERRORS, "more errors, as a share of predictions"),
+    (Kind.VIOLATIONS, "more contract violations, as a share of predictions"),
+    (Kind.LATENCY, "slower at the 95th percentile, as a share"),
+    (Kind.ESTIMATED, "less accuracy by its confidences, as a share of answers"),
+    (Kind.CONFIDENCE, "mean confidence moved either way"),
 )
-"""Gates that the form knows: what each means, and whether it is ticked at first. Others are written as a plan."""
+"""Gates that the form knows, and what each means. Others are written as a plan."""
 MAX_PLAN = 20_000
 
 
@@ -63,7 +64,7 @@ class Asked:
         """The tolerance of each gate that is ticked; at first, the usual ones."""
         if self.gates is not None:
             return self.gates
-        return {kind.value: f"{TOLERANCES[kind]:g}" for kind, _, usual in GATES if usual}
+        return {gate.kind.value: f"{gate.tolerance:g}" for gate in DEFAULT_GATES}
 
     @property
     def complete(self) -> bool:

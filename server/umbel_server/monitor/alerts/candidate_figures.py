@@ -17,7 +17,7 @@ from umbel_server.store.rollouts import Rollout
 _KINDS: Mapping[str, Kind] = {
     "candidate_latency": Kind.LATENCY,
     "candidate_errors": Kind.ERRORS,
-    "candidate_estimated_accuracy": Kind.CONFIDENCE,
+    "candidate_estimated_accuracy": Kind.ESTIMATED,
     "candidate_realized_accuracy": Kind.METRIC,
     "candidate_agreement": Kind.AGREEMENT,
 }
@@ -87,15 +87,10 @@ def _reading(rule: Rule, rollout: Rollout, verdict: Verdict) -> Reading | None:
     if verdict.estimate is None or verdict.low is None:
         return Reading(labels, None, None, verdict.why)
     holds = verdict.outcome is Outcome.FAIL
-    if rule.what == "candidate_estimated_accuracy":
-        # The gate is of a change in either direction; confidences that rise promise no worse answers.
-        holds = holds and verdict.estimate < 0
     return Reading(labels, holds, verdict.estimate, f"version {rollout.to_version}: {_words(rule, verdict)}")
 
 
 def _words(rule: Rule, verdict: Verdict) -> str:
-    if rule.what == "candidate_estimated_accuracy":
-        return f"estimated accuracy (mean confidence) changed: {verdict.why}"
     if rule.what == "candidate_realized_accuracy":
         return f"agreement with labels fell: {verdict.why}"
     return verdict.why
