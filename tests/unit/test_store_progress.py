@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,10 @@ from rollout_world import ANN, DIGITS, World
 from service_fleet import ManualClock
 from umbel_proto.ids import DeviceId, RunId
 from umbel_server.rollouts.shown import counts_of
+from umbel_server.rollouts.state import RollBack, StopKeeping
+from umbel_server.store.became import BECAME
 from umbel_server.store.participants import Lost, Part, Turnout
-from umbel_server.store.progress import BECAME, BUCKETS, Reach
+from umbel_server.store.progress import BUCKETS, Reach
 from umbel_server.store.runs import Participation, RoundRecord
 from umbel_server.store.store import Store, open_store
 
@@ -55,19 +58,68 @@ def test_counts_of_the_database_are_those_of_the_devices_one_by_one(world: World
     world.failed[reached[0]] = {3}
     world.check(reached[0])
     found = progress.reach(rollout)
-    counts = counts_of(rollout, world.store.placements.members(rollout))
-    assert counts == {
-        "offered": found.offered,
-        "running": found.running,
-        "failed": found.failed,
-        "waiting": found.waiting,
-    }
+    counts = counts_of(world.store.placements.members(rollout))
+    assert counts == asdict(found)
     assert (found.offered, found.failed, found.waiting) == (len(reached), 1, 1)
-    by_fate = {fate: progress.devices(rollout, limit=100, became=fate) for fate in BECAME}
+    by_fate = {fate: progress.devices(rollout, limit=100, fate=fate) for fate in BECAME}
     assert [each.device for each in by_fate["failed"]] == reached[:1]
     assert [each.device for each in by_fate["waiting"]] == reached[1:2]
     assert [each.device for each in by_fate["running"]] == reached[2:]
     assert progress.eligible() == world.devices
+
+
+def test_devices_of_a_rolled_back_rollout_went_back_or_run_another_version_or_were_not_heard_of(
+    world: World, clock: ManualClock
+) -> None:
+    rollout = world.start(3)
+    reached = sorted(
+        device for device in world.names if (offer := world.ask(device)) and offer.release.version == 3
+    )
+    clock.advance(60)
+    home, never, gone, still = reached[:2], reached[2], reached[3], reached[4:]
+    world.check(*home, *still)
+    heard(world, *home, *still, never)
+    clock.advance(60)
+    before = world.store.progress.reach(rollout)
+    assert before == Reach(len(reached), running=len(reached) - 2, other=1, waiting=1)
+
+    rollout = world.store.rollouts.happen(rollout.id, RollBack("slow"), actor=ANN)
+    assert world.store.progress.reach(rollout) == Reach(len(reached), running=len(reached) - 2, waiting=2), (
+        "nobody was heard of since it was rolled back"
+    )
+    clock.advance(60)
+    world.check(*home)
+    heard(world, *home, never)
+    found = world.store.progress.reach(rollout)
+    assert found == Reach(len(reached), running=len(still), back=2, other=1, waiting=1)
+    assert counts_of(world.store.placements.members(rollout)) == asdict(found)
+    by_fate = {fate: world.store.progress.devices(rollout, limit=100, fate=fate) for fate in BECAME}
+    assert {fate: [each.device for each in some] for fate, some in by_fate.items()} == {
+        "running": still,
+        "failed": [],
+        "back": home,
+        "other": [never],
+        "waiting": [gone],
+    }
+
+
+def test_devices_that_went_on_to_a_later_version_are_heard_of(world: World, clock: ManualClock) -> None:
+    first = world.start(3)
+    world.check()
+    reached = len(world.with_version(3))
+    world.store.rollouts.happen(first.id, StopKeeping("enough"), actor=ANN)
+    first = world.store.rollouts.get(first.id)
+    clock.advance(60)
+    world.release(4)
+    world.store.rollouts.hold(DIGITS, 4, actor=ANN)
+    world.check()
+    heard(world, *world.names)
+    assert world.store.progress.reach(first) == Reach(reached, other=reached)
+
+
+def heard(world: World, *which: DeviceId) -> None:
+    """Note that devices called now, as the gateway does."""
+    world.store.devices.seen(dict.fromkeys(which, world.clock()))
 
 
 def test_pages_of_devices_neither_repeat_nor_skip_one(world: World) -> None:

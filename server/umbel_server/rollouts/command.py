@@ -193,7 +193,7 @@ def status(
         typer.echo(f"  reason   {found['reason']}")
     typer.echo(
         f"  devices  {counts['offered']} offered, {counts['running']} run it, {counts['failed']} failed, "
-        f"{counts['waiting']} not heard of since"
+        f"{counts['back']} went back, {counts['other']} run another version, {counts['waiting']} not heard of since"
     )
     shadows = found["shadows"]
     if shadows["asked"]:

@@ -38,7 +38,7 @@ def status_json(store: Store, rollout: Rollout, *, now_s: float) -> dict[str, An
     verdicts = look(store, rollout, now_s=now_s).verdicts
     members, shadows = store.placements.members(rollout), store.placements.shadows.all(rollout.id)
     return rollout_json(rollout) | {
-        "devices": counts_of(rollout, members),
+        "devices": counts_of(members),
         "shadows": shadows_of(shadows),
         "classes": classes_of(rollout, members, shadows, store.placements.classes()),
         "gates": [verdict_json(verdict) for verdict in verdicts],
@@ -68,7 +68,7 @@ def classes_of(
     for shadow in shadows:
         of.setdefault(classes.get(shadow.device, "gone"), ([], []))[1].append(shadow)
     return [
-        {"class": name, "devices": counts_of(rollout, tuple(mine)), "shadows": shadows_of(beside)}
+        {"class": name, "devices": counts_of(mine), "shadows": shadows_of(beside)}
         for name, (mine, beside) in sorted(of.items())
     ]
 
@@ -97,13 +97,9 @@ def event_json(event: Happened) -> dict[str, Any]:
     }
 
 
-def counts_of(rollout: Rollout, members: tuple[Member, ...]) -> dict[str, int]:
+def counts_of(members: Iterable[Member]) -> dict[str, int]:
     """Return how many devices a rollout offered its candidate, and what became of it there."""
-    running = sum(each.version == rollout.to_version for each in members)
-    failed = sum(each.failed for each in members)
-    return {
-        "offered": len(members),
-        "running": running,
-        "failed": failed,
-        "waiting": sum(not each.failed and each.version != rollout.to_version for each in members),
-    }
+    from umbel_server.store.became import BECAME
+
+    found = Counter(each.became for each in members)
+    return {"offered": found.total(), **{fate: found[fate] for fate in BECAME}}

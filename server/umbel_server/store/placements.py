@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pydantic_core import from_json
-from sqlalchemy import Connection, delete, func, select, update
+from sqlalchemy import Connection, Row, delete, func, select, update
 
 from umbel_proto.errors import UsageError
 from umbel_proto.histogram import Histogram
@@ -19,6 +19,7 @@ from umbel_server.clock import Clock
 from umbel_server.rollouts.classes import class_of
 from umbel_server.rollouts.gates import RANDOMIZED, Reported
 from umbel_server.store.audit import Audit
+from umbel_server.store.became import Became, became
 from umbel_server.store.database import Database, insert
 from umbel_server.store.histograms import edges_of
 from umbel_server.store.rollouts import LIVE, Rollout, _rollout
@@ -73,12 +74,19 @@ class Member:
         admitted_s: When it first was, Unix seconds.
         failed: Whether the candidate failed on it.
         version: The version that answers there by its own word; None if it never said.
+        became: What became of it.
     """
 
     device: DeviceId
     admitted_s: float
     failed: bool
     version: int | None
+    became: Became
+
+
+def member(row: Row[Any]) -> Member:
+    """Return the device that a row is of."""
+    return Member(DeviceId(row.device_id), row.admitted_s, bool(row.failed), row.version, row.became)
 
 
 class Placements:
@@ -303,16 +311,13 @@ class Placements:
             device_models.c.model == rollout.model
         )
         query = (
-            select(rollout_devices, device_models.c.version)
+            select(rollout_devices, device_models.c.version, became(rollout).label("became"))
             .outerjoin(device_models, have)
             .where(rollout_devices.c.rollout_id == rollout.id)
             .order_by(rollout_devices.c.device_id)
         )
         with self._database.read() as connection:
-            rows = connection.execute(query).all()
-        return tuple(
-            Member(DeviceId(row.device_id), row.admitted_s, bool(row.failed), row.version) for row in rows
-        )
+            return tuple(map(member, connection.execute(query)))
 
     def eligible(self) -> list[DeviceId]:
         """Return the devices that may call, by name."""

@@ -5,21 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any
 
-from sqlalchemy import ColumnElement, Integer, Select, and_, case, cast, func, or_, select
+from sqlalchemy import Integer, Select, and_, cast, func, or_, select
 
 from umbel_proto.ids import DeviceId
+from umbel_server.store.became import Became, became
 from umbel_server.store.database import Database
-from umbel_server.store.placements import Member
+from umbel_server.store.placements import Member, member
 from umbel_server.store.rollouts import Rollout
 from umbel_server.store.tables import devices
 from umbel_server.store.tables_rollouts import device_models, pins, rollout_devices
 from umbel_server.store.tables_shadows import rollout_shadows
 
-Became: TypeAlias = Literal["running", "failed", "waiting"]
-"""What became of a device that was offered a candidate: it answers there, it failed there, or nothing was heard yet."""
-BECAME: tuple[Became, ...] = get_args(Became)
 BUCKETS = 120
 
 
@@ -31,12 +29,16 @@ class Reach:
         offered: All of them.
         running: The candidate answers there, by the device's own word.
         failed: It failed there.
-        waiting: Neither was heard of yet.
+        back: The version before answers there again.
+        other: Another version answers there, though it was heard of since.
+        waiting: It was not heard of since it was offered the candidate, or since that was rolled back.
     """
 
     offered: int = 0
     running: int = 0
     failed: int = 0
+    back: int = 0
+    other: int = 0
     waiting: int = 0
 
 
@@ -86,19 +88,18 @@ class Progress:
 
     def reach(self, rollout: Rollout) -> Reach:
         """Return how many devices were offered a rollout's candidate, and what became of it there."""
-        word = _became(rollout).label("became")
+        word = became(rollout).label("became")
         query = _members(rollout).with_only_columns(word, func.count()).group_by(word)
         with self._database.read() as connection:
             found = dict(iter(connection.execute(query)))
-        counts = {name: found.get(name, 0) for name in BECAME}
-        return Reach(sum(counts.values()), counts["running"], counts["failed"], counts["waiting"])
+        return Reach(sum(found.values()), **found)
 
     def devices(
         self,
         rollout: Rollout,
         *,
         limit: int,
-        became: Became | None = None,
+        fate: Became | None = None,
         after: str = "",
     ) -> tuple[Member, ...]:
         """Return devices that were offered a rollout's candidate, by name.
@@ -106,17 +107,16 @@ class Progress:
         Args:
             rollout: The rollout.
             limit: At most so many.
-            became: Only those of which this became; None: all.
+            fate: Only those of which this became; None: all.
             after: The name of the last one of the page before.
         """
         query = _members(rollout).where(rollout_devices.c.device_id > after)
-        if became is not None:
-            query = query.where(_became(rollout) == became)
+        if fate is not None:
+            query = query.where(became(rollout) == fate)
         with self._database.read() as connection:
-            rows = connection.execute(query.order_by(rollout_devices.c.device_id).limit(limit)).all()
-        return tuple(
-            Member(DeviceId(row.device_id), row.admitted_s, bool(row.failed), row.version) for row in rows
-        )
+            return tuple(
+                map(member, connection.execute(query.order_by(rollout_devices.c.device_id).limit(limit)))
+            )
 
     def failures(self, rollout: Rollout) -> tuple[tuple[str, str | None, int], ...]:
         """Return why how many devices do not run a candidate: what, by its facts (JSON) or its own word, how many.
@@ -204,15 +204,7 @@ def _members(rollout: Rollout) -> Select[Any]:
         device_models.c.model == rollout.model
     )
     return (
-        select(rollout_devices, device_models.c.version)
+        select(rollout_devices, device_models.c.version, became(rollout).label("became"))
         .outerjoin(device_models, slot)
         .where(rollout_devices.c.rollout_id == rollout.id)
-    )
-
-
-def _became(rollout: Rollout) -> ColumnElement[str]:
-    return case(
-        (rollout_devices.c.failed == 1, "failed"),
-        (device_models.c.version == rollout.to_version, "running"),
-        else_="waiting",
     )

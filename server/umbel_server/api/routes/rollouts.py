@@ -52,7 +52,11 @@ class Counts(BaseModel):
     offered: int
     running: int
     failed: int
-    waiting: int = Field(description="They were not heard of since.")
+    back: int = Field(description="The version before answers there again.")
+    other: int = Field(description="They were heard of since, and another version answers there.")
+    waiting: int = Field(
+        description="They were not heard of since they were offered the candidate, or since that was rolled back."
+    )
 
 
 class ShadowCounts(BaseModel):

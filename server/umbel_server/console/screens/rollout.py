@@ -23,6 +23,7 @@ from umbel_server.console.page import done, page
 from umbel_server.console.seen.kept import Kept
 from umbel_server.console.seen.rollouts import (
     ACTS,
+    FATES,
     WORDS,
     Act,
     Figures,
@@ -38,8 +39,7 @@ from umbel_server.console.seen.rollouts import (
 )
 from umbel_server.console.session import ActorOf
 from umbel_server.rollouts.state import told
-from umbel_server.store.placements import Member
-from umbel_server.store.progress import BECAME, Became
+from umbel_server.store.became import Became
 from umbel_server.store.rollouts import Rollout
 from umbel_server.store.store import Store
 
@@ -112,18 +112,18 @@ def show_rollout_devices(
     if file is not None:
         return file
     reach = store.progress.reach(rollout)
-    rows = store.progress.devices(rollout, limit=ROWS + 1, became=state, after=cursor)
+    rows = store.progress.devices(rollout, limit=ROWS + 1, fate=state, after=cursor)
     return page(
         request,
         "rollout_devices.html",
         title=f"Devices of {name}",
         live="rollouts",
         rollout=rollout,
-        rows=[(each, _fate(rollout, each)) for each in rows[:ROWS]],
+        rows=rows[:ROWS],
         next=rows[ROWS - 1].device if len(rows) > ROWS else None,
         reach=reach,
         state=state,
-        states=BECAME,
+        fates=FATES,
         of=reach.offered if state is None else getattr(reach, state),
     )
 
@@ -198,15 +198,9 @@ def _deed(store: Store, rollout: Rollout, act: Act) -> Deed:
     )
 
 
-def _fate(rollout: Rollout, member: Member) -> Became:
-    if member.failed:
-        return "failed"
-    return "running" if member.version == rollout.to_version else "waiting"
-
-
 def _all_devices(store: Store, rollout: Rollout, state: Became | None) -> Iterator[Sequence[Any]]:
     after = ""
-    while some := store.progress.devices(rollout, limit=1000, became=state, after=after):
+    while some := store.progress.devices(rollout, limit=1000, fate=state, after=after):
         for each in some:
-            yield each.device, _fate(rollout, each), each.admitted_s, each.version
+            yield each.device, each.became, each.admitted_s, each.version
         after = some[-1].device

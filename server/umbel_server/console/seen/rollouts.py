@@ -14,6 +14,7 @@ from umbel_server.rollouts.classes import class_of
 from umbel_server.rollouts.decider import look, verdict_json
 from umbel_server.rollouts.plan import RolloutPlan, Step
 from umbel_server.rollouts.state import Event, Pause, Resume, RollBack, Start, StopKeeping
+from umbel_server.store.became import Became
 from umbel_server.store.progress import Bucket, Reach
 from umbel_server.store.rollouts import Happened, Rollout
 from umbel_server.store.store import Store
@@ -29,6 +30,14 @@ WORDS: Mapping[str, tuple[str, str]] = {
     "draft": ("draft", "muted"),
 }
 """By state: how it is called, and the tone of its badge."""
+FATES: Mapping[Became, tuple[str, str]] = {
+    "running": ("running it", "ok"),
+    "failed": ("failed there", "bad"),
+    "back": ("went back", "warn"),
+    "other": ("runs another version", "info"),
+    "waiting": ("not heard of since", "muted"),
+}
+"""What became of a device that was offered a candidate: how that is called, and the tone of its badge."""
 GATE_TONES: Mapping[str, str] = {"pass": "ok", "fail": "bad", "not enough yet": "info", "undefined": "muted"}
 
 
