@@ -42,21 +42,32 @@ def bearer_of(request: Request) -> Bearer:
     return cast(Bearer, request.state.bearer)
 
 
-def _actor_of(request: Request) -> Actor:
+# What only looks at the request is a coroutine: any other dependency would be sent to a thread, and waited for.
+
+
+async def _service_of(request: Request) -> Service:
+    return service_of(request)
+
+
+async def _bearer_of(request: Request) -> Bearer:
+    return bearer_of(request)
+
+
+async def _actor_of(request: Request) -> Actor:
     return bearer_of(request).account.actor
 
 
-def _token_of(request: Request) -> str:
+async def _token_of(request: Request) -> str:
     """Return the token that a request showed, which let it in."""
     return request.headers["authorization"].partition(" ")[2]
 
 
-def _store_of(request: Request) -> Store:
+async def _store_of(request: Request) -> Store:
     return service_of(request).store
 
 
-ServiceOf = Annotated[Service, Depends(service_of)]
+ServiceOf = Annotated[Service, Depends(_service_of)]
 StoreOf = Annotated[Store, Depends(_store_of)]
-BearerOf = Annotated[Bearer, Depends(bearer_of)]
+BearerOf = Annotated[Bearer, Depends(_bearer_of)]
 TokenOf = Annotated[str, Depends(_token_of)]
 ActorOf = Annotated[Actor, Depends(_actor_of)]

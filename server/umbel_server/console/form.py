@@ -86,7 +86,7 @@ class Form:
         return name in self._fields
 
 
-def form_of(request: Request) -> Form:
+async def form_of(request: Request) -> Form:
     """Return the form of a request that was let in."""
     return cast(Form, request.state.form)
 

@@ -50,7 +50,7 @@ class Window:
         return f"{begin:%Y-%m-%d %H:%M} to {end:%Y-%m-%d %H:%M} UTC"
 
 
-def window_of(
+async def window_of(
     request: Request,
     chosen: Annotated[str, Query(alias="range", max_length=16)] = DEFAULT,
     begin: Annotated[str, Query(alias="from", max_length=40)] = "",

@@ -77,9 +77,13 @@ def _session(account: Account, secret: str) -> Session:
     return Session(account, held(account.roles), secret, csrf)
 
 
-def _actor_of(request: Request) -> Actor:
+async def _session_of(request: Request) -> Session:
+    return session_of(request)
+
+
+async def _actor_of(request: Request) -> Actor:
     return session_of(request).account.actor
 
 
-SessionOf = Annotated[Session, Depends(session_of)]
+SessionOf = Annotated[Session, Depends(_session_of)]
 ActorOf = Annotated[Actor, Depends(_actor_of)]

@@ -66,6 +66,7 @@ class Database:
     """
 
     def __init__(self, where: Path | URL) -> None:
+        self.where = where
         self.kind: Kind = Postgresql(where) if isinstance(where, URL) else Sqlite(where)
         self.engine = self.kind.engine()
         # SQLite wakes the next writer by polling; within the process a lock does it at once.

@@ -118,13 +118,13 @@ def link_of(named: str) -> str:
             return ""
 
 
-def _window(
+async def _window(
     request: Request,
     name: Annotated[str, Query(alias="range", max_length=16)] = USUAL,
     begin: Annotated[str, Query(alias="from", max_length=40)] = "",
     end: Annotated[str, Query(alias="to", max_length=40)] = "",
 ) -> Window:
-    return window_of(request, name, begin, end)
+    return await window_of(request, name, begin, end)
 
 
 @router.get("/audit", dependencies=_READ)

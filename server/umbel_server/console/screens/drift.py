@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
@@ -78,7 +79,7 @@ def get_feature(service: ServiceOf, watched: WatchedOf, feature: Feature = "") -
 
 def _made(service: Service, watched: Watched, *, patient: bool) -> Made:
     key = ("drift", *watched.key)
-    return made(service.store, key, lambda: drifted(service.fleet, service.store, watched), patient=patient)
+    return made(service.store, key, partial(drifted, service.fleet, service.store, watched), patient=patient)
 
 
 def _why(found: Made) -> str:

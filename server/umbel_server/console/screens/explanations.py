@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -67,13 +68,13 @@ def _made(service: Service, watched: Watched, *, patient: bool) -> Made:
         told = made(
             service.store,
             ("drift", *watched.key),
-            lambda: drifted(service.fleet, service.store, watched),
+            partial(drifted, service.fleet, service.store, watched),
             patient=True,
         )
         drift = None if told.value is None else told.value.report
         return explained(service.fleet, service.store, watched.model, watched.version, drift)
 
-    return made(service.store, ("explanations", *watched.key), make, patient=patient)
+    return made(service.store, ("explanations", *watched.key), make, patient=patient, here=True)
 
 
 def _why(found: Made) -> str:

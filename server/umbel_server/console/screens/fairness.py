@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import partial
 from http import HTTPStatus
 from typing import Annotated, Any
 from urllib.parse import urlencode
@@ -153,7 +154,7 @@ def end(request: Request, store: StoreOf, actor: ActorOf, name: Named, form: For
 def _made(service: Service, watched: Watched, label: str, *, patient: bool) -> Made:
     key = ("fairness", *watched.key, label)
     return made(
-        service.store, key, lambda: treated(service.fleet, service.store, watched, label), patient=patient
+        service.store, key, partial(treated, service.fleet, service.store, watched, label), patient=patient
     )
 
 

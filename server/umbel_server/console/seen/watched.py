@@ -17,6 +17,7 @@ from umbel_server.api.problems import Problem
 from umbel_server.api.service import service_of
 from umbel_server.console.range import Window, window_of
 from umbel_server.console.seen.kept import Kept
+from umbel_server.console.seen.worker import WORKER
 from umbel_server.store.store import Store
 
 DAY_S = 86400
@@ -69,7 +70,7 @@ class Watched:
         return self.window.until_s if self.window.name == "absolute" else None
 
 
-def days_of(
+async def days_of(
     request: Request,
     name: Annotated[str, Query(alias="range", max_length=16)] = DEFAULT,
     begin: Annotated[str, Query(alias="from", max_length=40)] = "",
@@ -80,7 +81,7 @@ def days_of(
     Raises:
         Problem: It asks for none that there is, or for more days than are shown.
     """
-    window = window_of(request, name, begin, end)
+    window = await window_of(request, name, begin, end)
     if window.days > MAX_DAYS:
         raise Problem(
             HTTPStatus.UNPROCESSABLE_ENTITY, f"At most {MAX_DAYS} days are shown: choose a shorter range."
@@ -122,19 +123,22 @@ class Made:
     why: str = ""
 
 
-def made(store: Store, key: Hashable, make: Callable[[], Any], *, patient: bool = False) -> Made:
+def made(
+    store: Store, key: Hashable, make: Callable[[], Any], *, patient: bool = False, here: bool = False
+) -> Made:
     """Return figures that take a while, made once a minute for all who look.
 
     Args:
         store: The store they are of.
         key: What they are of.
-        make: Makes them.
+        make: Makes them, in the process of ``Worker``.
         patient: Whether to wait until they are made.
+        here: Whether they are made in this process: what takes little, or asks for figures itself.
     """
 
     def careful() -> Made:
         try:
-            return Made(make())
+            return Made(make() if here else WORKER.run(store, make))
         except UmbelError as exc:
             return Made(None, str(exc))
 
