@@ -51,6 +51,7 @@ DEEP: tuple[str, ...] = (
     "/settings/roles",
     "/settings/sign-in",
     "/rollouts/scent-4",
+    "/rollouts/scent-3",
     "/rollouts/-/pins",
     "/rollouts/-/new?filled=1&model=scent&version=5&steps=10,100&gate.failed=on&tolerance.failed=0.05",
     "/experiments/taste-3-ab",
