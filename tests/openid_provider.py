@@ -38,6 +38,8 @@ class OpenIdProvider:
     spoil: Callable[[Claims], Claims] = lambda claims: claims
     sign: Callable[[Claims], str] | None = None
     described: dict[str, Any] = field(default_factory=dict)
+    asked: list[str] = field(default_factory=list)
+    broken: bool = False
 
     def authorize(self, url: str, name: str) -> dict[str, str]:
         """Let somebody say yes in their browser; return what it brings back."""
@@ -62,6 +64,9 @@ class OpenIdProvider:
         return f"<!doctype html><title>Provider</title><link rel='icon' href='data:,'><h1>Who are you?</h1>{''.join(links)}"
 
     def answer(self, path: str, form: dict[str, str], authorization: str) -> tuple[int, Any]:
+        self.asked.append(path)
+        if self.broken:
+            return 500, {}
         match path:
             case "/.well-known/openid-configuration":
                 return 200, {

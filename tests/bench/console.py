@@ -48,6 +48,7 @@ from umbel_server.access.actor import Role, local_actor
 from umbel_server.api import cookies
 from umbel_server.console.app import make_app
 from umbel_server.console.nav import SCREENS
+from umbel_server.console.pulse import MAX_OF_ONE
 from umbel_server.console.static_files import FILES, static
 from umbel_server.fleet.layout import FleetDir
 from umbel_server.fleet.ports import free_ports
@@ -85,7 +86,8 @@ def lived_in(fleet: FleetDir, count: int, days: int) -> FleetDir:
     with fleet.open_store(clock=clock) as store, contextlib.ExitStack() as visitors:
         trust = ssl.create_default_context(cafile=fleet.ca_pem)
         seed(ConsoleWorld(fleet, store, clock, "", trust, visitors))
-        store.accounts.add(local_actor(), "ann", roles=frozenset({Role.ADMIN}), password=password_hash())
+        for name in ("ann", *(f"ann-{number}" for number in range(-(-OPERATORS // MAX_OF_ONE)))):
+            store.accounts.add(local_actor(), name, roles=frozenset({Role.ADMIN}), password=password_hash())
     fill(fleet.store_place(), count, int(time.time()), days=days)
     return fleet
 

@@ -20,6 +20,7 @@ import httpx
 
 from console_world import PASSWORD
 from umbel_proto.ids import DeviceId
+from umbel_server.console.pulse import MAX_OF_ONE
 from umbel_server.fleet.layout import FleetDir
 from umbel_server.store.batches import Arrival
 
@@ -69,7 +70,7 @@ async def _watch(
 
     async def operator(number: int) -> None:
         async with client() as browser:
-            await _sign_in(browser)
+            await _sign_in(browser, f"ann-{number // MAX_OF_ONE}")
             path = live[number % len(live)]
             about, sign = _screen((await browser.get(path)).text, path)
             where = f"/live?about={about}&seen={sign}"
@@ -108,10 +109,10 @@ async def _watch(
     return found
 
 
-async def _sign_in(browser: httpx.AsyncClient) -> None:
-    answer = await browser.post("/sign-in", data={"name": "ann", "password": PASSWORD, "next": "/"})
+async def _sign_in(browser: httpx.AsyncClient, name: str = "ann") -> None:
+    answer = await browser.post("/sign-in", data={"name": name, "password": PASSWORD, "next": "/"})
     if answer.status_code != httpx.codes.SEE_OTHER:
-        raise RuntimeError("ann could not sign in")
+        raise RuntimeError(f"{name} could not sign in")
 
 
 async def _timed(browser: httpx.AsyncClient, path: str, headers: dict[str, str]) -> tuple[float, str]:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import gzip
 import json
 import os
 import ssl
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator
+import tracemalloc
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +26,14 @@ from tensorboard.plugins.hparams import api_pb2, plugin_data_pb2
 from api_world import api_world
 from run_world import PLAN, begin, hold_round, trained
 from two_places import RUNNER, TwoPlaces
-from umbel_proto.errors import RefusedError, StorageError, UnavailableError, UsageError
+from umbel_proto.errors import RefusedError, StorageError, UmbelError, UnavailableError, UsageError
 from umbel_server.access.actor import Role
 from umbel_server.access.permissions import HELD
 from umbel_server.fleet.layout import FleetDir
 from umbel_server.fleet.ports import free_ports
 from umbel_server.learning.commands import app as rounds
 from umbel_server.learning.exported import exported
-from umbel_server.learning.to_mlflow import Mlflow
+from umbel_server.learning.to_mlflow import MAX_ANSWER, Mlflow
 from umbel_server.learning.to_tensorboard import write
 
 BEGAN_S = 1_790_000_000.0
@@ -258,6 +263,20 @@ def test_a_run_whose_name_is_none_is_exported_nowhere(name: str) -> None:
         exported(shown(name, 1.0), ())
 
 
+def test_mlflow_is_told_neither_what_ended_a_run_nor_the_names_of_the_servers_files(
+    world: TwoPlaces, mlflow: Tracking
+) -> None:
+    run = shown("files", 1.0)
+    run["reason"] = "/srv/garden/heldout.npz cannot be read"
+    run["plan"] |= {"heldout": "/srv/garden/heldout.npz", "result": {"calibration": "/srv/garden/some.npz"}}
+    with Mlflow(mlflow.url, {}, ca=world.fleet.ca_pem) as server:
+        server.write(exported(run, ()), experiment="digits")
+    kept = json.dumps(mlflow.run("files"))
+    assert "umbel.run" in kept
+    assert "/srv" not in kept
+    assert "umbel.reason" not in kept
+
+
 def test_an_infinite_epsilon_is_no_figure() -> None:
     attempt = {
         "round": 1, "attempt": 1, "state": "opened", "started_s": 1.0, "finished_s": 2.0, "participations": [],
@@ -286,6 +305,45 @@ def test_a_token_that_no_header_takes_is_in_no_sentence(token: str) -> None:
     with pytest.raises(UsageError, match="MLFLOW_TRACKING_TOKEN is not one line") as caught:
         Mlflow("https://mlflow.example", {"MLFLOW_TRACKING_TOKEN": token})
     assert "T0" not in str(caught.value)
+
+
+def test_an_answer_is_read_to_a_size(world: TwoPlaces) -> None:
+    """Of a server that packs what is small into what is large, and of one that says how long it will be."""
+    packed = gzip.compress(b" " * (64 * MAX_ANSWER))
+    for body, head in ((packed, {"Content-Encoding": "gzip"}), (b" " * (MAX_ANSWER + 1), {})):
+        with saying(body, head) as url, Mlflow(url, {}) as server:
+            tracemalloc.start()
+            with pytest.raises(UmbelError, match=r"more than|is that an MLflow server"):
+                server.write(exported(shown("one", 1.0), ()), experiment="x")
+            _, most = tracemalloc.get_traced_memory()
+            tracemalloc.stop()
+            assert most < 4 * MAX_ANSWER
+
+
+@contextlib.contextmanager
+def saying(body: bytes, head: Mapping[str, str]) -> Iterator[str]:
+    """Run a server that answers everything so."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            for name, value in {"Content-Length": str(len(body)), **head}.items():
+                self.send_header(name, value)
+            self.end_headers()
+            with contextlib.suppress(OSError):
+                self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_address[1]}"
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 def test_a_server_that_is_no_mlflow_is_named(world: TwoPlaces, mlflow: Tracking, tmp_path: Path) -> None:

@@ -20,8 +20,11 @@ from openid_provider import CLIENT, SECRET, OpenIdProvider, openid_provider
 from service_fleet import ManualClock, make_fleet
 from umbel_proto.errors import UsageError
 from umbel_server.access.actor import Role, local_actor
-from umbel_server.access.oidc import LIFE_S
+from umbel_server.access.oidc import LIFE_S, MAX_ERRANDS
+from umbel_server.access.oidc_asking import FAILED_S, KEPT_S, KEYS_S, MAX_BYTES
 from umbel_server.access.oidc_settings import OidcSettings
+from umbel_server.api.problems import Problem
+from umbel_server.api.starts import OF_ADDRESS, OF_ALL, Starts
 from umbel_server.fleet.layout import FleetDir
 
 COOKIE = "__Host-umbel-oidc"
@@ -62,8 +65,10 @@ def world(there: tuple[ApiWorld, OpenIdProvider]) -> ApiWorld:
 @pytest.fixture
 def provider(there: tuple[ApiWorld, OpenIdProvider]) -> Iterator[OpenIdProvider]:
     made = there[1]
+    there[0].clock.advance(KEPT_S)  # What was kept of it is believed no more, and who began is forgotten.
+    made.asked.clear()
     yield made
-    made.spoil, made.sign, made.described = lambda claims: claims, None, {}
+    made.spoil, made.sign, made.described, made.broken = lambda claims: claims, None, {}, False
 
 
 def sent(world: ApiWorld) -> tuple[str, str]:
@@ -225,9 +230,80 @@ def test_a_provider_that_is_another_or_unsafe_is_a_sentence(
     url, cookie = sent(world)
     brought = provider.authorize(url, "dora")
     provider.described = described
+    world.clock.advance(KEPT_S)
     answer = back(world, brought, cookie)
     assert answer.status_code == 503
     assert "provider" in answer.json()["detail"]
+
+
+def test_who_begins_makes_the_service_ask_the_provider_once_in_some_minutes(
+    world: ApiWorld, provider: OpenIdProvider
+) -> None:
+    for _ in range(20):
+        sent(world)
+    assert provider.asked == ["/.well-known/openid-configuration"]
+    for name in ("ann", "bea"):
+        assert sign_in(world, provider, name, groups=["ops"]).status_code == 200
+    assert provider.asked[1:] == ["/token", "/keys", "/token"]
+
+
+def test_who_begins_too_often_waits(world: ApiWorld, provider: OpenIdProvider) -> None:
+    answers = [world.client.get("/api/v1/oidc/start") for _ in range(OF_ADDRESS + 1)]
+    assert [each.status_code for each in answers] == [303] * OF_ADDRESS + [429]
+    assert answers[-1].headers["retry-after"] == "2"
+    world.clock.advance(2)
+    assert world.client.get("/api/v1/oidc/start").status_code == 303
+
+
+def test_a_provider_that_fails_is_not_asked_again_at_once(world: ApiWorld, provider: OpenIdProvider) -> None:
+    provider.broken = True
+    for _ in range(3):
+        answer = world.client.get("/api/v1/oidc/start")
+        assert answer.status_code == 503
+        assert "500" in answer.json()["detail"]
+    assert len(provider.asked) == 1
+    provider.broken = False
+    world.clock.advance(FAILED_S)
+    assert world.client.get("/api/v1/oidc/start").status_code == 303
+
+
+def test_a_key_that_the_provider_signs_with_from_now_on_is_asked_for(
+    world: ApiWorld, provider: OpenIdProvider
+) -> None:
+    assert sign_in(world, provider, "ann", groups=["ops"]).status_code == 200
+    provider.key = ECKey.generate_key("P-256", {"kid": "two"})
+    provider.sign = lambda claims: jwt.encode({"alg": "ES256", "kid": "two"}, claims, provider.key)
+    # Not at every token that is of no known key.
+    assert sign_in(world, provider, "ann", groups=["ops"]).status_code == 401
+    world.clock.advance(KEYS_S)
+    assert sign_in(world, provider, "ann", groups=["ops"]).status_code == 200
+    provider.key = ECKey.generate_key("P-256", {"kid": "one"})
+
+
+def test_no_proxy_of_the_environment_sees_a_sign_in(
+    world: ApiWorld, provider: OpenIdProvider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("HTTPS_PROXY", "ALL_PROXY", "https_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:1")
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    assert sign_in(world, provider, "ann", groups=["ops"]).status_code == 200
+
+
+def test_an_answer_of_the_provider_is_read_to_a_size(world: ApiWorld, provider: OpenIdProvider) -> None:
+    provider.described = {"more": "x" * MAX_BYTES}
+    answer = world.client.get("/api/v1/oidc/start")
+    assert answer.status_code == 503
+    assert "too long" in answer.json()["detail"]
+
+
+def test_of_all_addresses_together_so_many_begin_in_a_minute() -> None:
+    starts = Starts(ManualClock())
+    for number in range(OF_ALL):
+        starts.begin(f"10.0.{number // 250}.{number % 250}")
+    with pytest.raises(Problem, match="Too many sign in elsewhere"):
+        starts.begin("192.0.2.1")
+    assert OF_ALL * LIFE_S / 60 <= MAX_ERRANDS, "nobody who may come back is forgotten for others"
 
 
 def test_where_nobody_signs_in_elsewhere_the_routes_say_so(tmp_path: Path) -> None:

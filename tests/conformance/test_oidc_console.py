@@ -15,8 +15,10 @@ from service_fleet import ManualClock, make_fleet
 from umbel_proto.errors import UsageError
 from umbel_server.access.actor import Role, local_actor
 from umbel_server.access.oidc import LIFE_S
+from umbel_server.access.oidc_asking import KEPT_S
 from umbel_server.access.oidc_settings import OidcSettings
 from umbel_server.api import cookies
+from umbel_server.api.starts import OF_ADDRESS
 
 BACK = "https://console.example/api/v1/oidc/callback"
 
@@ -49,6 +51,7 @@ def world(there: tuple[ConsoleWorld, OpenIdProvider]) -> ConsoleWorld:
 @pytest.fixture
 def provider(there: tuple[ConsoleWorld, OpenIdProvider]) -> Iterator[OpenIdProvider]:
     made = there[1]
+    there[0].clock.advance(KEPT_S)  # What was kept of it is believed no more, and who began is forgotten.
     made.people["ann"] = {"preferred_username": "ann", "groups": ["ops"]}
     yield made
     made.spoil, made.described = lambda claims: claims, {}
@@ -228,6 +231,13 @@ def test_a_provider_that_does_not_answer_as_one_is_a_sentence(
     answer = world.visitor().get("/sign-in/provider")
     assert answer.status_code == 503
     assert "another issuer" in text_of(answer.text)
+
+
+def test_who_begins_too_often_waits(world: ConsoleWorld, provider: OpenIdProvider) -> None:
+    answers = [world.visitor().get("/sign-in/provider") for _ in range(OF_ADDRESS + 1)]
+    assert [each.status_code for each in answers] == [303] * OF_ADDRESS + [429]
+    assert "Too many sign in elsewhere: wait 2 s." in text_of(answers[-1].text)
+    assert answers[-1].headers["retry-after"] == "2"
 
 
 def test_a_console_redirect_that_is_no_https_url_is_refused() -> None:

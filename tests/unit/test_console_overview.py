@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +15,7 @@ from umbel.cli import main as program
 from umbel_proto.ids import DeviceId
 from umbel_server.access.actor import Role, local_actor
 from umbel_server.console import words
-from umbel_server.console.pulse import Pulse, sign_of
+from umbel_server.console.pulse import MAX_OF_ONE, MAX_STREAMS, Pulse, sign_of
 from umbel_server.console.screens.health import endings
 from umbel_server.store.tables import batches
 
@@ -137,6 +138,36 @@ def test_the_line_to_a_screen_says_changed_and_ends_with_the_service(
         assert next(lines) == "retry: 5000"
         world.store.placements.tag(DeviceId("odd"), ["few"], actor=local_actor())
         assert next(line for line in lines if line) == "event: changed"
+
+
+def test_one_user_opens_so_many_lines_and_leaves_others_room(world: ConsoleWorld) -> None:
+    pulse = Pulse(world.store)
+    with contextlib.ExitStack() as open_:
+        mine = [open_.enter_context(pulse.stream("ann")) for _ in range(MAX_OF_ONE + 1)]
+        assert mine == [True] * MAX_OF_ONE + [False]
+        assert pulse.full("ann")
+        assert not pulse.full("bea")
+        others = [open_.enter_context(pulse.stream(f"user-{n}")) for n in range(MAX_STREAMS)]
+        assert others.count(True) == MAX_STREAMS - MAX_OF_ONE
+        assert pulse.full("carl")
+    assert not pulse.full("ann")
+    assert not pulse.full("carl")
+
+
+def test_a_line_too_many_is_refused_and_its_screen_asks_by_itself(
+    world: ConsoleWorld, operator: Visitor
+) -> None:
+    headers = {"accept": "text/event-stream"}
+    with contextlib.ExitStack() as open_:
+        lines = []  # Whose lines nobody holds any more hangs up.
+        for _ in range(MAX_OF_ONE):
+            stream = open_.enter_context(operator.client.stream("GET", "/live?about=runs", headers=headers))
+            lines.append(stream.iter_lines())
+            assert next(lines[-1]) == "retry: 5000"
+        with operator.client.stream("GET", "/live?about=runs", headers=headers) as answer:
+            assert answer.status_code == 503
+            answer.read()
+    assert "Too many screens are open" in answer.text
 
 
 def test_fifty_screens_cost_one_look(world: ConsoleWorld) -> None:

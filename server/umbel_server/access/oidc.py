@@ -12,21 +12,20 @@ import hashlib
 import hmac
 import re
 import secrets
-import ssl
 import threading
 from collections import OrderedDict
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 from urllib.parse import urlencode
 
-import httpx
 from joserfc import jwt
 from joserfc.errors import JoseError
 from joserfc.jwk import KeySet, KeySetSerialization
 
-from umbel_proto.errors import RefusedError, StorageError, UnavailableError, UsageError
+from umbel_proto.errors import RefusedError, StorageError, UsageError
 from umbel_server.access.actor import Actor, Role
+from umbel_server.access.oidc_asking import Asking
 from umbel_server.access.oidc_settings import OidcSettings
 from umbel_server.clock import Clock
 from umbel_server.store.accounts import Account, Accounts
@@ -35,12 +34,11 @@ from umbel_server.store.api_tokens import SignInError
 ITSELF = Actor("service:oidc", frozenset())
 ALGORITHMS = ("RS256", "PS256", "ES256", "EdDSA")
 """None with a shared secret, and not none."""
-PATIENCE_S = 10.0
 LEEWAY_S = 60
 LIFE_S = 600
 """How long somebody may take at the provider."""
-MAX_ERRANDS = 1000
-MAX_BYTES = 1024 * 1024
+MAX_ERRANDS = 6000
+"""As many as may begin within the time that each has: nobody is forgotten for others (`umbel_server.api.starts`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,18 +107,17 @@ class Errands:
 
 
 class Provider:
-    """An OpenID provider, as the settings name it.
+    """An OpenID provider, as the settings name it. One for a service: it keeps what the provider says of itself.
 
     Args:
         settings: Which, and what its words mean here.
         clock: Tells whether a token is still in force.
     """
 
-    WELL_KNOWN: ClassVar[str] = "/.well-known/openid-configuration"
-
     def __init__(self, settings: OidcSettings, clock: Clock) -> None:
         self._settings = settings
         self._clock = clock
+        self._asking = Asking(settings.issuer, settings.ca_file, clock)
 
     def begin(self, *, redirect: str = "", there: str = "/") -> Errand:
         """Send somebody to the provider.
@@ -130,13 +127,12 @@ class Provider:
             there: The page of the console that they are on their way to.
 
         Raises:
-            UnavailableError: It does not answer, or not as a provider does.
+            UnavailableError: It does not answer, or not as a provider does, or too many ask it now.
         """
         state, nonce, verifier = (secrets.token_urlsafe(32) for _ in range(3))
         challenge = base64.urlsafe_b64encode(hashlib.sha256(verifier.encode()).digest()).rstrip(b"=")
         redirect = redirect or self._settings.redirect
-        with self._client() as client:
-            endpoint = _endpoint(self._described(client), "authorization_endpoint")
+        endpoint = self._asking.endpoint("authorization_endpoint")
         asked = {
             "response_type": "code",
             "client_id": self._settings.client_id,
@@ -163,23 +159,24 @@ class Provider:
         """
         if not code:
             raise SignInError("Your provider did not sign you in: begin again, or ask whoever runs it.")
-        with self._client() as client:
-            described = self._described(client)
-            asked = {
-                "grant_type": "authorization_code",
-                "code": code,
-                "redirect_uri": errand.redirect,
-                "client_id": self._settings.client_id,
-                "code_verifier": errand.verifier,
-            }
-            secret = self._secret()
-            auth = httpx.BasicAuth(self._settings.client_id, secret) if secret else None
-            answer = _sent(client, "POST", _endpoint(described, "token_endpoint"), data=asked, auth=auth)
-            token = answer.get("id_token")
-            keys = _sent(client, "GET", _endpoint(described, "jwks_uri"))
+        asked = {
+            "grant_type": "authorization_code",
+            "code": code,
+            "redirect_uri": errand.redirect,
+            "client_id": self._settings.client_id,
+            "code_verifier": errand.verifier,
+        }
+        token = self._asking.exchange(asked, self._settings.client_id, self._secret()).get("id_token")
         if not isinstance(token, str):
             raise SignInError("The provider does not vouch for this sign-in: begin again.")
-        return self._identity(self._claims(token, keys, errand.nonce))
+        try:
+            claims = self._claims(token, self._asking.keys(), errand.nonce)
+        except SignInError:
+            # It may sign with a key by now that was not there when its keys were asked for.
+            if (newer := self._asking.newer_keys()) is None:
+                raise
+            claims = self._claims(token, newer, errand.nonce)
+        return self._identity(claims)
 
     def _claims(self, token: str, keys: dict[str, Any], nonce: str) -> dict[str, Any]:
         registry = jwt.JWTClaimsRegistry(
@@ -216,21 +213,6 @@ class Provider:
             name=_as_name(str(wanted)),
             roles=frozenset(role for value, role in self._settings.meaning() if value in values),
         )
-
-    def _described(self, client: httpx.Client) -> dict[str, Any]:
-        described = _sent(client, "GET", self._settings.issuer.rstrip("/") + self.WELL_KNOWN)
-        if described.get("issuer") != self._settings.issuer:
-            raise UnavailableError("The provider calls itself by another issuer than [oidc] of fleet.toml.")
-        return described
-
-    def _client(self) -> httpx.Client:
-        try:
-            trust = ssl.create_default_context(cafile=self._settings.ca_file or None)
-        except (OSError, ssl.SSLError) as exc:
-            raise StorageError(
-                f"The certificates {self._settings.ca_file} of [oidc] cannot be read."
-            ) from exc
-        return httpx.Client(verify=trust, timeout=PATIENCE_S, follow_redirects=False)
 
     def _secret(self) -> str:
         if not self._settings.client_secret_file:
@@ -276,36 +258,6 @@ def _made(accounts: Accounts, identity: Identity) -> Account:
 def _as_name(text: str) -> str:
     name = re.sub(r"[^a-z0-9._-]+", "-", text.lower()).strip("._-")[:63]
     return name or "user"
-
-
-def _endpoint(described: dict[str, Any], name: str) -> str:
-    url = described.get(name)
-    if not isinstance(url, str) or not url.startswith("https://"):
-        raise UnavailableError(f"The provider names no {name} over https.")
-    return url
-
-
-def _sent(client: httpx.Client, method: str, url: str, **more: Any) -> dict[str, Any]:
-    try:
-        with client.stream(method, url, **more) as answer:
-            body = b""
-            for part in answer.iter_bytes():
-                body += part
-                if len(body) > MAX_BYTES:
-                    raise UnavailableError("The provider's answer is too long.")
-            if answer.status_code in (400, 401, 403) and method == "POST":
-                raise SignInError("The provider does not vouch for this sign-in: begin again.")
-            if answer.status_code != 200:
-                raise UnavailableError(f"The provider answers with {answer.status_code}.")
-    except httpx.HTTPError as exc:
-        raise UnavailableError("The provider of sign-ins does not answer: try again later.") from exc
-    try:
-        told = httpx.Response(200, content=body).json()
-    except ValueError as exc:
-        raise UnavailableError("The provider's answer is no JSON.") from exc
-    if not isinstance(told, dict):
-        raise UnavailableError("The provider's answer is no JSON object.")
-    return told
 
 
 def require_on(settings: OidcSettings) -> None:

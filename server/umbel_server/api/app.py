@@ -7,9 +7,7 @@ from typing import Any
 
 from fastapi import APIRouter, FastAPI
 
-from umbel_server.access.oidc import Errands
 from umbel_server.api import problems
-from umbel_server.api.failures import Failures
 from umbel_server.api.routes import (
     alerts,
     audit,
@@ -30,7 +28,7 @@ from umbel_server.api.routes import (
     telemetry,
     users,
 )
-from umbel_server.api.service import Service
+from umbel_server.api.service import service_for
 from umbel_server.api.shell import Shell
 from umbel_server.fleet.layout import FleetDir
 from umbel_server.store.store import Store
@@ -120,6 +118,5 @@ def create_app(fleet: FleetDir, store: Store) -> Api:
         store: Its store.
     """
     app = make_app()
-    failures = Failures(fleet.settings.api.failures_per_minute, store.clock)
-    app.state.service = Service(fleet, store, failures, Errands(store.clock))
+    app.state.service = service_for(fleet, store)
     return app

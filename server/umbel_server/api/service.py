@@ -8,8 +8,9 @@ from typing import Annotated, cast
 from fastapi import Depends, Request
 
 from umbel_server.access.actor import Actor
-from umbel_server.access.oidc import Errands
+from umbel_server.access.oidc import Errands, Provider
 from umbel_server.api.failures import Failures
+from umbel_server.api.starts import Starts
 from umbel_server.fleet.layout import FleetDir
 from umbel_server.store.api_tokens import Bearer
 from umbel_server.store.store import Store
@@ -24,12 +25,29 @@ class Service:
         store: Its store.
         failures: Sign-ins that failed lately.
         errands: Who is at the OpenID provider.
+        starts: Who was sent there lately.
+        provider: The provider; of no use where none is set up.
     """
 
     fleet: FleetDir
     store: Store
     failures: Failures
     errands: Errands
+    starts: Starts
+    provider: Provider
+
+
+def service_for(fleet: FleetDir, store: Store) -> Service:
+    """Return what the routes of a fleet work on, when nothing has happened yet."""
+    clock, settings = store.clock, fleet.settings
+    return Service(
+        fleet,
+        store,
+        Failures(settings.api.failures_per_minute, clock),
+        Errands(clock),
+        Starts(clock),
+        Provider(settings.oidc, clock),
+    )
 
 
 def service_of(request: Request) -> Service:

@@ -5,9 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter, FastAPI, Response
 from fastapi.responses import HTMLResponse
 
-from umbel_server.access.oidc import Errands
-from umbel_server.api.failures import Failures
-from umbel_server.api.service import Service
+from umbel_server.api.service import service_for
 from umbel_server.api.shell import HEADERS, Shell
 from umbel_server.console import errors, live, static_files
 from umbel_server.console.page import templates
@@ -140,9 +138,8 @@ def create_app(fleet: FleetDir, store: Store) -> FastAPI:
         store: Its store.
     """
     app = make_app()
-    failures = Failures(fleet.settings.api.failures_per_minute, store.clock)
     app.state.pulse = Pulse(store)
-    app.state.service = Service(fleet, store, failures, Errands(store.clock))
+    app.state.service = service_for(fleet, store)
     return app
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import threading
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from sqlalchemy import Connection, func, select
 
@@ -16,6 +18,8 @@ from umbel_server.store.tables_rollouts import rollout_events
 
 LOOK_S = 2.0
 """How often the store is looked at, however many screens are open."""
+MAX_STREAMS, MAX_OF_ONE = 200, 10
+"""Streams at one time, of all and of one user. With more, a screen asks every half minute instead."""
 TIME_S = 15.0
 """Who is online changes with time alone: so often it is another matter."""
 
@@ -52,8 +56,28 @@ class Pulse:
         self._store = store
         self._lock = threading.Lock()
         self._seen: tuple[float, dict[str, str]] = (-LOOK_S, {})
-        self.streams = 0
+        self._streams: Counter[str] = Counter()
         self.over = False
+
+    def full(self, user: str) -> bool:
+        """Return whether no further stream of a user can be: they have as many as one may, or all together have."""
+        return self._streams[user] >= MAX_OF_ONE or self._streams.total() >= MAX_STREAMS
+
+    @contextmanager
+    def stream(self, user: str) -> Iterator[bool]:
+        """Count a stream of a user while the ``with`` block runs; gives whether there is room for it.
+
+        Streams begin and end in one thread, that of the event loop.
+        """
+        if self.full(user):
+            yield False
+            return
+        self._streams[user] += 1
+        try:
+            yield True
+        finally:
+            self._streams[user] -= 1
+            self._streams += Counter()  # Forgets who has none.
 
     def stop(self) -> None:
         """End every stream, within a moment: the service stops."""

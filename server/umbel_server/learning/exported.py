@@ -1,6 +1,6 @@
 """What other tools are told of a run: its plan, its state, and the figures of each round.
 
-No device is named: how many were in a sum is told, and who was not.
+No device is named: how many were in a sum is told, and who was not. The names of the server's own files stay here.
 """
 
 from __future__ import annotations
@@ -13,6 +13,10 @@ from typing import Any
 
 from umbel_proto.ids import check_name
 
+REASON = "umbel.reason"
+"""What a run ended for, in the words of people or of the service, which may name a file: other servers are not told."""
+_FILES = ("heldout", "result.calibration")
+"""Fields of a plan that name a file of the server."""
 _SCALARS = {
     "accuracy": "heldout/accuracy",
     "r2": "heldout/r2",
@@ -77,7 +81,7 @@ def exported(run: Mapping[str, Any], attempts: Sequence[Mapping[str, Any]]) -> E
         UsageError: The run's name is none: it comes from a service, and a directory is called by it.
     """
     check_name(run["run"], "run")
-    plan = dict(_flat(run["plan"]))
+    plan = {name: value for name, value in _flat(run["plan"]) if name not in _FILES}
     tries = Counter(each["round"] for each in attempts)
     opened = [each for each in attempts if each["state"] == "opened"]
     about = {
@@ -87,7 +91,7 @@ def exported(run: Mapping[str, Any], attempts: Sequence[Mapping[str, Any]]) -> E
         "umbel.version": str(run["version"]),
         "umbel.package_sha256": str(plan.pop("package_sha256", "")),
         "umbel.state": run["state"],
-        "umbel.reason": run["reason"],
+        REASON: run["reason"],
         "umbel.rounds_done": str(run["rounds_done"]),
         "umbel.delta": repr(run["delta"]),
     }

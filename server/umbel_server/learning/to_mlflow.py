@@ -9,6 +9,7 @@ Source: MLflow 3.17, "REST API", https://mlflow.org/docs/latest/rest-api.html.
 
 from __future__ import annotations
 
+import contextlib
 import ssl
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,12 +19,14 @@ from typing import Any
 import httpx
 
 from umbel_proto.errors import RefusedError, RemoteProtocolError, StorageError, UnavailableError, UsageError
-from umbel_server.learning.exported import Exported, Point
+from umbel_server.learning.exported import REASON, Exported, Point
 from umbel_server.monitor.alerts.channels import check_url
 from umbel_server.monitor.alerts.secret import fits_header
 from umbel_server.monitor.alerts.send import cause
 
 PATIENCE_S = 60.0
+MAX_ANSWER = 8 * 1024 * 1024
+"""Bytes of an answer: a page of a thousand figures is 200 KB."""
 TOKEN, USER, PASSWORD = "MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"
 """Variables, as MLflow's own client reads them."""
 MOST_METRICS, MOST_OTHERS = 1000, 100
@@ -60,7 +63,8 @@ class Mlflow:
         token, user = environment.get(TOKEN), environment.get(USER)
         if token and not fits_header(token):
             raise UsageError(f"{TOKEN} is not one line of visible ASCII: set it anew.")
-        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        # As it is: what is small when it is sent may be large when it is unpacked.
+        headers = {"Accept-Encoding": "identity"} | ({"Authorization": f"Bearer {token}"} if token else {})
         self._http = httpx.Client(
             base_url=uri.rstrip("/") + _PREFIX,
             verify=trust,
@@ -159,7 +163,7 @@ class Mlflow:
     def _send(self, request: httpx.Request, *, missing: bool = False) -> Any:
         where = f"{request.url.host}"
         try:
-            answer = self._http.send(request)
+            answer = self._read(self._http.send(request, stream=True), where)
         except (httpx.HTTPError, httpx.InvalidURL) as exc:
             raise UnavailableError(f"MLflow at {where} does not answer: {cause(exc)}.") from None
         try:
@@ -167,7 +171,7 @@ class Mlflow:
             if answer.is_success and isinstance(told, dict):
                 return told
             code, words = str(told["error_code"]), str(told.get("message", ""))
-        except (ValueError, TypeError, KeyError, AttributeError):
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             code, words = "", ""
         if missing and code == "RESOURCE_DOES_NOT_EXIST":
             return None
@@ -180,13 +184,23 @@ class Mlflow:
         said = " ".join("".join(each if each.isprintable() else " " for each in words).split())[:_MAX_WORDS]
         raise RefusedError(f"MLflow at {where} refuses: {code}, {said}")
 
+    def _read(self, answer: httpx.Response, where: str) -> httpx.Response:
+        """Return an answer with its body, which is read no further than it may be."""
+        body = bytearray()
+        with contextlib.closing(answer):
+            for part in answer.iter_raw():
+                body += part
+                if len(body) > MAX_ANSWER:
+                    raise RemoteProtocolError(where, f"it answers with more than {MAX_ANSWER} bytes")
+        return httpx.Response(answer.status_code, content=bytes(body))
+
 
 def _metric(point: Point) -> dict[str, Any]:
     return {"key": point.name, "value": point.value, "step": point.round, "timestamp": _ms(point.at_s)}
 
 
 def _tags(told: Exported) -> list[dict[str, str]]:
-    return [{"key": name, "value": value[:MAX_TAG]} for name, value in told.about.items()]
+    return [{"key": name, "value": value[:MAX_TAG]} for name, value in told.about.items() if name != REASON]
 
 
 def _word(value: bool | int | float | str) -> str:

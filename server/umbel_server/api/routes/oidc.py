@@ -8,11 +8,11 @@ from typing import Annotated
 from fastapi import APIRouter, Cookie, Query, Request, Response
 from fastapi.responses import RedirectResponse
 
-from umbel_server.access.oidc import LIFE_S, Provider, account_of_identity, require_on
+from umbel_server.access.oidc import LIFE_S, account_of_identity, require_on
 from umbel_server.access.permissions import held
 from umbel_server.access.sign_in import SIGNED_IN_S
 from umbel_server.api import cookies
-from umbel_server.api.guard import OpenRoute, failed, waiting
+from umbel_server.api.guard import OpenRoute, address_of, failed, waiting
 from umbel_server.api.routes.own import SignedIn
 from umbel_server.api.service import ServiceOf
 from umbel_server.store.api_tokens import SignInError
@@ -21,11 +21,11 @@ router = APIRouter(prefix="/api/v1/oidc", tags=["own"], route_class=OpenRoute)
 
 
 @router.get("/start", status_code=303, response_class=RedirectResponse)
-def start_oidc(service: ServiceOf) -> RedirectResponse:
+def start_oidc(request: Request, service: ServiceOf) -> RedirectResponse:
     """Go and sign in at the provider, with a browser."""
-    settings = service.fleet.settings.oidc
-    require_on(settings)
-    errand = Provider(settings, service.store.clock).begin()
+    require_on(service.fleet.settings.oidc)
+    service.starts.begin(address_of(request))
+    errand = service.provider.begin()
     service.errands.send(errand)
     answer = RedirectResponse(errand.url, HTTPStatus.SEE_OTHER)
     cookies.keep(answer, cookies.SIGN_IN, errand.state, life_s=LIFE_S)
@@ -50,7 +50,7 @@ def finish_oidc(
     if errand is None:
         raise failed(service, request, "Nobody is expected back with this: begin again.")
     try:
-        identity = Provider(service.fleet.settings.oidc, service.store.clock).finish(errand, code)
+        identity = service.provider.finish(errand, code)
         account = account_of_identity(service.store.accounts, identity)
     except SignInError as exc:
         raise failed(service, request, str(exc)) from None

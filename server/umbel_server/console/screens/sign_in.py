@@ -8,10 +8,10 @@ from typing import Annotated
 from fastapi import APIRouter, Cookie, Query, Request, Response
 from fastapi.responses import RedirectResponse
 
-from umbel_server.access.oidc import LIFE_S, Provider, account_of_identity, require_on
+from umbel_server.access.oidc import LIFE_S, account_of_identity, require_on
 from umbel_server.access.sign_in import sign_in
 from umbel_server.api import cookies
-from umbel_server.api.guard import failed, waiting
+from umbel_server.api.guard import address_of, failed, waiting
 from umbel_server.api.problems import Problem
 from umbel_server.api.service import ServiceOf, StoreOf
 from umbel_server.console.form import FormOf
@@ -60,14 +60,15 @@ def do_sign_in(request: Request, service: ServiceOf, form: FormOf) -> Response:
 
 @open_router.get("/sign-in/provider")
 def start_provider(
-    service: ServiceOf, there: Annotated[str, Query(alias="next", max_length=MAX_NEXT)] = "/"
+    request: Request,
+    service: ServiceOf,
+    there: Annotated[str, Query(alias="next", max_length=MAX_NEXT)] = "/",
 ) -> Response:
     """Go and sign in at the provider."""
     settings = service.fleet.settings.oidc
     require_on(settings)
-    errand = Provider(settings, service.store.clock).begin(
-        redirect=settings.console_redirect, there=safe(there)
-    )
+    service.starts.begin(address_of(request))
+    errand = service.provider.begin(redirect=settings.console_redirect, there=safe(there))
     service.errands.send(errand)
     answer = RedirectResponse(errand.url, HTTPStatus.SEE_OTHER)
     cookies.keep(answer, cookies.SIGN_IN, errand.state, life_s=LIFE_S)
@@ -91,7 +92,7 @@ def finish_provider(
     try:
         if errand is None:
             raise SignInError("Nobody is expected back with this: begin again.")
-        identity = Provider(service.fleet.settings.oidc, service.store.clock).finish(errand, code)
+        identity = service.provider.finish(errand, code)
         account = account_of_identity(service.store.accounts, identity)
     except SignInError as exc:
         there = errand.there if errand else "/"
