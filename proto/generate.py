@@ -25,13 +25,9 @@ def compile_into(out: Path) -> None:
         f"-I{include}",
         f"--python_out={out}",
         f"--pyi_out={out}",
-        f"--grpc_python_out={out}",
     ]
     if protoc.main([*args, *sources]) != 0:
         raise SystemExit("protoc failed: see its message above.")
-    for path in sorted((out / "umbel_proto" / "wire").glob("*_pb2*")):
-        if path.suffix == ".py" and path.name.endswith("_grpc.py") and "class " not in path.read_text():
-            path.unlink()  # A file without services gives an empty stub module.
 
 
 def main() -> int:

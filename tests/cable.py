@@ -17,14 +17,15 @@ class Cable:
     Args:
         target: ``host:port`` of the real server.
         delay_s: How late every block of bytes arrives, seconds.
+        host: Where devices find it.
     """
 
-    def __init__(self, target: str, *, delay_s: float = 0.0) -> None:
-        host, port = target.rsplit(":", 1)
-        self._target = (host, int(port))
+    def __init__(self, target: str, *, delay_s: float = 0.0, host: str = "127.0.0.1") -> None:
+        name, port = target.rsplit(":", 1)
+        self._target = (name, int(port))
         self._delay_s = delay_s
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
+        self._listener = socket.create_server((host, 0))
+        self.address = f"{host}:{self._listener.getsockname()[1]}"
         self.down = 0
         """Bytes that went from the server to the device, over all connections."""
         self._limit: int | None = None

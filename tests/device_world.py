@@ -27,7 +27,18 @@ from umbel_server.store.store import Store
 UMBEL = Path(sys.executable).with_name("umbel")
 HOUR_S = 3600
 UNASKED = "the user was not asked for consent to training (against this device's conditions)"
-NO_DEVICES = ("typer", "rich", "pygments", "shellingham", "markdown_it", "flwr", "onnx", "torch", "sklearn")
+NO_DEVICES = (
+    "typer",
+    "rich",
+    "pygments",
+    "shellingham",
+    "markdown_it",
+    "flwr",
+    "grpc",
+    "onnx",
+    "torch",
+    "sklearn",
+)
 """Libraries that `pip install umbel` does not bring: it shall stay small."""
 
 

@@ -42,7 +42,7 @@ from umbel_server.fleet.invite import invite
 from umbel_server.fleet.publish import publish
 from umbel_server.gateway.server import Gateway
 
-FORBIDDEN = ("flwr", "grpc", "torch")
+FORBIDDEN = ("flwr", "grpc", "h2", "torch")
 WHEEL = ("client/umbel", "server/umbel_server", "proto/umbel_proto", "models/umbel_models")
 FLEET = FleetId("bench")
 POLICY = FleetPolicy(FLEET, 0.1, 0.2, True, 3, 0.0, 8.0, 1e-6)

@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 
 from cable import Cable
-from device_world import World, make_world
+from device_world import World, make_world, through
 from gateway_world import Served
+from hostile_server import Hostile
 from service_fleet import ManualClock, PlainDevice, make_fleet, running
+from umbel._home.directory import DeviceHome
 
 
 @pytest.fixture
@@ -35,6 +37,21 @@ def world(tmp_path: Path) -> Iterator[World]:
     fleet = make_world(tmp_path, clock)
     with running(fleet, clock=clock) as (_, store):
         yield World(fleet, store, clock, tmp_path)
+
+
+@pytest.fixture
+def hostile(world: World) -> Iterator[Hostile]:
+    server = Hostile(world)
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def guest(world: World, hostile: Hostile) -> DeviceHome:
+    """A device whose gateway is the hostile server."""
+    home = world.device("d1")
+    through(home, hostile.address)
+    return home
 
 
 @pytest.fixture

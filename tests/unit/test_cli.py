@@ -108,7 +108,7 @@ def test_help_names_every_command_without_loading_the_other_rooms() -> None:
         assert re.search(rf"\b{command}\b.*[A-Z]\w+", done.stdout)
     loaded = set(done.stdout.partition("LOADED")[2].split())
     assert "umbel" in loaded
-    assert not loaded & {"umbel_server", "umbel_models", "flwr", "grpc", "torch", "numpy", "sqlalchemy"}
+    assert not loaded & {"umbel_server", "umbel_models", "flwr", "grpc", "h2", "torch", "numpy", "sqlalchemy"}
 
 
 def test_a_shell_completes_commands_of_every_room() -> None:

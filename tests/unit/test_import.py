@@ -9,7 +9,7 @@ import pytest
 
 import umbel
 
-HEAVY = ("flwr", "grpc", "numpy", "onnxruntime", "torch", "umbel_models", "umbel_server")
+HEAVY = ("flwr", "grpc", "h2", "numpy", "onnxruntime", "torch", "umbel_models", "umbel_server")
 
 
 def run(code: str) -> str:
@@ -24,12 +24,12 @@ def test_importing_umbel_imports_nothing_heavy() -> None:
 
 def test_opening_a_device_imports_neither_flower_nor_torch_nor_grpc() -> None:
     code = "import sys, umbel; umbel.Device; print(*{name.partition('.')[0] for name in sys.modules})"
-    assert not {"flwr", "torch", "grpc", "onnxruntime"}.intersection(run(code).split())
+    assert not {"flwr", "torch", "grpc", "h2", "onnxruntime"}.intersection(run(code).split())
 
 
 def test_a_model_is_imported_without_flower_torch_or_a_runtime() -> None:
     code = "import sys, umbel; umbel.Model; print(*{name.partition('.')[0] for name in sys.modules})"
-    assert not {"flwr", "torch", "grpc", "onnxruntime"}.intersection(run(code).split())
+    assert not {"flwr", "torch", "grpc", "h2", "onnxruntime"}.intersection(run(code).split())
 
 
 def test_importing_umbel_takes_less_than_a_quarter_of_a_second() -> None:

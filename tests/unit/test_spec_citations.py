@@ -15,7 +15,7 @@ SOURCES = sorted(
     path
     for room in ("proto", "client", "server")
     for path in (ROOT / room).rglob("*.py")
-    if not path.name.endswith(("_pb2.py", "_pb2_grpc.py"))
+    if not path.name.endswith("_pb2.py")
 )
 HOME = {"secagg": "secure-aggregation.md", "privacy": "privacy.md"}
 """Where a package's numbers lead if no document is named."""

@@ -21,7 +21,8 @@ from umbel._telemetry.telemetry import Telemetry
 from umbel_proto.ids import DeviceId, FleetId
 from umbel_proto.seal import SealPrivateKey
 
-LATER = ("bz2", "decimal", "email", "google", "grpc", "importlib.metadata", "shutil", "statistics", "tomllib")
+LATER = ("bz2", "decimal", "email", "google", "grpc", "h2", "importlib.metadata", "shutil", "ssl", "statistics",
+         "tomllib")  # fmt: skip
 """Of reports, failures, settings, installing. Together they took as long as all of umbel."""
 FIRST = """
 import sys, umbel

@@ -3,28 +3,27 @@
 from __future__ import annotations
 
 import contextlib
+import ssl
 from collections.abc import Callable, Iterator
-from typing import TypeVar
+from typing import Any, TypeVar
 
-import grpc
-
+from umbel._fleet.connection import ALPN
+from umbel._fleet.rpc import CALL_TIMEOUT_S, Channel, stub
+from umbel._fleet.status import CallError, Status, StrangerError, UntrustedError
 from umbel._home.directory import DeviceHome
 from umbel._home.files import read_file
 from umbel_proto.errors import (
     CertificateError,
     RefusedError,
     RemoteProtocolError,
+    StorageError,
     UmbelError,
     UnavailableError,
     UsageError,
 )
+from umbel_proto.wire import delivery_pb2, enrollment_pb2, telemetry_pb2
 from umbel_proto.wire.delivery_pb2 import Chunk, FetchRequest
-from umbel_proto.wire.delivery_pb2_grpc import DeliveryStub
-from umbel_proto.wire.enrollment_pb2_grpc import EnrollmentStub, MembershipStub, ReadmissionStub
-from umbel_proto.wire.telemetry_pb2_grpc import TelemetryStub
 
-MAX_MESSAGE_BYTES = 4 * 1024 * 1024
-CALL_TIMEOUT_S = 20.0
 FETCH_TIMEOUT_S = 600.0
 RETRY_AFTER = "umbel-retry-after-s"
 """Trailing metadata of a refusal that passes: in how many seconds to try again."""
@@ -33,18 +32,6 @@ PENDING = "umbel-pending"
 """Trailing metadata of a refusal because an operator is to approve first: what they call what waits."""
 
 T = TypeVar("T")
-
-_OPTIONS = [
-    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
-    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
-    # We pace our own attempts; a channel that waits minutes after a failure would hide that the peer is back.
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.max_reconnect_backoff_ms", 1000),
-    ("grpc.keepalive_time_ms", 60_000),
-    # Channels to one address must not share a connection: it was made with an older certificate.
-    ("grpc.use_local_subchannel_pool", 1),
-    ("grpc.enable_http_proxy", 0),
-]
 
 
 class LaterError(UnavailableError):
@@ -88,14 +75,19 @@ class Gateway:
     def __init__(self, home: DeviceHome, *, now_s: float) -> None:
         home.require_valid_certificate(now_s)
         self.address = home.identity.gateway
-        credentials = grpc.ssl_channel_credentials(
-            read_file(home.ca_certificate), read_file(home.tls_key), read_file(home.tls_certificate)
-        )
-        self._channel = grpc.secure_channel(self.address, credentials, _OPTIONS)
-        # What grpcio-tools generates has no types.
-        self.membership = MembershipStub(self._channel)  # type: ignore[no-untyped-call]
-        self.delivery = DeliveryStub(self._channel)  # type: ignore[no-untyped-call]
-        self.telemetry = TelemetryStub(self._channel)  # type: ignore[no-untyped-call]
+        context = _trusting(read_file(home.ca_certificate))
+        read_file(home.tls_key)  # Its error names the file.
+        try:
+            # With a password, though none is needed: OpenSSL would ask the terminal for that of a damaged key.
+            context.load_cert_chain(home.tls_certificate, home.tls_key, password="")
+        except (OSError, ValueError) as exc:
+            raise StorageError(
+                f"{home.tls_certificate} and {home.tls_key} are no certificate and its key: enroll again with --again."
+            ) from exc
+        self._channel = Channel(self.address, context)
+        self.membership = stub(self._channel, _service(enrollment_pb2, "Membership"))
+        self.delivery = stub(self._channel, _service(delivery_pb2, "Delivery"))
+        self.telemetry = stub(self._channel, _service(telemetry_pb2, "Telemetry"))
 
     def __enter__(self) -> Gateway:
         return self
@@ -117,30 +109,45 @@ class Gateway:
         self._channel.close()
 
 
+def _trusting(ca_certificate: bytes) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.set_alpn_protocols([ALPN])
+    try:
+        context.load_verify_locations(cadata=ca_certificate.decode("ascii"))
+    except (OSError, ValueError) as exc:
+        raise StorageError(
+            "The certificate of the fleet's authority is damaged: enroll again with --again."
+        ) from exc
+    return context
+
+
+def _service(module: Any, name: str) -> Any:
+    return module.DESCRIPTOR.services_by_name[name]
+
+
 @contextlib.contextmanager
-def enrollment(address: str, ca_certificate: bytes) -> Iterator[EnrollmentStub]:
+def enrollment(address: str, ca_certificate: bytes) -> Iterator[Any]:
     """Connect to where devices enroll; the device has no certificate yet.
 
     Args:
         address: ``host:port``.
         ca_certificate: The only authority trusted, PEM.
     """
-    channel = grpc.secure_channel(address, grpc.ssl_channel_credentials(ca_certificate), _OPTIONS)
-    with contextlib.closing(channel):
-        yield EnrollmentStub(channel)  # type: ignore[no-untyped-call]
+    with contextlib.closing(Channel(address, _trusting(ca_certificate))) as channel:
+        yield stub(channel, _service(enrollment_pb2, "Enrollment"))
 
 
 @contextlib.contextmanager
-def readmission(address: str, ca_certificate: bytes) -> Iterator[ReadmissionStub]:
+def readmission(address: str, ca_certificate: bytes) -> Iterator[Any]:
     """Connect to where devices come back whose certificate has expired.
 
     Args:
         address: ``host:port``.
         ca_certificate: The only authority trusted, PEM.
     """
-    channel = grpc.secure_channel(address, grpc.ssl_channel_credentials(ca_certificate), _OPTIONS)
-    with contextlib.closing(channel):
-        yield ReadmissionStub(channel)  # type: ignore[no-untyped-call]
+    with contextlib.closing(Channel(address, _trusting(ca_certificate))) as channel:
+        yield stub(channel, _service(enrollment_pb2, "Readmission"))
 
 
 def call(
@@ -171,13 +178,11 @@ def call(
 def _our_errors(address: str, unknown: type[UmbelError]) -> Iterator[None]:
     try:
         yield
-    except grpc.RpcError as exc:
+    except CallError as exc:
         raise to_error(exc, address, unknown=unknown) from exc
-    except ValueError as exc:  # What gRPC says of a channel that another thread has closed.
-        raise UnavailableError(f"The connection to {address} was closed.") from exc
 
 
-def to_error(exc: Exception, address: str, *, unknown: type[UmbelError] = CertificateError) -> UmbelError:
+def to_error(exc: CallError, address: str, *, unknown: type[UmbelError] = CertificateError) -> UmbelError:
     """Return umbel's error for gRPC's. The server's own sentence is kept where it wrote one.
 
     Returns:
@@ -185,47 +190,43 @@ def to_error(exc: Exception, address: str, *, unknown: type[UmbelError] = Certif
         again; ``unknown``, ``RefusedError`` and ``UsageError`` for what it refuses;
         ``RemoteProtocolError`` for the rest.
     """
-    if not isinstance(exc, grpc.Call):
-        return UnavailableError(f"The connection to {address} ended: try again.")
-    code, details = exc.code(), exc.details() or ""
+    code, details = exc.status, exc.details
+    if isinstance(exc, UntrustedError):
+        return CertificateError(
+            f"The server at {address} shows a certificate that this fleet's authority did not sign, "
+            "or one that has expired: check the address, and the server."
+        )
+    if isinstance(exc, StrangerError):
+        return UnavailableError(
+            f"{address} takes connections, but does not speak as a gateway does: check that the address is "
+            "the gateway's, and that nothing on the way answers in its place."
+        )
     match code:
-        case grpc.StatusCode.UNAVAILABLE if "CERTIFICATE_VERIFY_FAILED" in details:
-            return CertificateError(
-                f"The server at {address} shows a certificate that this fleet's authority did not sign, "
-                "or one that has expired: check the address, and the server."
-            )
-        case grpc.StatusCode.UNAVAILABLE if "andshake" in details:  # With a capital H, or not.
-            return UnavailableError(
-                f"{address} takes connections, but does not speak as a gateway does: check that the address is "
-                "the gateway's, and that nothing on the way answers in its place."
-            )
-        case grpc.StatusCode.UNAUTHENTICATED:
+        case Status.UNAUTHENTICATED:
             return unknown(details)
-        case grpc.StatusCode.PERMISSION_DENIED | grpc.StatusCode.NOT_FOUND:
+        case Status.PERMISSION_DENIED | Status.NOT_FOUND:
             return RefusedError(details)
-        case grpc.StatusCode.INVALID_ARGUMENT:
+        case Status.INVALID_ARGUMENT:
             return UsageError(details)
     wait = _retry_after_s(exc)
-    if code == grpc.StatusCode.UNAVAILABLE and (application := _told(exc, PENDING)):
+    if code == Status.UNAVAILABLE and (application := _told(exc, PENDING)):
         return PendingError(details, wait, application)
     match code:
-        case grpc.StatusCode.UNAVAILABLE | grpc.StatusCode.RESOURCE_EXHAUSTED | grpc.StatusCode.INTERNAL if (
-            wait
-        ):
+        case Status.UNAVAILABLE | Status.RESOURCE_EXHAUSTED | Status.INTERNAL if wait:
             return LaterError(details, wait)
-        case grpc.StatusCode.UNAVAILABLE | grpc.StatusCode.DEADLINE_EXCEEDED:
+        case Status.UNAVAILABLE | Status.DEADLINE_EXCEEDED:
             return UnavailableError(
                 f"{address} does not answer: check that the gateway runs and is reachable."
             )
-        case grpc.StatusCode.RESOURCE_EXHAUSTED:
+        case Status.RESOURCE_EXHAUSTED:
             return UnavailableError(f"{address} has more to do than it can: try again later.")
-        case grpc.StatusCode.CANCELLED:
+        case Status.CANCELLED:
             return UnavailableError(f"The connection to {address} was closed.")
         case _:
             return RemoteProtocolError("server", f"{code.name.lower().replace('_', ' ')}: {details}")
 
 
-def _retry_after_s(exc: grpc.Call) -> float:
+def _retry_after_s(exc: CallError) -> float:
     """Return the server's word on when to try again, seconds; 0 if it gave none."""
     try:
         wait_s = float(_told(exc, RETRY_AFTER) or 0.0)
@@ -234,9 +235,6 @@ def _retry_after_s(exc: grpc.Call) -> float:
     return min(wait_s, MAX_RETRY_AFTER_S) if wait_s > 0 else 0.0  # NaN is not.
 
 
-def _told(exc: grpc.Call, wanted: str) -> str:
+def _told(exc: CallError, wanted: str) -> str:
     """Return what the server said beside its refusal; empty if nothing."""
-    for key, value in exc.trailing_metadata() or ():
-        if key == wanted:
-            return str(value)
-    return ""
+    return exc.trailers.get(wanted, "")
