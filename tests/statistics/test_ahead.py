@@ -12,15 +12,17 @@ import pytest
 from numpy.typing import NDArray
 from scipy import stats
 
-from umbel.train import ExamplePrivacy, TrainPlan
+from umbel.train import ExamplePrivacy, TrainPlan, blocks
 from umbel.train import ahead as module
-from umbel.train.ahead import LEAST, PIECE, ahead
+from umbel.train.ahead import LEAST, ahead
+from umbel.train.blocks import LONG, PIECE
 from umbel.train.descent import Work, descend
 from umbel_proto.prg import Keystream
+from umbel_proto.privacy.gaussian import GRAINS
 
 ALARM = 1e-9
 DIM = 2 * LEAST + 1
-"""A second thread draws for three quarters of so many, and not for the last one."""
+"""A second thread draws for so many."""
 
 
 class Flat:
@@ -48,7 +50,7 @@ def moved(steps: int) -> NDArray[np.float32]:
 @pytest.fixture(params=[1, 2])
 def cores(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
     count: int = request.param
-    monkeypatch.setattr(module, "_cores", lambda: count)
+    monkeypatch.setattr(blocks, "_cores", lambda: count)
     return count
 
 
@@ -67,7 +69,7 @@ def test_what_is_taken_was_drawn_for_one_step() -> None:
         taken = []
         for _ in range(3):
             noise.begin()
-            taken.append(noise.take().copy())
+            taken.append(noise.take() / GRAINS)
     for one in taken:
         assert len(one) == DIM
         assert stats.kstest(one, "norm").pvalue > ALARM
@@ -83,17 +85,17 @@ def test_nothing_is_taken_that_was_not_begun_or_was_taken_before() -> None:
         assert len(noise.take()) == 0
 
 
-@pytest.mark.parametrize("most", [1 << 18, 1 << 20])
+@pytest.mark.parametrize("most", [1 << 18, 1 << 21])
 def test_every_piece_of_a_sum_has_noise_of_its_own_once(
     cores: int, most: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Pieces left out, done twice or under one key on two threads would show in the variance or the correlation."""
     monkeypatch.setattr(module, "MOST", most)
-    total = np.zeros(4 * PIECE + 5, np.float32)
+    total = np.zeros(LONG + 5, np.float32)  # Long enough for both threads to put it on.
     with ahead(len(total)) as noise:
         noise.begin()
         noise.onto(total, deviation=3.0, stream=Keystream(), divisor=2.0)
-    pieces = total[: 4 * PIECE].reshape(4, PIECE)
+    pieces = total[:LONG].reshape(-1, PIECE)
     for number, piece in enumerate(pieces):
         assert stats.kstest(piece / 1.5, "norm").pvalue > ALARM
         for other in pieces[:number]:

@@ -7,11 +7,15 @@ import math
 import mpmath
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 from scipy import stats
 
+from umbel_proto.errors import UsageError
 from umbel_proto.prg import Keystream
 from umbel_proto.privacy import normal
-from umbel_proto.privacy.gaussian import GRID_BITS, noised, poisson_sample
+from umbel_proto.privacy.gaussian import GRAINS, GRID_BITS, deviation_of, draw, noised, poisson_sample
 from umbel_proto.privacy.normal import Normal, gaussian
 
 ALARM = 1e-9
@@ -181,13 +185,63 @@ def test_noise_is_never_drawn_twice() -> None:
 def test_what_was_drawn_before_is_the_noise_of_the_first_coordinates_and_of_no_other(
     dim: int, share: float
 ) -> None:
-    total, ready = np.zeros(dim), np.empty(2 * (int(share * dim) // 2))
-    Normal(dim).fill(ready, stream(6))
-    first, count = ready.copy(), len(ready)
+    total, ready = np.zeros(dim), np.empty(int(share * dim), np.int32)
+    draw(ready, Normal(dim), stream(6))
+    count = len(ready)
     released = noised(total, deviation=1.0, stream=stream(4), drawn=ready)
-    np.testing.assert_array_equal(released[:count], np.rint(first * 2.0**GRID_BITS) / 2.0**GRID_BITS)
+    np.testing.assert_array_equal(released[:count], np.rint(ready / GRAINS * 2.0**GRID_BITS) / 2.0**GRID_BITS)
     rest = noised(np.zeros(dim - count), deviation=1.0, stream=stream(4))
     np.testing.assert_array_equal(released[count:], rest)
+
+
+@given(
+    totals=arrays(np.float32, 64, elements=st.floats(-1e4, 1e4, width=32)),
+    apart=arrays(np.float32, 64, elements=st.floats(-1, 1, width=32)),
+    noise=st.floats(1e-3, 1e4),
+    clip=st.floats(1e-3, 1e3),
+    seed=st.integers(0, 255),
+)
+def test_noise_shifts_a_sum_by_whole_grains_and_the_deviation_covers_what_they_add(
+    totals: np.ndarray, apart: np.ndarray, noise: float, clip: float, seed: int
+) -> None:
+    """With the same noise two sums' releases differ as the sums in whole grains do, whatever the noise, and those
+    are no further apart than the deviation allows for: noise times what one example can move."""
+    apart = apart * np.float32(clip / max(np.linalg.norm(apart.astype(float)), 1e-3) / 1.001)
+    deviation = deviation_of(noise, clip, 64)
+    grain = deviation / GRAINS
+    one, two = (
+        np.rint(total * (1 / grain)) for total in (totals.astype(float), (totals + apart).astype(float))
+    )
+    moved = np.linalg.norm((totals + apart).astype(float) - totals.astype(float))
+    assert np.linalg.norm((one - two) * grain) <= moved + 8 * grain * (1 + 1e-6) + 1e-9 * clip
+    assert noise * (clip + 8 * grain) <= deviation * (1 + 1e-12)
+    ready = np.empty(64, np.int32)
+    draw(ready, Normal(64), stream(seed))
+    grid = 2.0 ** (math.floor(math.log2(deviation)) - GRID_BITS)
+    for total, whole in ((totals, one), (totals + apart, two)):
+        released = noised(total, deviation=deviation, stream=stream(4), drawn=ready)
+        np.testing.assert_array_equal(released, np.rint((whole + ready) * (grain / grid)) * grid)
+
+
+def test_drawn_noise_is_normal_in_whole_grains_and_fits_into_32_bits() -> None:
+    ready = np.empty(200_000, np.int32)
+    draw(ready, Normal(len(ready)), stream(9))
+    assert stats.kstest(ready / GRAINS, "norm").pvalue > ALARM
+    assert 14 * GRAINS < 2**31  # No draw exceeds 14.
+
+
+def test_drawn_ahead_or_at_once_it_is_the_same_release() -> None:
+    """Of three million values some thirty would lie in another cell of the grid if noise were not in whole grains."""
+    total, ready = np.linspace(-5, 5, 3_000_000).astype(np.float32), np.empty(3_000_000, np.int32)
+    draw(ready, Normal(len(ready)), stream(4))
+    ahead = noised(total, deviation=0.7, stream=stream(5), drawn=ready)
+    np.testing.assert_array_equal(noised(total, deviation=0.7, stream=stream(4)), ahead)
+
+
+def test_noise_that_leaves_no_room_for_grains_is_refused() -> None:
+    with pytest.raises(UsageError, match="choose a lower one"):
+        deviation_of(1e4, 1.0, 10**9)
+    assert deviation_of(1.1, 1.0, 6_603_710) < 1.1 * 1.0001
 
 
 @pytest.mark.parametrize("rate", [1e-9, 0.01, 0.37, 0.999999])

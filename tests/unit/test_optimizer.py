@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import time
+import warnings
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -11,10 +15,11 @@ import torch
 from numpy.typing import NDArray
 
 from umbel.train import TrainPlan
-from umbel.train.optimizer import BLOCK, clip_norm, optimizer_of, pull
+from umbel.train.blocks import BLOCK, LONG, in_blocks, second_thread
+from umbel.train.optimizer import clip_norm, optimizer_of, pull
 from umbel_proto.errors import UsageError
 
-DIM = 2 * BLOCK + 77  # whole blocks and a part of one
+DIM = BLOCK + 77  # a whole block and a part of one
 
 Torch = Callable[[list[torch.nn.Parameter]], torch.optim.Optimizer]
 
@@ -137,3 +142,51 @@ def test_fedprox_pulls_with_the_gradient_of_its_term() -> None:
 def test_a_setting_that_makes_no_sense_is_named(settings: dict[str, Any], sentence: str) -> None:
     with pytest.raises(UsageError, match=sentence):
         plan(**settings)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"momentum": 0.9, "nesterov": True, "weight_decay": 0.1}, {"momentum": 0.9}, {"optimizer": "adam"}],
+)
+def test_two_threads_take_the_steps_of_one_to_the_bit(settings: dict[str, Any]) -> None:
+    dim, chance = LONG + 77, np.random.default_rng(1)
+    ends = []
+    given = chance.normal(size=(3, dim)).astype(np.float32)
+    for cores in (1, 2):
+        with second_thread(dim) if cores == 2 else contextlib.nullcontext() as pool:
+            parameters, optimizer = np.ones(dim, np.float32), optimizer_of(plan(**settings), dim, pool)
+            for gradient in given:
+                optimizer.step(parameters, gradient.copy())
+        ends.append(parameters)
+    assert (ends[0] == ends[1]).all()
+
+
+def test_each_element_is_worked_on_once_and_a_failure_on_either_thread_is_raised() -> None:
+    with ThreadPoolExecutor(1) as pool:
+        for dim in (1, BLOCK + 1, LONG, LONG + 1):
+            seen = np.zeros(dim, int)
+
+            def count(low: int, high: int, seen: NDArray[Any] = seen) -> None:
+                seen[low:high] += 1
+
+            in_blocks(pool, dim, count)
+            assert (seen == 1).all()
+
+        def fail(low: int, high: int) -> None:
+            raise ZeroDivisionError
+
+        for mine, others in ((fail, lambda low, high: None), (lambda low, high: time.sleep(1e-4), fail)):
+            with pytest.raises(ZeroDivisionError):
+                in_blocks(pool, 64 * LONG, mine, others)  # Neither thread comes too late for all of them.
+
+
+def test_overflow_on_the_second_thread_follows_the_first_ones_setting() -> None:
+    great = np.full(LONG, 3e38, np.float32)
+
+    def grow(low: int, high: int) -> None:
+        great[low:high] *= np.float32(10)
+
+    with ThreadPoolExecutor(1) as pool, np.errstate(over="ignore"), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        in_blocks(pool, LONG, grow)
+    assert np.isinf(great).all()

@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from umbel.train import METER, Controls, DivergedError, Ended, Meter, TrainPlan, TrainResult
-from umbel.train.optimizer import clip_norm, optimizer_of, pull
+from umbel.train.blocks import second_thread
+from umbel.train.optimizer import Optimizer, clip_norm, optimizer_of, pull
 
 if TYPE_CHECKING:
     from umbel_proto.manifest import FloatVector
@@ -80,13 +81,15 @@ def descend(current: FloatVector, gradients: Gradients, work: Work) -> TrainResu
     Raises:
         DivergedError: Training diverged.
     """
-    with np.errstate(over="ignore", invalid="ignore"):  # What overflows is found at the end.
-        return _descend(current, gradients, work)
+    with (
+        np.errstate(over="ignore", invalid="ignore"),  # What overflows is found at the end.
+        second_thread(len(current)) as pool,
+    ):
+        return _descend(current, gradients, work, optimizer_of(work.plan, len(current), pool))
 
 
-def _descend(current: FloatVector, gradients: Gradients, work: Work) -> TrainResult:
+def _descend(current: FloatVector, gradients: Gradients, work: Work, optimizer: Optimizer) -> TrainResult:
     plan, controls = work.plan, work.controls
-    optimizer = optimizer_of(plan, len(current))
     start = current.copy() if plan.fedprox_mu or controls is not None else current
     drift = None if controls is None else controls.server - controls.own
     per_epoch = plan.steps(len(work.y)) // plan.epochs
@@ -198,12 +201,13 @@ def _private(gradients: Gradients, dim: int, work: Work) -> Iterator[tuple[Float
     # Only noise needs cryptography, which is 8 MB: a plain training in a process of its own goes without.
     from umbel.train.ahead import ahead
     from umbel_proto.prg import Keystream
-    from umbel_proto.privacy.gaussian import poisson_sample
+    from umbel_proto.privacy.gaussian import deviation_of, poisson_sample
 
     plan = work.plan
     release, privacy = plan.release(len(work.y)), plan.privacy
     assert release is not None
     assert privacy is not None
+    deviation = deviation_of(privacy.noise, privacy.clip, dim)
     with ahead(dim if privacy.noise else 0) as noise:
         for _ in range(release.steps):
             noise.begin()
@@ -211,7 +215,6 @@ def _private(gradients: Gradients, dim: int, work: Work) -> Iterator[tuple[Float
             rows = poisson_sample(len(work.y), release.rate, chance)
             total, loss = _clipped_sum(gradients, dim, work, rows, privacy.clip * SLACK)
             if privacy.noise:
-                deviation = privacy.noise * privacy.clip
                 # By the size that was planned: how many were drawn is a secret.
                 noise.onto(total, deviation=deviation, stream=chance, divisor=plan.batch_size)
             else:

@@ -1,23 +1,26 @@
 """What becomes of a gradient: clipped by its norm, and made a step by SGD or Adam. In numpy, on the device.
 
 The rules are torch's. Vectors are worked on in blocks that stay in a processor's cache: a model of
-millions of parameters costs no copies of their length.
+millions of parameters costs no copies of their length. Of a long one each of two threads takes blocks.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
+from umbel.train.blocks import in_blocks
 from umbel.train.plan import ADAM, TrainPlan
 
 if TYPE_CHECKING:
     from umbel_proto.manifest import FloatVector
 
-BLOCK = 1 << 14
-"""Elements in a block: 64 KiB of float32."""
+
+SUMMED = 1 << 14
+"""Elements whose squares are added up in float32, before sums are in Python's."""
 
 
 class Optimizer(Protocol):
@@ -27,9 +30,15 @@ class Optimizer(Protocol):
         """Change ``parameters``, shape (dim,), in place; ``gradient``, shape (dim,), is used up."""
 
 
-def optimizer_of(plan: TrainPlan, dim: int) -> Optimizer:
-    """Return the plan's optimizer, at the start of a training."""
-    return Adam(plan, dim) if plan.optimizer == ADAM else Sgd(plan, dim)
+def optimizer_of(plan: TrainPlan, dim: int, pool: ThreadPoolExecutor | None = None) -> Optimizer:
+    """Return the plan's optimizer, at the start of a training.
+
+    Args:
+        plan: The plan.
+        dim: How many parameters are trained.
+        pool: A thread to take half of the work of long vectors; None for this one alone.
+    """
+    return Adam(plan, dim, pool) if plan.optimizer == ADAM else Sgd(plan, dim, pool)
 
 
 class Sgd:
@@ -38,27 +47,31 @@ class Sgd:
     Source: torch.optim.SGD, with dampening 0.
     """
 
-    def __init__(self, plan: TrainPlan, dim: int) -> None:
-        self._plan = plan
+    def __init__(self, plan: TrainPlan, dim: int, pool: ThreadPoolExecutor | None = None) -> None:
+        self._plan, self._pool = plan, pool
         self._velocity = np.zeros(dim if plan.momentum else 0, np.float32)
 
     def step(self, parameters: FloatVector, gradient: FloatVector) -> None:
         """See ``Optimizer``."""
-        rate, momentum = np.float32(self._plan.learning_rate), np.float32(self._plan.momentum)
-        for block in _blocks(len(parameters)):
-            p, g = parameters[block], gradient[block]
-            _decay(p, g, self._plan.weight_decay)
+        plan = self._plan
+        rate, momentum = np.float32(plan.learning_rate), np.float32(plan.momentum)
+
+        def work(low: int, high: int) -> None:
+            p, g = parameters[low:high], gradient[low:high]
+            _decay(p, g, plan.weight_decay)
             step = g
             if momentum:
-                v = self._velocity[block]
+                v = self._velocity[low:high]
                 v *= momentum
                 v += g
-                if self._plan.nesterov:
+                if plan.nesterov:
                     g += momentum * v
                     step = g
                 else:
                     step = v
             p -= rate * step
+
+        in_blocks(self._pool, len(parameters), work)
 
 
 class Adam:
@@ -67,8 +80,8 @@ class Adam:
     Source: Kingma, Ba, ICLR 2015 (arXiv 1412.6980), algorithm 1; torch.optim.Adam, without amsgrad.
     """
 
-    def __init__(self, plan: TrainPlan, dim: int) -> None:
-        self._plan, self._steps = plan, 0
+    def __init__(self, plan: TrainPlan, dim: int, pool: ThreadPoolExecutor | None = None) -> None:
+        self._plan, self._pool, self._steps = plan, pool, 0
         self._mean, self._square = np.zeros(dim, np.float32), np.zeros(dim, np.float32)
 
     def step(self, parameters: FloatVector, gradient: FloatVector) -> None:
@@ -80,8 +93,9 @@ class Adam:
         rate = np.float32(plan.learning_rate / (1 - plan.momentum**self._steps))
         unbias = np.float32(1 / (1 - plan.second_momentum**self._steps) ** 0.5)
         tiny = np.float32(plan.adaptivity)
-        for block in _blocks(len(parameters)):
-            p, g, m, s = parameters[block], gradient[block], self._mean[block], self._square[block]
+
+        def work(low: int, high: int) -> None:
+            p, g, m, s = (each[low:high] for each in (parameters, gradient, self._mean, self._square))
             _decay(p, g, plan.weight_decay)
             m *= beta_1
             m += new_1 * g
@@ -95,6 +109,8 @@ class Adam:
             np.divide(m, root, out=root)
             root *= rate
             p -= root
+
+        in_blocks(self._pool, len(parameters), work)
 
 
 def clip_norm(gradient: FloatVector, limit: float) -> None:
@@ -127,4 +143,4 @@ def _decay(parameters: FloatVector, gradient: FloatVector, weight_decay: float) 
 
 
 def _blocks(dim: int) -> Iterator[slice]:
-    return (slice(low, low + BLOCK) for low in range(0, dim, BLOCK))
+    return (slice(low, low + SUMMED) for low in range(0, dim, SUMMED))

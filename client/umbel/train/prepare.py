@@ -17,6 +17,7 @@ from umbel_proto.encoding import digest
 from umbel_proto.errors import UsageError
 from umbel_proto.manifest import Manifest
 from umbel_proto.prg import Keystream
+from umbel_proto.privacy.gaussian import deviation_of
 
 SHUFFLE_LABEL = "umbel/1/shuffle"
 
@@ -46,6 +47,8 @@ def prepare(
         raise UsageError(
             "energy_limit_j needs a counter of joules, and this trainer has none: give it a meter, or no limit."
         )
+    if plan.privacy is not None:
+        deviation_of(plan.privacy.noise, plan.privacy.clip, manifest.dim)  # Refuses what it has no grains for.
     if controls is not None:
         if plan.optimizer != SGD or plan.momentum or plan.weight_decay or plan.fedprox_mu:
             raise UsageError(

@@ -113,7 +113,7 @@ def _kernel_gradient(
         shape = (batch, -1, spots) if groups == 1 else (batch, groups, -1, spots)
         part = (grad.reshape(shape) @ taps.reshape(shape).transpose(-1, -2)).sum(0)
         parts.append(part.reshape(*part.shape[:-1], -1, taps.shape[2]))
-    return torch.cat(parts, -1).reshape(weight.shape)
+    return joined(parts, weight.shape)
 
 
 def windows(
@@ -127,7 +127,7 @@ def windows(
     """Return what the taps of a kernel see, shape (batch, channels, taps, *positions), in one piece or in several.
 
     One strided slice of the padded input per tap: the gradient by the kernel is then one batched matrix product for
-    each piece. Small windows are one piece.
+    each piece. Small windows are one piece, with the kernel's order of taps. Of several pieces ``joined`` undoes the order.
 
     Args:
         x: The convolution's input, shape (batch, channels, *size).
@@ -149,11 +149,23 @@ def windows(
             for rest, view in views.items()
             for tap, low in enumerate(range(0, kernel[d] * dilation[d], dilation[d]))
         }
-    taps = [views[tap] for tap in itertools.product(*map(range, kernel))]
-    channels = x.shape[1]
-    large = channels * len(taps) * math.prod(positions) >= LARGE
-    count = -(-WIDE // channels) if large else len(taps)
+    order = list(itertools.product(*map(range, kernel)))
+    channels, count = x.shape[1], len(order)
+    if channels * len(order) * math.prod(positions) >= LARGE and -(-WIDE // channels) < count:
+        count = -(-WIDE // channels)
+        # As they were cut: each slice of the last dimension is done with before the next is made.
+        order.sort(key=lambda tap: tap[::-1])
+    taps = [views[tap] for tap in order]
     return [torch.stack(taps[low : low + count], 2) for low in range(0, len(taps), count)]
+
+
+def joined(parts: Sequence[Tensor], shape: Sequence[int]) -> Tensor:
+    """Return a kernel's gradient, of its shape, from what came of each of its windows' pieces, taps last."""
+    if len(parts) == 1:
+        return parts[0].reshape(shape)
+    kernel = shape[2:]
+    reverse = [0, 1, *range(len(shape) - 1, 1, -1)]
+    return torch.cat(list(parts), -1).reshape(*shape[:2], *kernel[::-1]).permute(reverse)
 
 
 def max_pool2d_with_indices_backward(
@@ -186,10 +198,11 @@ def max_pool2d_with_indices_backward(
     inside = x[..., : rows * kernel[0], : columns * kernel[1]]
     tiled = inside.reshape(*lead, rows, kernel[0], -1, block)
     whole = side == columns
-    wide = (tiled if whole else tiled.transpose(-3, -2)).reshape(*lead, rows, -1, taps * side)
-    places = (wide @ sort).reshape(*lead, rows, -1, taps, side).unbind(-2)
-    shares = torch.stack(_to_first(grad.reshape(places[0].shape), places), -2)
-    back = (shares.reshape(wide.shape) @ sort.t()).reshape(*lead, rows, -1, kernel[0], block)
+    wide = (tiled if whole else tiled.transpose(-3, -2)).reshape(-1, taps * side)
+    # The places come first: what is cut apart here, and put together again, lies in few large pieces.
+    places = (sort.t() @ wide.t()).reshape(taps, side, -1).unbind(0)
+    shares = torch.stack(_to_first(grad.reshape(-1, side).t(), places))
+    back = (shares.reshape(taps * side, -1).t() @ sort.t()).reshape(*lead, rows, -1, kernel[0], block)
     out = (back if whole else back.transpose(-3, -2)).reshape(inside.shape)
     edge = (width - columns * kernel[1], height - rows * kernel[0])
     return aten.constant_pad_nd(out, [0, edge[0], 0, edge[1]], 0.0) if any(edge) else out
@@ -283,6 +296,21 @@ def squeeze(x: Tensor, dims: Sequence[int]) -> Tensor:
     return x
 
 
+def select_backward(grad: Tensor, sizes: Sequence[int], dim: int, index: int) -> Any:
+    """Return the gradient of one place along a dimension: it, and zeros around it."""
+    return slice_backward(grad.unsqueeze(dim), sizes, dim, index, index + 1 or sizes[dim], 1)
+
+
+def slice_backward(grad: Tensor, sizes: Sequence[int], dim: int, begin: int, end: int, step: int) -> Any:
+    """Return the gradient of places in a row along a dimension: it, and zeros around it."""
+    size = sizes[dim]
+    if step != 1 or not isinstance(size, int):
+        return NotImplemented  # The tracer leaves the operator as it is.
+    dim, low = dim % len(sizes), min(begin + size if begin < 0 else begin, size)
+    edges = [0, 0] * (len(sizes) - 1 - dim) + [low, size - low - grad.shape[dim]]
+    return aten.constant_pad_nd(grad, edges, 0.0)
+
+
 def table(*, trains: bool = False) -> dict[Any, Callable[..., Any]]:
     """Return the decompositions to trace with: torch's core set, and ours above it.
 
@@ -303,6 +331,8 @@ def table(*, trains: bool = False) -> dict[Any, Callable[..., Any]]:
         aten._adaptive_avg_pool2d_backward.default: adaptive_avg_pool_backward,
         aten._adaptive_avg_pool3d_backward.default: adaptive_avg_pool_backward,
         aten.squeeze.dims: squeeze,
+        aten.select_backward.default: select_backward,
+        aten.slice_backward.default: slice_backward,
         aten.native_batch_norm.default: batch_norm,
         aten._native_batch_norm_legit.default: batch_norm,
         aten._native_batch_norm_legit.no_stats: batch_norm_without_statistics,

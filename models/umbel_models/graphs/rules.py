@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from umbel_models.graphs.decompositions import windows
+from umbel_models.graphs.decompositions import joined, windows
 
 Weigh = Callable[[Tensor], Mapping[str, Tensor]]
 """Maps the examples' factors, shape (batch,), to the layer's sums of gradients, by parameter."""
@@ -121,7 +121,7 @@ def _materialized(layer: nn.Module, parts: Sequence[Tensor], bias: Tensor) -> tu
 
     def weigh(factors: Tensor) -> Mapping[str, Tensor]:
         weights = [(factors @ part.flatten(1)).reshape(part.shape[1:]) for part in parts]
-        sums = {"weight": torch.cat(weights, -1).reshape(shape)}
+        sums = {"weight": joined(weights, shape)}
         if isinstance(layer.bias, Tensor):
             total = factors @ bias
             sums["bias"] = total if layer.bias.dim() == 1 else total.reshape(layer.bias.shape)

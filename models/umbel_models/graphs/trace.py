@@ -33,6 +33,7 @@ from umbel_models.graphs.decompositions import table
 from umbel_models.graphs.rectified import pooled_first
 from umbel_models.graphs.recurrent import looped
 from umbel_models.graphs.recurrent_onnx import translations
+from umbel_models.graphs.tidy import tidied
 
 OPSET = 18
 MAX_BATCH = 65536
@@ -124,9 +125,7 @@ def _trace(
             )
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)
-    traced.graph.eliminate_dead_code()
-    traced.recompile()
-    return traced
+    return tidied(traced)
 
 
 @contextlib.contextmanager

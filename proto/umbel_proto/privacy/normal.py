@@ -69,9 +69,9 @@ class Normal:
         place = self._words[: 8 * room].view(np.dtype("<i8"))
         layer, late, x, edge = self._layer[:room], self._late[:room], self._x[:room], self._edge[:room]
         np.bitwise_and(place, _LAYERS - 1, out=layer)
-        np.right_shift(place, _BITS, out=place)
-        np.take(edges * 2.0 ** (_BITS - 63), layer, out=edge, mode="clip")
-        np.multiply(place, edge, out=x)
+        np.take(edges * 2.0**-63, layer, out=edge, mode="clip")
+        x[:] = place  # The layer's bits move a place by less than 2**-54 of its layer.
+        x *= edge
         np.take(edges[1:], layer, out=edge, mode="clip")
         np.greater_equal(np.abs(x, out=place.view(np.float64)), edge, out=late)
         refused = self._settle(x, np.flatnonzero(late), layer, stream)

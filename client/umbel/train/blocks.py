@@ -1,0 +1,81 @@
+"""Long vectors, block by block, on two cores where there are: every element comes out as on one."""
+
+from __future__ import annotations
+
+import contextvars
+import os
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+BLOCK = 1 << 15
+"""Elements that one thread works on at once, which a core's cache holds: 128 KiB of float32."""
+
+PIECE = 1 << 17
+"""Elements that one of two threads works on at once: in smaller blocks each would wait for the other's Python."""
+
+LONG = 1 << 20
+"""Elements from which on a second thread is worth waking."""
+
+Work = Callable[[int, int], None]
+"""Works on the elements from one place up to another."""
+
+
+@contextmanager
+def second_thread(dim: int, least: int = LONG) -> Iterator[ThreadPoolExecutor | None]:
+    """A block with a thread beside this one, for vectors of ``dim`` elements; None where it would gain nothing.
+
+    Args:
+        dim: How long they are.
+        least: How long they must be.
+    """
+    if dim < least or _cores() == 1:
+        yield None
+        return
+    with ThreadPoolExecutor(1, "umbel-second") as pool:
+        yield pool
+
+
+def in_blocks(pool: ThreadPoolExecutor | None, dim: int, work: Work, others: Work | None = None) -> None:
+    """Have all of ``dim`` elements worked on, each once; of a long vector each thread takes a block until none is left.
+
+    Args:
+        pool: The second thread; None for this one alone.
+        dim: How many elements there are.
+        work: What becomes of an element must depend on its own values alone.
+        others: What the second thread calls instead, where it needs something of its own.
+    """
+    two = pool is not None and dim >= LONG
+    size = PIECE if two else BLOCK
+    begins = deque(range(0, dim, size))
+
+    def take(each: Work) -> None:
+        for low in _claimed(begins):
+            each(low, min(low + size, dim))
+
+    if pool is None or not two:
+        take(work)
+        return
+    # What numpy is to say of overflow is this thread's setting.
+    other = pool.submit(contextvars.copy_context().run, take, others or work)
+    take(work)
+    other.result()
+
+
+def _claimed(begins: deque[int]) -> Iterator[int]:
+    """Yield what is left, each to one of the threads that ask."""
+    while True:
+        try:
+            begin = begins.popleft()
+        except IndexError:
+            return
+        yield begin
+
+
+def _cores() -> int:
+    """Return how many cores this process may use."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # Only some systems can say so.
+        return os.cpu_count() or 1
