@@ -92,6 +92,33 @@ def test_a_store_with_a_damaged_page_is_called_corrupted_when_it_is_opened(tmp_p
         open_store(path)
 
 
+def test_of_a_large_store_all_but_what_devices_report_is_looked_through_and_a_check_finds_that_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite_module, "WHOLE", 0)
+    for table, opens in (("batches", True), ("tokens", False)):
+        path = tmp_path / f"{table}.db"
+        open_store(path).close()
+        with sqlite3.connect(path) as connection:
+            page_size = connection.execute("PRAGMA page_size").fetchone()[0]
+            (root,) = connection.execute(
+                "SELECT rootpage FROM sqlite_master WHERE name = ?", (table,)
+            ).fetchone()
+        connection.close()
+        with path.open("r+b") as file:
+            file.seek((root - 1) * page_size)
+            file.write(b"\xff" * page_size)
+        if not opens:
+            with pytest.raises(StorageError, match="corrupted"):
+                open_store(path)
+            continue
+        with open_store(path) as store:
+            with store.database.read() as connection, pytest.raises(StorageError, match="corrupted"):
+                store.database.kind.check_all(connection)
+            with pytest.raises(StorageError, match="corrupted"), store.database.read() as connection:
+                connection.exec_driver_sql("SELECT * FROM batches NOT INDEXED").all()
+
+
 def test_a_truncated_store_is_called_corrupted(tmp_path: Path) -> None:
     path = tmp_path / "store.db"
     open_store(path).close()

@@ -6,7 +6,10 @@ A screen without ``may`` cannot be made: a new one is closed until somebody says
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine
+from contextvars import ContextVar
+from functools import wraps
 from http import HTTPStatus
+from inspect import iscoroutinefunction
 from typing import Any
 from urllib.parse import quote, urlsplit
 
@@ -22,6 +25,7 @@ from umbel_server.api.problems import Problem
 from umbel_server.api.service import service_of
 from umbel_server.console.form import CSRF, Form
 from umbel_server.console.session import Session, session_of_cookie
+from umbel_server.store.database import Database
 
 MAX_FORM = 256 * 1024
 """Bytes of a form: of the largest, a thousand ticked devices."""
@@ -32,10 +36,21 @@ REFRESH = "x-umbel-refresh"
 """The header of a request that the screen made by itself."""
 CSRF_HEADER = "x-umbel-csrf"
 _Handler = Callable[[Request], Coroutine[Any, Any, Response]]
+_DATABASE: ContextVar[Database] = ContextVar("database")
+"""Of the store that a request is shown."""
 
 
 class ScreenRoute(APIRoute):
-    """A screen, or what it does, for those with a permission and for nobody else."""
+    """A screen, or what it does, for those with a permission and for nobody else.
+
+    What a screen shows is of one moment; the numbers of a chart are not, which may wait long until they are made.
+    """
+
+    def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:
+        shows = set(options.get("methods") or ("GET",)) == {"GET"} and not iscoroutinefunction(endpoint)
+        if shows and not path.endswith(".json"):
+            endpoint = _at_one_moment(endpoint)
+        super().__init__(path, endpoint, **options)
 
     @property
     def permission(self) -> Permission | None:
@@ -58,6 +73,7 @@ class ScreenRoute(APIRoute):
             if session is None:
                 return to_sign_in(request)
             request.state.session = session
+            _DATABASE.set(service_of(request).store.database)
             if permission is not None and permission not in session.permissions:
                 raise NotAllowed(permission)
             if request.method == "POST":
@@ -84,6 +100,15 @@ class OpenScreen(APIRoute):
             return await handle(request)
 
         return limited
+
+
+def _at_one_moment(show: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(show)
+    def shown(**values: Any) -> Any:
+        with _DATABASE.get().one_moment():
+            return show(**values)
+
+    return shown
 
 
 class NotAllowed(Problem):

@@ -114,6 +114,7 @@ def templates() -> Environment:
 def here(request: Request) -> Callable[..., str]:
     """Return what makes the URL of this page with other parameters; one that is None is left out."""
 
+    @cache  # A list says the same of many rows.
     def made(**changes: Any) -> str:
         kept = [(name, value) for name, value in request.query_params.multi_items() if name not in changes]
         query = urlencode(kept + [(name, str(value)) for name, value in changes.items() if value is not None])

@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, case, func, select
 
 from umbel_proto.histogram import Histogram
 from umbel_proto.ids import ModelName
@@ -160,6 +160,30 @@ class Cohorts:
         )
         with self._database.read() as connection:
             return tuple((ModelName(row.model), row.version) for row in connection.execute(query))
+
+    def windows(self, *, since_s: float, lately_s: float, until_s: float) -> dict[tuple[ModelName, int], int]:
+        """Return the models and versions that ``models`` does, each with how many windows were told of it lately.
+
+        Args:
+            since_s: From when on, Unix seconds by the devices' clocks.
+            lately_s: From when on windows are counted, which is no earlier.
+            until_s: To when they are.
+        """
+        of = cohort_rollups.c
+        lately = (of.start_s >= lately_s) & (of.start_s < until_s)
+        query = (
+            select(of.model, of.version, func.sum(case((lately, of.windows), else_=0)))
+            .where(
+                of.span == "day",
+                of.cohort == EVERYBODY,
+                of.model != "",
+                of.start_s + 0 >= since_s,  # As above.
+            )
+            .group_by(of.model, of.version)
+            .order_by(of.model, of.version)
+        )
+        with self._database.read() as connection:
+            return {(ModelName(row[0]), row[1]): int(row[2]) for row in connection.execute(query)}
 
     def _read(
         self,

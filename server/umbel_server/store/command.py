@@ -75,6 +75,19 @@ def upgrade(directory: FleetOption, as_json: JsonOption = False) -> None:
 
 
 @store.command()
+def check(directory: FleetOption, as_json: JsonOption = False) -> None:
+    """Look through all of the store for damage, which of a large file takes minutes. Services may run."""
+    with FleetDir.open(directory).open_store() as opened:
+        database = opened.database
+        with database.read() as connection:
+            database.kind.check_all(connection)
+    if as_json:
+        print_json({"store": database.name, "damaged": False})
+        return
+    typer.echo(f"{database.name} is not damaged.")
+
+
+@store.command()
 def copy(
     directory: FleetOption,
     to: Annotated[

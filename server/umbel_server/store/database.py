@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Protocol, TypeVar
 
-from sqlalchemy import URL, Connection, Engine, Table
+from sqlalchemy import URL, ColumnElement, Connection, Engine, Table, Text, any_, literal
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.exc import TimeoutError as NoConnectionError
@@ -45,6 +45,9 @@ class Kind(Protocol):
     def check(self, connection: Connection) -> None:
         """Raise StorageError if the store is damaged, or can be none."""
 
+    def check_all(self, connection: Connection) -> None:
+        """Do what ``check`` does, however long it takes."""
+
     def reading(self, connection: Connection) -> Connection:
         """Return the connection, about to read one moment of the store."""
 
@@ -71,6 +74,7 @@ class Database:
         self.engine = self.kind.engine()
         # SQLite wakes the next writer by polling; within the process a lock does it at once.
         self._writer = threading.Lock()
+        self._here = threading.local()
 
     def __repr__(self) -> str:
         return f"Database({self.name!r})"
@@ -93,10 +97,34 @@ class Database:
             StorageError: The store is damaged or cannot be read.
             UnavailableError: It does not answer.
         """
+        held: Connection | None = getattr(self._here, "connection", None)
+        if held is not None:
+            with self._errors():
+                yield held
+            return
         with self._errors(), self.engine.connect() as connection:
             reading = self.kind.reading(connection)
             with reading.begin():
                 yield reading
+
+    @contextmanager
+    def one_moment(self) -> Iterator[None]:
+        """Let every ``read`` of this thread until the block ends see the same moment, over one connection.
+
+        What is shown together belongs together, and PostgreSQL is asked for it without a transaction for each part.
+        What the thread writes meanwhile, it does not see.
+
+        Raises:
+            StorageError: As ``read``.
+            UnavailableError: As ``read``.
+        """
+        with self.read() as connection:
+            before = getattr(self._here, "connection", None)
+            self._here.connection = connection
+            try:
+                yield
+            finally:
+                self._here.connection = before
 
     @contextmanager
     def write(self) -> Iterator[Connection]:
@@ -174,3 +202,10 @@ class Database:
 def insert(connection: Connection, table: Table) -> sqlite.Insert | postgresql.Insert:
     """Return an ``INSERT`` of the connection's dialect, with ``on_conflict_do_nothing`` and ``.._update``."""
     return postgresql.insert(table) if connection.dialect.name == "postgresql" else sqlite.insert(table)
+
+
+def among(connection: Connection, column: ColumnElement[str], names: Collection[str]) -> ColumnElement[bool]:
+    """Return whether a column is one of some names: to PostgreSQL one parameter, not a statement of hundreds each time."""
+    if connection.dialect.name == "postgresql":
+        return column == any_(literal(list(names), postgresql.ARRAY(Text)))
+    return column.in_(names)

@@ -9,7 +9,7 @@ from sqlalchemy import Connection, case, func, literal_column, select
 
 from umbel_proto.ids import DeviceId
 from umbel_server.store.batches import SEALED, Deliveries
-from umbel_server.store.database import Database, insert
+from umbel_server.store.database import Database, among, insert
 from umbel_server.store.tables import batches
 from umbel_server.store.tables_devices import deliveries
 
@@ -26,7 +26,9 @@ class Delivered:
         What waits for the opener is counted anew: that takes as long as there is much of it.
         """
         with self._database.read() as connection:
-            done = connection.execute(select(deliveries).where(deliveries.c.device_id.in_(devices))).all()
+            done = connection.execute(
+                select(deliveries).where(among(connection, deliveries.c.device_id, devices))
+            ).all()
             # The few that wait have an index of their own; that of devices would lead through all their batches.
             waits = (
                 select(batches.c.device_id, batches.c.received_s)
@@ -35,7 +37,7 @@ class Delivered:
                 .prefix_with("MATERIALIZED", dialect="postgresql")
             )
             query = select(waits.c.device_id, func.count(), func.max(waits.c.received_s)).where(
-                waits.c.device_id.in_(devices)
+                among(connection, waits.c.device_id, devices)
             )
             sealed = connection.execute(query.group_by(waits.c.device_id)).all()
         found = {

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from sqlalchemy import func, select
 
 from umbel_proto.ids import DeviceId, ModelName
-from umbel_server.store.database import Database
+from umbel_server.store.database import Database, among
 from umbel_server.store.tables import batches, devices
 from umbel_server.store.tables_enrollment import quarantined_batches
 from umbel_server.store.tables_rollouts import device_models, device_tags, pins
@@ -50,13 +50,14 @@ class PlacedDevices:
             for table in (device_models, pins):
                 rows = connection.execute(
                     select(table.c.device_id, table.c.model, table.c.version)
-                    .where(table.c.device_id.in_(names))
+                    .where(among(connection, table.c.device_id, names))
                     .order_by(table.c.model)
                 )
                 for device, model, version in rows:
                     placed = found[DeviceId(device)]
                     (placed.versions if table is device_models else placed.pins)[ModelName(model)] = version
-            tagged = select(device_tags).where(device_tags.c.device_id.in_(names)).order_by(device_tags.c.tag)
+            of_them = among(connection, device_tags.c.device_id, names)
+            tagged = select(device_tags).where(of_them).order_by(device_tags.c.tag)
             for row in connection.execute(tagged):
                 found[DeviceId(row.device_id)].tags.append(row.tag)
         return found

@@ -119,7 +119,7 @@ device_models = Table(
     Column("version", BigInteger, nullable=False, comment="The version that answers there, by its own word."),
     Column("since_s", Float, nullable=False, comment="When it first said so."),
     PrimaryKeyConstraint("device_id", "model"),
-    Index("device_models_version", "model", "version"),
+    Index("device_models_version", "model", "version", "device_id"),
 )
 
 device_tags = Table(
@@ -128,7 +128,7 @@ device_tags = Table(
     Column("device_id", String(63), ForeignKey("devices.id"), comment="A device."),
     Column("tag", String(63), comment="A word that operators gave it: a place, a class, a cohort."),
     PrimaryKeyConstraint("device_id", "tag"),
-    Index("device_tags_tag", "tag"),
+    Index("device_tags_tag", "tag", "device_id"),
 )
 
 leases = Table(

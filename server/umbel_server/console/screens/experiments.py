@@ -41,7 +41,7 @@ from umbel_server.store.store import Store
 
 router = APIRouter(route_class=ScreenRoute)
 
-FRESH_S, WAIT_S = 15.0, 0.3
+FRESH_S, OLDEST_S, WAIT_S = 15.0, 180.0, 0.05
 COLUMNS = (
     "experiment",
     "model",
@@ -176,7 +176,7 @@ def kept_reading(store: Store, experiment: Experiment) -> Reading | None:
         return Reading.of(experiment.final.figures)
     kept = _kept.get(store)
     if kept is None:
-        kept = _kept.setdefault(store, Kept(store.clock, fresh_s=FRESH_S, wait_s=WAIT_S))
+        kept = _kept.setdefault(store, Kept(store.clock, fresh_s=FRESH_S, oldest_s=OLDEST_S, wait_s=WAIT_S))
     revision = store.rollouts.get(experiment.id).revision
     return kept.get((experiment.id, revision), lambda: read_now(store, experiment.id))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from http import HTTPStatus
@@ -109,13 +109,17 @@ class Speed:
     predictions: int
 
 
-def model_rows(store: Store) -> tuple[ModelRow, ...]:
-    """Return every model, by name."""
+def model_rows(store: Store, answering: Mapping[tuple[str, int], int]) -> tuple[ModelRow, ...]:
+    """Return every model, by name.
+
+    Args:
+        store: The store.
+        answering: On how many devices which version of which model answers.
+    """
     with store.database.read() as connection:
         known = lines(connection)
         found = versions_of(connection)
     today = datetime.fromtimestamp(store.clock(), UTC).date()
-    answering = _answering(store)
     rows = []
     for line in known:
         own = [each for each in found if each.model == line.model]
@@ -135,10 +139,13 @@ def model_rows(store: Store) -> tuple[ModelRow, ...]:
 
 
 def version_rows(
-    service: Service, *, model: str | None = None, stage: Stage | None = None
+    service: Service,
+    answering: Mapping[tuple[str, int], int],
+    *,
+    model: str | None = None,
+    stage: Stage | None = None,
 ) -> tuple[VersionRow, ...]:
     """Return versions, by model, the newest of each first."""
-    answering = _answering(service.store)
     entries = overview.overview(service.store, asking.rules_of(service.fleet), model)
     found = [each for each in entries if stage is None or each.version.stage is stage]
     found.sort(key=lambda each: (each.version.model, -each.version.version))
@@ -176,7 +183,8 @@ def show_models(
     cursor: Annotated[int, Query(ge=0, le=1_000_000)] = 0,
 ) -> Response:
     """Show every model, and every version."""
-    rows = version_rows(service, stage=stage)
+    answering = _answering(service.store)
+    rows = version_rows(service, answering, stage=stage)
     file = export(request, "versions", COLUMNS, _cells(rows))
     if file is not None:
         return file
@@ -184,7 +192,7 @@ def show_models(
         request,
         "models.html",
         live="models",
-        models=model_rows(service.store),
+        models=model_rows(service.store, answering),
         **_listed(rows, stage, cursor),
     )
 
@@ -198,7 +206,7 @@ def show_model(
     cursor: Annotated[int, Query(ge=0, le=1_000_000)] = 0,
 ) -> Response:
     """Show a model: who answers for it, what it is for, and its versions."""
-    rows = version_rows(service, model=name, stage=stage)
+    rows = version_rows(service, _answering(service.store), model=name, stage=stage)
     file = export(request, f"versions-{name}", COLUMNS, _cells(rows))
     if file is not None:
         return file
@@ -224,7 +232,7 @@ def describe_model(
     except (UsageError, RefusedError) as exc:
         # What was typed stays in the form.
         status = status_of_error(exc) or HTTPStatus.CONFLICT
-        rows = version_rows(service, model=name)
+        rows = version_rows(service, _answering(service.store), model=name)
         return _model(
             request, service, _line(service.store, name), rows, said=said, problem=str(exc), status=status
         )

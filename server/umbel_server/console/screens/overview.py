@@ -24,7 +24,7 @@ from umbel_server.store.store import Store
 
 router = APIRouter(route_class=ScreenRoute)
 DAY_S, HOUR_S = 86400, 3600
-WAIT_S, FRESH_S = 0.1, 60.0
+WAIT_S, FRESH_S, OLDEST_S = 0.03, 60.0, 900.0
 _budgets: WeakKeyDictionary[Store, Kept[Spent]] = WeakKeyDictionary()
 
 
@@ -65,10 +65,12 @@ class Spent:
     Args:
         epsilon: Of all its runs together.
         devices: How many devices were ever charged.
+        at_s: When it was added up, Unix seconds.
     """
 
     epsilon: float
     devices: int
+    at_s: float
 
 
 def ingest(store: Store) -> Ingest:
@@ -98,9 +100,11 @@ def budget(service: Service, delta: float) -> Spent | None:
 
     def made() -> Spent:
         lines = spending(store, service.fleet.runs, delta)
-        return Spent(max((line.epsilon for line in lines), default=0.0), len(lines))
+        return Spent(max((line.epsilon for line in lines), default=0.0), len(lines), store.clock())
 
-    return _budgets.setdefault(store, Kept(store.clock, fresh_s=FRESH_S, wait_s=WAIT_S)).get("budget", made)
+    return _budgets.setdefault(
+        store, Kept(store.clock, fresh_s=FRESH_S, oldest_s=OLDEST_S, wait_s=WAIT_S)
+    ).get("budget", made)
 
 
 def firing(store: Store) -> list[tuple[str, int]]:

@@ -46,7 +46,7 @@ from umbel_server.store.store import Store
 router = APIRouter(route_class=ScreenRoute)
 
 ROWS = 50
-FRESH_S, WAIT_S = 5.0, 0.3
+FRESH_S, OLDEST_S, WAIT_S = 5.0, 60.0, 0.05
 EVENTS = ("at_s", "event", "actor", "reason")
 DEVICES = ("device", "state", "admitted_s", "version")
 _READ = [may(Permission.ROLLOUTS_READ)]
@@ -165,7 +165,7 @@ def kept_figures(store: Store, rollout: Rollout) -> Figures | None:
     """Return what is counted of a rollout, as of some seconds ago at most; None: it is being counted."""
     kept = _kept.get(store)
     if kept is None:
-        kept = _kept.setdefault(store, Kept(store.clock, fresh_s=FRESH_S, wait_s=WAIT_S))
+        kept = _kept.setdefault(store, Kept(store.clock, fresh_s=FRESH_S, oldest_s=OLDEST_S, wait_s=WAIT_S))
     return kept.get((rollout.id, rollout.revision), lambda: figures_of(store, rollout))
 
 

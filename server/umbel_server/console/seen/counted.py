@@ -18,8 +18,10 @@ from umbel_server.store.wanted import ANY, Wanted
 FRESH_S = 5.0
 """Counts so old are shown as they are: a device is online for two minutes after it called."""
 OLDEST_S = 60.0
-"""Older ones are never shown; those between are, where counting anew takes longer than WAIT_S."""
+"""Older ones are never shown; those between are at once, and are counted anew beside."""
 WAIT_S, PATIENCE = 0.05, 600
+SOON_S = 0.02
+"""A list that is there waits no longer for its numbers: they follow it a second later."""
 
 T = TypeVar("T")
 _kept: WeakKeyDictionary[Store, Kept[Any]] = WeakKeyDictionary()
@@ -38,7 +40,7 @@ def counted(store: Store, wanted: Wanted = ANY) -> Facets:
     return _made(store, wanted, lambda: store.device_list.facets(wanted))
 
 
-def counted_soon(store: Store, wanted: Wanted, *, wait_s: float = WAIT_S) -> Facets | None:
+def counted_soon(store: Store, wanted: Wanted, *, wait_s: float = SOON_S) -> Facets | None:
     """Return what ``counted`` does; None: it is being counted, for a list is there before its numbers are.
 
     Args:
@@ -80,8 +82,8 @@ def _made(store: Store, what: Hashable, make: Callable[[], T]) -> T:
 def _key(store: Store, what: Hashable) -> Hashable:
     # Every change by a person is in the audit log, and so is every device that was let in.
     newest = store.audit.newest()
-    return what, newest.sequence if newest else 0, store.clock() // OLDEST_S
+    return what, newest.sequence if newest else 0
 
 
 def _kept_of(store: Store) -> Kept[Any]:
-    return _kept.setdefault(store, Kept(store.clock, fresh_s=FRESH_S, wait_s=WAIT_S))
+    return _kept.setdefault(store, Kept(store.clock, fresh_s=FRESH_S, oldest_s=OLDEST_S, wait_s=WAIT_S))

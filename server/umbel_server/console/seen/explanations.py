@@ -58,6 +58,7 @@ class Explained:
         residual: How far local explanations are from complete at most; None: the card does not tell.
         parts: How good the model is on parts of the data, as its card tells.
         graph: Whether the package brings what explains single predictions on the device.
+        made_s: When it was made, Unix seconds.
     """
 
     inputs: tuple[Input, ...]
@@ -65,6 +66,7 @@ class Explained:
     residual: float | None
     parts: tuple[Metric, ...]
     graph: bool
+    made_s: float
 
 
 def explained(fleet: FleetDir, store: Store, model: str, version: int, drift: Drift | None) -> Explained:
@@ -115,6 +117,7 @@ def explained(fleet: FleetDir, store: Store, model: str, version: int, drift: Dr
         _number(own, RESIDUAL),
         parts,
         graph,
+        store.clock(),
     )
 
 

@@ -23,7 +23,8 @@ from umbel_server.store.store import Store
 DAY_S = 86400
 DEFAULT = "7d"
 MAX_DAYS = 30
-FRESH_S, WAIT_S = 60.0, 0.06
+FRESH_S, OLDEST_S, WAIT_S = 60.0, 3600.0, 0.06
+"""Each screen says when its figures were made."""
 PATIENCE = 500
 """A page waits once and says that its figures are being made; a chart's numbers or a file wait half a minute."""
 
@@ -98,13 +99,17 @@ def watched_of(
     """Return which version of which model a URL asks for: by default the one that most was reported of."""
     store = service_of(request).store
     since_s = window.since_s - window.days * DAY_S
-    there = store.cohorts.models(since_s=since_s)
-    names = sorted({name for name, _ in there})
-    chosen = model or (_usual(store, names, window) if names else "")
-    if version is None:
-        versions = [number for name, number in there if name == chosen]
-        version = _usual_version(store, chosen, window) if len(versions) > 1 else max(versions, default=0)
-    return Watched(tuple((str(name), number) for name, number in there), chosen, version, window, window.days)
+    told = store.cohorts.windows(since_s=since_s, lately_s=window.since_s - DAY_S, until_s=window.until_s)
+    chosen, number = model, version
+    if not model and told:
+        by_model: dict[str, int] = {}
+        for (name, _), windows in told.items():
+            by_model[name] = by_model.get(name, 0) + windows
+        chosen = max(by_model, key=lambda name: by_model[name])
+    if number is None:
+        versions = {each: windows for (name, each), windows in told.items() if name == chosen}
+        number = max(versions, key=lambda each: (versions[each], each), default=0)
+    return Watched(tuple(told), chosen, number, window, window.days)
 
 
 WatchedOf = Annotated[Watched, Depends(watched_of)]
@@ -142,30 +147,10 @@ def made(
         except UmbelError as exc:
             return Made(None, str(exc))
 
-    kept = _kept.setdefault(store, Kept(store.clock, fresh_s=FRESH_S, wait_s=WAIT_S))
+    kept = _kept.setdefault(store, Kept(store.clock, fresh_s=FRESH_S, oldest_s=OLDEST_S, wait_s=WAIT_S))
     found: Made | None = kept.get(key, careful)
     for _ in range(PATIENCE if patient else 0):
         if found is not None:
             break
         found = kept.get(key, careful)
     return found or Made(None)
-
-
-def _usual(store: Store, names: list[Any], window: Window) -> str:
-    def told(name: str) -> int:
-        sums = store.cohorts.totals(
-            name, span="day", since_s=window.since_s - DAY_S, until_s=window.until_s, wanted=()
-        )
-        return sum(each.windows for each in sums)
-
-    return str(max(names, key=told)) if len(names) > 1 else str(names[0])
-
-
-def _usual_version(store: Store, model: str, window: Window) -> int:
-    sums = store.cohorts.totals(
-        model, span="day", since_s=window.since_s - DAY_S, until_s=window.until_s, wanted=()
-    )
-    windows: dict[int, int] = {}
-    for each in sums:
-        windows[each.version] = windows.get(each.version, 0) + each.windows
-    return max(windows, key=lambda version: (windows[version], version)) if windows else 0
