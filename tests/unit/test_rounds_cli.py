@@ -16,7 +16,7 @@ from umbel_proto.ids import DeviceId, ModelName, RunId
 from umbel_server.fleet.layout import FleetDir
 from umbel_server.fleet.publish import publish
 from umbel_server.learning.plan import RunPlan
-from umbel_server.store.runs import Participation, RoundRecord
+from umbel_server.store.runs import Participation, RoundRecord, RoundState
 
 GOOD = """
 model = "digits"
@@ -185,6 +185,25 @@ def test_an_attempt_under_way_does_not_make_epsilon_infinite(rounds: Terminal, f
     assert "There may be more" not in rounds("list", "--limit", 2)[2]
     for command in ("show", "list"):
         assert "infinite" not in rounds(command, *(("r1",) if command == "show" else ()))[1]
+
+
+def test_a_list_of_runs_is_of_their_last_attempts_and_reads_no_other(
+    rounds: Terminal, fleet: FleetDir
+) -> None:
+    recorded(fleet, epsilon=3.25)
+    with fleet.open_store() as store:
+        for number, figures in (
+            (2, {"accuracy": 0.875, "epsilon_server": 4.5, "epsilon_release": 4.0}),
+            (3, {}),
+        ):
+            store.runs.begin_round(RunId("r1"), number, 1)
+            state: RoundState = "opened" if figures else "aborted"
+            store.runs.end_round(RoundRecord(RunId("r1"), number, 1, state, 20.0, 21.0, figures=figures))
+        with store.database.write() as connection:
+            connection.exec_driver_sql("UPDATE rounds SET figures = 'damaged' WHERE round = 1")
+    (line,) = rounds.json("list")
+    assert (line["rounds_done"], line["accuracy"]) == (2, 0.875)
+    assert (line["epsilon_server"], line["epsilon_release"]) == (4.5, 4.0)
 
 
 def test_a_run_that_the_superlink_is_not_there_to_start_is_on_record_as_failed(

@@ -57,12 +57,12 @@ class RunsAtHand:
         """Return every run, the oldest first; with a limit or a name, by name those after it, a page is read."""
         runs = self._store.runs
         found = runs.page(after=after, limit=limit) if limit or after else runs.all()
-        return [run_json(record, runs.rounds(record.id, with_devices=False)) for record in found]
+        return [run_json(record, self._store.attempts.reached(record.id)) for record in found]
 
     def show(self, run: str) -> dict[str, Any]:
         """Return a run and how far it is."""
         record = self._record(run)
-        summary = run_json(record, self._store.runs.rounds(record.id, with_devices=False))
+        summary = run_json(record, self._store.attempts.reached(record.id))
         return {**summary, "plan": json.loads(record.plan)}
 
     def attempts(self, run: str) -> list[dict[str, Any]]:

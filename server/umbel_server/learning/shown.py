@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from umbel_server.learning.plan import RunPlan
 
 if TYPE_CHECKING:
+    from umbel_server.store.attempts import Reached
     from umbel_server.store.runs import RoundRecord, RunRecord
     from umbel_server.store.schedules import Schedule
 
 
-def run_json(record: RunRecord, rounds: Sequence[RoundRecord]) -> dict[str, Any]:
+def run_json(record: RunRecord, reached: Reached) -> dict[str, Any]:
     """Return a run, how far it is, and what it gave and cost so far, as JSON values."""
     plan = RunPlan.from_json(record.plan)
-    opened = [r for r in rounds if r.state == "opened"]
-    figures = opened[-1].figures if opened else {}
-    # An attempt under way, or that a killed server left, has no figures yet.
-    counted = [r.figures for r in rounds if "epsilon_server" in r.figures]
-    spent = counted[-1] if counted else {"epsilon_server": 0.0, "epsilon_release": 0.0}
+    figures = reached.learned
+    spent = reached.spent or {"epsilon_server": 0.0, "epsilon_release": 0.0}
     return {
         "run": record.id,
         "model": record.model,
@@ -27,7 +24,7 @@ def run_json(record: RunRecord, rounds: Sequence[RoundRecord]) -> dict[str, Any]
         "state": record.state,
         "reason": record.reason,
         "rounds": plan.rounds,
-        "rounds_done": len(opened),
+        "rounds_done": reached.opened,
         "accuracy": figures.get("accuracy"),
         **({"r2": figures["r2"]} if "r2" in figures else {}),  # of a model that answers with numbers
         # A number that is not finite is kept as None: there was no noise.

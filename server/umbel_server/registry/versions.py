@@ -247,7 +247,7 @@ def _version(store: Store, package: Package, actor: Actor, run: RunId | None, co
         run = named.id
     opened = None
     if run is not None:
-        opened = sum(each.state == "opened" for each in store.runs.rounds(run, with_devices=False))
+        opened = store.attempts.reached(run).opened
     parent = lineage.get("base_version")
     now_s = store.clock()
     return Version(

@@ -316,9 +316,7 @@ def data_file(fleet: FleetDir, field: str, named: object) -> Path:
 
 
 def _run_report(store: Store, run: RunRecord) -> RunReport:
-    return RunReport(
-        **run_json(run, store.runs.rounds(run.id, with_devices=False)), plan=json.loads(run.plan)
-    )
+    return RunReport(**run_json(run, store.attempts.reached(run.id)), plan=json.loads(run.plan))
 
 
 def _found(store: StoreOf, name: str) -> RunRecord:
