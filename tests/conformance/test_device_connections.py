@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from umbel._fleet.channel import Gateway, call, enrollment
 from umbel._fleet.connection import MAX_CALLS
 from umbel._fleet.status import CallError, Status
 from umbel._home.directory import DeviceHome
-from umbel_proto.errors import StorageError, UmbelError, UnavailableError
+from umbel_proto.errors import StorageError, UmbelError, UnavailableError, UsageError
 from umbel_proto.wire import delivery_pb2, enrollment_pb2, telemetry_pb2
 
 BEGIN = """
@@ -228,3 +229,24 @@ def test_a_key_that_cannot_be_read_is_named_and_nobody_is_asked_for_a_password(
             home.tls_key.unlink()
     with pytest.raises(StorageError, match=r"tls\.key"):
         Gateway(home, now_s=time.time())
+
+
+@pytest.mark.parametrize(
+    ("address", "kind"),
+    [
+        ("nonsense", UsageError),
+        ("fleet.example", UsageError),
+        (":8443", UsageError),
+        ("fleet.example:99999", UsageError),
+        (".:8443", UnavailableError),
+        (".a..b:8443", UnavailableError),
+        ("[:::]:8443", UnavailableError),
+    ],
+)
+def test_a_gateway_that_cannot_be_is_told_in_a_sentence_of_ours(
+    world: World, address: str, kind: type[UmbelError]
+) -> None:
+    home = world.device("d1")
+    through(home, address)
+    with pytest.raises(kind, match=re.escape(address)), Gateway(home, now_s=time.time()) as gateway:
+        check(gateway)

@@ -17,6 +17,7 @@ from umbel._fleet.connection import Connection
 from umbel._fleet.secured import Deadline
 from umbel._fleet.status import CallError, Status, UntouchedError
 from umbel._fork import Lock, renew_in_child
+from umbel_proto.enrollment import check_address
 
 CALL_TIMEOUT_S = 20.0
 
@@ -29,10 +30,13 @@ class Channel:
     Args:
         address: ``host:port``.
         context: Whom to trust and what to show.
+
+    Raises:
+        UsageError: The address is none.
     """
 
     def __init__(self, address: str, context: ssl.SSLContext) -> None:
-        self._address = address
+        self._address = check_address(address, "gateway")
         self._context = context
         self._lock = Lock()
         self._idle: list[Connection] = []
