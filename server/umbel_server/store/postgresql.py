@@ -194,6 +194,8 @@ def _configure(connection: Any, _record: object) -> None:
         "THEN set_config('synchronous_commit', 'on', false) END, "
         # Where nobody set it, it is that of disks with arms: an index would be passed by for all of a table.
         "CASE current_setting('random_page_cost') WHEN '4' "
-        "THEN set_config('random_page_cost', '1.1', false) END"
+        "THEN set_config('random_page_cost', '1.1', false) END, "
+        # What is counted beside a page shall leave the other cores to pages.
+        "set_config('max_parallel_workers_per_gather', '0', false)"
     )
     connection.autocommit = autocommit

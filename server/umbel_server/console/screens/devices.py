@@ -112,11 +112,11 @@ def devices(
     file = export(request, "devices", COLUMNS, _rows(store, wanted))
     if file is not None:
         return file
-    counted_soon(store, wanted, wait_s=0)  # Beside what follows.
     last, last_value = last_of(cursor, sort)
     found = store.device_list.page(
         wanted, limit=ROWS + 1, sort=sort, descending=descending, after=last, after_value=last_value
     )
+    counted_soon(store, wanted, wait_s=0)  # Beside what follows: the list itself goes first.
     shown = page_of(found, ROWS, key=lambda each: place_of(each, sort), show=lambda each: each)
     return page(
         request,

@@ -20,7 +20,7 @@ FRESH_S = 5.0
 OLDEST_S = 60.0
 """Older ones are never shown; those between are at once, and are counted anew beside."""
 WAIT_S, PATIENCE = 0.05, 600
-SOON_S = 0.02
+SOON_S = 0.01
 """A list that is there waits no longer for its numbers: they follow it a second later."""
 
 T = TypeVar("T")

@@ -23,9 +23,9 @@ from umbel_server.store.store import Store
 DAY_S = 86400
 DEFAULT = "7d"
 MAX_DAYS = 30
-FRESH_S, OLDEST_S, WAIT_S = 60.0, 3600.0, 0.06
+FRESH_S, OLDEST_S, WAIT_S = 60.0, 3600.0, 0.04
 """Each screen says when its figures were made."""
-PATIENCE = 500
+PATIENCE = 750
 """A page waits once and says that its figures are being made; a chart's numbers or a file wait half a minute."""
 
 _kept: weakref.WeakKeyDictionary[Store, Kept[Any]] = weakref.WeakKeyDictionary()

@@ -29,7 +29,7 @@ from umbel_server.store.store import Store
 
 IDLE_S = 300.0
 """After so long without work it ends, and its memory with it."""
-NICE = 10
+NICE = 15
 _LENGTH = struct.Struct(">Q")
 _STORE = "store"
 
