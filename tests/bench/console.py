@@ -36,7 +36,7 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))
 from console_operators import arrive, watch
 from console_paint import painted_ms
 from fleet_month import DAYS, DEVICES, HOUR_S, SITES, fill, name
-from service import Running, fleet_in
+from service import TICK, Running, fleet_in
 
 from console_seed import seed
 from console_world import PASSWORD, ConsoleWorld, Visitor, password_hash
@@ -63,13 +63,24 @@ Pick = Callable[[random.Random], str]
 
 
 class Console(Running):
-    """The console's process."""
+    """The console's process, and the one that makes its figures."""
 
     def resident_bytes(self) -> int:
-        """Return the memory that it holds."""
-        found = resident_bytes(Path(f"/proc/{self._process.pid}/statm"))
-        assert found is not None
-        return found
+        """Return the memory that both hold; pages that they share count in each."""
+        return sum(resident_bytes(Path(f"/proc/{pid}/statm")) or 0 for pid in self._pids())
+
+    def cpu_s(self) -> float:
+        """Return the processor time of both until now."""
+        total = 0
+        for pid in self._pids():
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            total += int(fields[11]) + int(fields[12])
+        return total / TICK
+
+    def _pids(self) -> list[int]:
+        # A child is listed with the thread that began it, or with another where that has ended.
+        listed = Path(f"/proc/{self._process.pid}/task").glob("*/children")
+        return [self._process.pid, *(int(pid) for each in listed for pid in each.read_text().split())]
 
 
 def lived_in(fleet: FleetDir, count: int, days: int) -> FleetDir:
