@@ -9,12 +9,17 @@ from operations_seed import operations
 from query_seed import queries
 from registry_seed import registry
 from review_seed import reviews
+from umbel_server.access.actor import local_actor
+from umbel_server.store.wanted import Wanted
 from watch_seed import joined
 
 
 def devices(world: ConsoleWorld) -> None:
     for name in ("rose", "iris", "lily"):
         world.device(name)
+    world.store.groups.save(
+        "flowers", Wanted(status="online", begins="l"), actor=local_actor(), reason="to look"
+    )
 
 
 SEEDS: tuple[Callable[[ConsoleWorld], None], ...] = (

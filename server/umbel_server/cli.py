@@ -19,12 +19,19 @@ from umbel_server.api.command import serve_api
 from umbel_server.ca.command import ca as serve_ca
 from umbel_server.clock import system_clock
 from umbel_server.console.command import serve_console
-from umbel_server.fleet import admission_command
+from umbel_server.fleet import admission_command, groups_command
 from umbel_server.fleet.backup_command import backup, restore
 from umbel_server.fleet.layout import FleetDir
 from umbel_server.fleet.policy_command import policy as show_policy
 from umbel_server.fleet.rotate_command import rotate
-from umbel_server.fleet.wanted import TABLE_ROWS, StatusOption, TagOption, VersionOption, wanted_of
+from umbel_server.fleet.wanted import (
+    TABLE_ROWS,
+    GroupOption,
+    StatusOption,
+    TagOption,
+    VersionOption,
+    wanted_of,
+)
 from umbel_server.keep import keep_running
 from umbel_server.monitor.alerts.command import serve_alerts
 from umbel_server.monitor.command import telemetry as show_telemetry
@@ -68,6 +75,7 @@ fleet.command()(rotate)
 fleet.command()(backup)
 fleet.command()(restore)
 admission_command.register(fleet)
+groups_command.register(fleet)
 fleet.command("fingerprint")(show_fingerprint)
 fleet.command("telemetry")(show_telemetry)
 fleet.add_typer(review_commands, name="review")
@@ -243,6 +251,7 @@ def devices(
     status: StatusOption = None,
     version: VersionOption = None,
     tag: TagOption = None,
+    group: GroupOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """List devices, all or some: who they are, when they were heard of, what they run."""
@@ -250,7 +259,13 @@ def devices(
     most = TABLE_ROWS if limit is None and not as_json else limit
     with fleet_at(directory, server) as at:
         lines = at.devices(
-            limit=most, after=after, status=wanted.status, tag=tag, model=wanted.model, version=wanted.version
+            limit=most,
+            after=after,
+            status=wanted.status,
+            tag=tag,
+            model=wanted.model,
+            version=wanted.version,
+            group=group,
         )
     if as_json:
         print_json(lines)

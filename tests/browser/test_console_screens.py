@@ -28,6 +28,7 @@ NOT_DRAWN = "[data-chart]:not([data-drawn='done'])"
 NOT_MADE = "[hx-trigger^=load]"
 """What takes the place of figures until they are made."""
 DEEP: tuple[str, ...] = (
+    "/devices?tag=north",
     "/devices/rose",
     "/devices/rose/revoke",
     "/enrollment/invite",

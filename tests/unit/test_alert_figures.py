@@ -13,6 +13,7 @@ from monitor_world import DAY_S, Reporters
 from rollout_world import ANN, DIGITS, HALF, sha256
 from service_fleet import ManualClock, make_fleet
 from umbel_proto.histogram import LATENCY_US, Histogram
+from umbel_server.access.actor import local_actor
 from umbel_server.fleet.layout import FleetDir
 from umbel_server.monitor.alerts.evaluate import Evaluator, measure, rules_path
 from umbel_server.monitor.alerts.rules import parse_rules
@@ -22,6 +23,7 @@ from umbel_server.rollouts.state import Start
 from umbel_server.store.batches import Arrival
 from umbel_server.store.store import open_store
 from umbel_server.store.tables import devices
+from umbel_server.store.wanted import Wanted
 
 NOW_S = 1_800_000_000.0
 
@@ -98,6 +100,11 @@ def test_a_rule_of_a_cohort_looks_at_its_devices_only(fleet: FleetDir, told: Rep
     rule = ('what = "error_rate"', "threshold = 0.2")
     assert found(fleet, told, *rule)[""][0] is False
     assert found(fleet, told, *rule, 'tag = "west"')["west"][0] is True
+    # A group is named as a tag is: whoever fulfills its filter.
+    told.store.groups.save("mild", Wanted(tag="west", begins=told.names[0]), actor=local_actor())
+    told.store.groups.save("all", Wanted(begins=told.names[0][:1]), actor=local_actor())
+    assert found(fleet, told, *rule, 'tag = "all"')["all"][0] is False
+    assert found(fleet, told, *rule, 'tag = "mild"')["mild"] == (None, "1 devices reported, 10 are needed")
 
 
 def test_latency_is_compared_in_milliseconds(fleet: FleetDir, told: Reporters) -> None:

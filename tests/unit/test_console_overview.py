@@ -18,6 +18,7 @@ from umbel_server.console import words
 from umbel_server.console.pulse import MAX_OF_ONE, MAX_STREAMS, Pulse, sign_of
 from umbel_server.console.screens.health import endings
 from umbel_server.store.tables import batches
+from umbel_server.store.wanted import Wanted
 
 TEMPLATES = Path(words.__file__).parent / "templates"
 
@@ -138,6 +139,39 @@ def test_the_line_to_a_screen_says_changed_and_ends_with_the_service(
         assert next(lines) == "retry: 5000"
         world.store.placements.tag(DeviceId("odd"), ["few"], actor=local_actor())
         assert next(line for line in lines if line) == "event: changed"
+
+
+def test_a_filter_of_devices_is_saved_as_a_group_and_is_a_view_of_the_list(
+    world: ConsoleWorld, operator: Visitor
+) -> None:
+    page = operator.get("/devices?q=rose&tag=roses").text
+    assert "Save this filter as a group" in text_of(page)
+    assert 'name="begins" value="rose"' in page
+    assert "Save this filter" not in operator.get("/devices").text
+    answer = operator.post("/groups/saved", begins="rose", tag="roses", group="bed", reason="one bed")
+    assert answer.headers["location"] == "/groups"
+    saved = world.store.groups.get("bed")
+    assert saved.wanted == Wanted(begins="rose", tag="roses")
+    told = text_of(operator.get("/groups").text)
+    assert f"bed tag roses, name begins with rose {world.store.groups.count(saved)}" in told
+    found = operator.get("/devices?group=bed").text
+    assert "rose-2" in found
+    assert 'href="/devices/odd"' not in found
+    refused = operator.post("/groups/saved", status="online", group="roses", reason="")
+    assert refused.status_code == 409
+    assert "have the tag roses" in text_of(refused.text)
+    # What is done to all that the filter finds is done to the group's alone.
+    asked = operator.post("/bulk/devices", **{"action": "quarantine", "all": "on", "filter-group": "bed"})
+    assert f"{world.store.groups.count(saved)} devices" in text_of(asked.text)
+    assert "odd" not in text_of(asked.text)
+    viewer = world.signed_in(Role.VIEWER)
+    assert "Save this filter" not in viewer.get("/devices?q=rose").text
+    assert viewer.post("/groups/saved", begins="rose", group="bud").status_code == 403
+    assert operator.get("/groups/saved/nobody/remove").status_code == 404
+    assert "Remove group bed" in operator.get("/groups/saved/bed/remove").text
+    assert operator.post("/groups/saved/bed/remove", reason="").status_code == 422
+    assert operator.post("/groups/saved/bed/remove", reason="dug up").status_code == 303
+    assert world.store.groups.all() == ()
 
 
 def test_one_user_opens_so_many_lines_and_leaves_others_room(world: ConsoleWorld) -> None:

@@ -46,11 +46,12 @@ class FleetAtHand:
         tag: str | None = None,
         model: str | None = None,
         version: int | None = None,
+        group: str | None = None,
     ) -> list[dict[str, Any]]:
         """Return devices with what they reported, by name, those after a name; a page at a time is read."""
         from umbel_server.monitor.report import devices
 
-        wanted = Wanted(status=status, tag=tag, model=model, version=version)
+        wanted = Wanted(status=status, tag=tag, model=model, version=version, group=group)
         found: list[dict[str, Any]] = []
         for page in pages(self._store, wanted, limit=limit, after=after):
             found += [line.to_json() for line in devices(self._store, page, now_s=self._store.clock())]
@@ -65,6 +66,25 @@ class FleetAtHand:
             raise UsageError(f"There is no device {name}: see  umbel fleet devices.")
         (line,) = devices(self._store, [found], now_s=self._store.clock())
         return line.to_json()
+
+    def groups(self) -> list[dict[str, Any]]:
+        """Return every group, by name, each with how many devices are in it now."""
+        from umbel_server.fleet.groups import groups_json
+
+        return groups_json(self._store, self._store.inventory.tags(), self._fleet.policy().min_cohort)
+
+    def save_group(self, name: str, wanted: Wanted, reason: str) -> dict[str, Any]:
+        """Save a filter as a group."""
+        from umbel_server.fleet.groups import group_json
+
+        made = self._store.groups.save(name, wanted, actor=local_actor(), reason=reason)
+        keep_checkpoint(self._fleet, self._store)
+        return group_json(made, self._store.groups.count(made), self._fleet.policy().min_cohort)
+
+    def remove_group(self, name: str, reason: str) -> None:
+        """Forget a filter that was saved as a group."""
+        self._store.groups.remove(name, actor=local_actor(), reason=reason)
+        keep_checkpoint(self._fleet, self._store)
 
     def invite(
         self, *, device: str | None, uses: int, hours: float, approval: bool, replaces: bool

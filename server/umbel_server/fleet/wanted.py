@@ -20,6 +20,9 @@ VersionOption = Annotated[
 TagOption = Annotated[
     str | None, typer.Option("--tag", "--cohort", help="Those that have this tag.", show_default=False)
 ]
+GroupOption = Annotated[
+    str | None, typer.Option(help="Those that are in this group, or have this tag.", show_default=False)
+]
 
 
 def wanted_of(status: str | None, version: str | None, tag: str | None) -> Wanted:

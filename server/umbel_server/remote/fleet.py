@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import asdict, fields
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,7 @@ from umbel_server.remote.client import PAGE, Client, path
 from umbel_server.remote.place import needed
 
 if TYPE_CHECKING:
-    from umbel_server.store.wanted import Status
+    from umbel_server.store.wanted import Status, Wanted
 
 _LINE = (
     "id", "status", "enrolled_s", "last_seen_s", "certificate_not_after_s", "node_id", "models", "rounds",
@@ -41,15 +41,31 @@ class FleetFar:
         tag: str | None = None,
         model: str | None = None,
         version: int | None = None,
+        group: str | None = None,
     ) -> list[dict[str, Any]]:
         """Return devices with what they reported, by name, those after a name."""
-        query = {"status": status, "tag": tag, "model": model, "version": version, "after": after or None}
+        query = {"status": status, "tag": tag, "model": model, "version": version, "group": group}
+        query |= {"after": after or None}
         found = self._client.pages("/device-reports", limit=min(limit or PAGE, PAGE), **query)
         return [_line(each) for each in islice(found, limit)]
 
     def device(self, name: str) -> dict[str, Any]:
         """Return a device with what it reported."""
         return _line(self._client.get(path("device-reports", name)))
+
+    def groups(self) -> list[dict[str, Any]]:
+        """Return every group, by name, each with how many devices are in it now."""
+        return list(self._client.pages("/groups", limit=PAGE))
+
+    def save_group(self, name: str, wanted: Wanted, reason: str) -> dict[str, Any]:
+        """Save a filter as a group."""
+        asked = {key: value for key, value in asdict(wanted).items() if value is not None}
+        made: dict[str, Any] = self._client.replace(path("groups", name), {**asked, "reason": needed(reason)})
+        return made
+
+    def remove_group(self, name: str, reason: str) -> None:
+        """Forget a filter that was saved as a group."""
+        self._client.post(path("groups", name, "remove"), {"reason": needed(reason)})
 
     def invite(
         self, *, device: str | None, uses: int, hours: float, approval: bool, replaces: bool

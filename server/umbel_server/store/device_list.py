@@ -10,7 +10,6 @@ from sqlalchemy import (
     ColumnElement,
     Row,
     Select,
-    and_,
     case,
     func,
     literal,
@@ -25,6 +24,7 @@ from umbel_server.clock import Clock
 from umbel_server.store.admission import ACTIVE
 from umbel_server.store.database import Database
 from umbel_server.store.devices import Device, _device
+from umbel_server.store.matching import in_group, matching
 from umbel_server.store.tables import devices
 from umbel_server.store.tables_rollouts import device_models, device_tags
 from umbel_server.store.wanted import ANY, ONLINE_S, STALE_S, Sort, Status, Wanted
@@ -131,22 +131,11 @@ class DeviceList:
         )
 
     def _matching(self, wanted: Wanted) -> Collection[ColumnElement[bool]]:
-        found: list[ColumnElement[bool]] = []
-        if wanted.status is not None:
-            found.append(_is(wanted.status, self._clock()))
-        if wanted.begins:
-            # A range, which the order of names answers; no name holds a character after the last of these.
-            found.append(and_(devices.c.id >= wanted.begins, devices.c.id < f"{wanted.begins}\x7f"))
-        if wanted.tag is not None:
-            # A list of devices, not a question about each: SQLite begins with it where it is short.
-            tags = device_tags.alias("wanted_tags")
-            found.append(devices.c.id.in_(select(tags.c.device_id).where(tags.c.tag == wanted.tag)))
-        if wanted.model is not None:
-            slots = device_models.alias("wanted_models")
-            having = select(slots.c.device_id).where(slots.c.model == wanted.model)
-            if wanted.version is not None:
-                having = having.where(slots.c.version == wanted.version)
-            found.append(devices.c.id.in_(having))
+        now_s = self._clock()
+        found = matching(wanted, now_s)
+        if wanted.group is not None:
+            with self._database.read() as connection:
+                found += in_group(connection, wanted.group, now_s)
         return found
 
 
@@ -169,20 +158,3 @@ def status_of(now_s: float, *, online_s: float = ONLINE_S, stale_s: float = STAL
         (seen > now_s - stale_s, "stale"),
         else_="offline",
     )
-
-
-def _is(status: Status, now_s: float) -> ColumnElement[bool]:
-    """Return whether a device has a status: ``status_of``, in words by which PostgreSQL knows how many have."""
-    seen, active = devices.c.last_seen_s, devices.c.status == ACTIVE
-    if status == "revoked":
-        return ~active
-    if status == "quarantined":
-        return and_(active, devices.c.quarantined_s.is_not(None))
-    free = and_(active, devices.c.quarantined_s.is_(None))
-    if status == "online":
-        return and_(free, seen > now_s - ONLINE_S)
-    silent = and_(free, seen <= now_s - ONLINE_S)
-    never = seen <= devices.c.enrolled_s
-    if status == "never seen":
-        return and_(silent, never)
-    return and_(silent, ~never, seen > now_s - STALE_S if status == "stale" else seen <= now_s - STALE_S)

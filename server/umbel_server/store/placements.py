@@ -11,7 +11,7 @@ from typing import Any
 from pydantic_core import from_json
 from sqlalchemy import Connection, Row, delete, func, select, update
 
-from umbel_proto.errors import UsageError
+from umbel_proto.errors import RefusedError, UsageError
 from umbel_proto.histogram import Histogram
 from umbel_proto.ids import DeviceId, ModelName, check_name
 from umbel_server.access.actor import Actor
@@ -22,6 +22,7 @@ from umbel_server.store.audit import Audit
 from umbel_server.store.became import Became, became
 from umbel_server.store.database import Database, insert
 from umbel_server.store.histograms import edges_of
+from umbel_server.store.matching import matching, saved
 from umbel_server.store.rollouts import LIVE, Rollout, _rollout
 from umbel_server.store.shadows import Shadows
 from umbel_server.store.sums import Kind
@@ -51,7 +52,7 @@ class Situation:
         live: By model, the rollout that is under way.
         withdrawn: Versions that were rolled back.
         pins: By model, the version that the device stays at.
-        tags: The device's tags.
+        tags: The device's tags, and the groups that it is in, of those that a live rollout's steps ask for.
         has: By model, the version that answered on it when it last asked.
         admitted: The live rollouts that offered it their candidate, each with whether that failed on it.
     """
@@ -133,7 +134,16 @@ class Placements:
                 row.model: _rollout(row)
                 for row in connection.execute(select(rollouts).where(rollouts.c.state.in_(LIVE)))
             }
-            tags = connection.execute(select(device_tags.c.tag).where(device_tags.c.device_id == device))
+            tags = set(
+                connection.execute(
+                    select(device_tags.c.tag).where(device_tags.c.device_id == device)
+                ).scalars()
+            )
+            asked = frozenset[str]().union(*(step.tags for each in live.values() for step in each.plan.steps))
+            for name, wanted in saved(connection, asked - tags).items():
+                is_in = select(devices.c.id).where(devices.c.id == device, *matching(wanted, self._clock()))
+                if connection.execute(is_in).scalar() is not None:
+                    tags.add(name)
             admitted = connection.execute(
                 select(rollout_devices.c.rollout_id, rollout_devices.c.failed).where(
                     rollout_devices.c.device_id == device,
@@ -145,7 +155,7 @@ class Placements:
                 live,
                 _withdrawn(connection),
                 pinned,
-                frozenset(tags.scalars()),
+                frozenset(tags),
                 has,
                 {name: bool(failed) for name, failed in admitted},
             )
@@ -256,10 +266,13 @@ class Placements:
 
         Raises:
             UsageError: There is no such device, or a tag is not a name.
+            RefusedError: A group is called so.
         """
         asked = sorted({check_name(tag, "tag") for tag in tags})
         with self._database.write() as connection:
             _require_device(connection, device)
+            if groups := saved(connection, asked):
+                raise RefusedError(f"{next(iter(groups))} is a group, which devices are in by what they are.")
             mine = device_tags.c.device_id == device
             before = sorted(connection.execute(select(device_tags.c.tag).where(mine)).scalars())
             connection.execute(delete(device_tags).where(mine))
@@ -276,11 +289,15 @@ class Placements:
             )
 
     def tags(self) -> dict[DeviceId, frozenset[str]]:
-        """Return the tags of every device that has one."""
+        """Return the tags of every device that has one, and the groups that devices are in now, as tags."""
         with self._database.read() as connection:
             found: dict[DeviceId, set[str]] = {}
             for row in connection.execute(select(device_tags)):
                 found.setdefault(DeviceId(row.device_id), set()).add(row.tag)
+            for name, wanted in saved(connection).items():
+                query = select(devices.c.id).where(*matching(wanted, self._clock()))
+                for device in connection.execute(query).scalars():
+                    found.setdefault(DeviceId(device), set()).add(name)
         return {device: frozenset(tags) for device, tags in found.items()}
 
     def pinned(self, model: str) -> dict[DeviceId, int]:

@@ -22,6 +22,7 @@ from umbel_server.store.device_days import DeviceDays
 from umbel_server.store.device_list import DeviceList
 from umbel_server.store.devices import Devices
 from umbel_server.store.experiments import Experiments
+from umbel_server.store.groups import Groups
 from umbel_server.store.inventory import Inventory
 from umbel_server.store.notices import Notices
 from umbel_server.store.participants import Participants
@@ -77,6 +78,7 @@ class Store:
         self.placements = Placements(database, self.audit, clock)
         self.progress = Progress(database)
         self.waivers = Waivers(database, self.audit, clock)
+        self.groups = Groups(database, self.audit, clock)
         self.runs = Runs(database, clock)
         self.queries = Queries(database, self.audit, clock)
         self.attempts = Attempts(database)

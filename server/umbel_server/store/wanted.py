@@ -21,6 +21,7 @@ class Wanted:
         model: Those on which a model answers, by their own word.
         version: Those on which this version of it does.
         begins: Those whose name begins so.
+        group: Those that are in a group, or have the tag of that name.
     """
 
     status: Status | None = None
@@ -28,6 +29,7 @@ class Wanted:
     model: str | None = None
     version: int | None = None
     begins: str | None = None
+    group: str | None = None
 
 
 ANY = Wanted()

@@ -23,6 +23,10 @@ router = APIRouter(prefix="/api/v1/devices", tags=["devices"], route_class=Guard
 OfStatus = Annotated[Status | None, Query(description="Those of which this is true.")]
 OfTag = Annotated[str | None, Query(pattern=NAME, description="Those that have this tag.")]
 OfModel = Annotated[str | None, Query(pattern=NAME, description="Those on which this model answers.")]
+OfGroup = Annotated[
+    str | None, Query(pattern=NAME, description="Those that are in this group, or have this tag.")
+]
+Begins = Annotated[str | None, Query(max_length=63, description="Those whose name begins so.")]
 OfVersion = Annotated[int | None, Query(ge=0, lt=2**63, description="With model: its version.")]
 Descending = Annotated[bool, Query(description="The largest first.")]
 reports = APIRouter(prefix="/api/v1/device-reports", tags=["devices"], route_class=GuardedRoute)
@@ -81,6 +85,8 @@ def list_devices(
     tag: OfTag = None,
     model: OfModel = None,
     version: OfVersion = None,
+    begins: Begins = None,
+    group: OfGroup = None,
     sort: Sort = "name",
     descending: Descending = False,
     limit: Limit = DEFAULT_LIMIT,
@@ -89,7 +95,7 @@ def list_devices(
     """List devices, all or some, by name or as asked."""
     last, last_value = last_of(cursor, sort)
     found = store.device_list.page(
-        Wanted(status=status, tag=tag, model=model, version=version),
+        Wanted(status=status, tag=tag, model=model, version=version, begins=begins, group=group),
         limit=limit + 1, sort=sort, descending=descending, after=last, after_value=last_value,
     )  # fmt: skip
     now_s = store.clock()
@@ -105,9 +111,13 @@ def count_devices(
     tag: OfTag = None,
     model: OfModel = None,
     version: OfVersion = None,
+    begins: Begins = None,
+    group: OfGroup = None,
 ) -> FacetsShown:
     """Count devices, all or some, by status, version and tag."""
-    found = store.device_list.facets(Wanted(status=status, tag=tag, model=model, version=version))
+    found = store.device_list.facets(
+        Wanted(status=status, tag=tag, model=model, version=version, begins=begins, group=group)
+    )
     return FacetsShown(
         devices=found.devices,
         statuses=dict(found.statuses),
@@ -125,13 +135,15 @@ def list_device_reports(
     tag: OfTag = None,
     model: OfModel = None,
     version: OfVersion = None,
+    begins: Begins = None,
+    group: OfGroup = None,
     after_name: AfterName = "",
     limit: Limit = DEFAULT_LIMIT,
     cursor: Cursor = None,
 ) -> Page[DeviceReport]:
     """List devices by name, all or some, with what they run and the rounds that they took part in."""
     now_s = store.clock()
-    wanted = Wanted(status=status, tag=tag, model=model, version=version)
+    wanted = Wanted(status=status, tag=tag, model=model, version=version, begins=begins, group=group)
     page = store.device_list.page(wanted, limit=limit + 1, after=after(cursor) or after_name)
     lines = devices(store, page, now_s=now_s)
     return page_of(lines, limit, key=lambda line: line.device.id, show=lambda line: _report(line, now_s))

@@ -25,7 +25,7 @@ router = APIRouter(route_class=ScreenRoute)
 MOST = 1000
 """So many at a time: each is a change of its own, with its entry in the audit log."""
 _STATUSES: tuple[Status, ...] = ("online", "stale", "offline", "never seen", "quarantined", "revoked")
-_FILTERS = ("q", "status", "tag", "model", "version")
+_FILTERS = ("q", "status", "tag", "model", "version", "group")
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +145,14 @@ def _wanted(form: Form) -> Wanted:
     told = {name: form.text(f"filter-{name}", most=63) or None for name in _FILTERS}
     version = form.number("filter-version")
     status = next((each for each in _STATUSES if each == told["status"]), None)
-    return Wanted(status=status, tag=told["tag"], model=told["model"], version=version, begins=told["q"])
+    return Wanted(
+        status=status,
+        tag=told["tag"],
+        model=told["model"],
+        version=version,
+        begins=told["q"],
+        group=told["group"],
+    )
 
 
 def _deed(form: Form, chosen: list[DeviceId]) -> Deed:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
@@ -23,6 +23,7 @@ from umbel_server.monitor.report import status_of
 from umbel_server.rollouts.classes import class_of
 from umbel_server.store.batches import Deliveries
 from umbel_server.store.devices import Device
+from umbel_server.store.groups import filter_of
 from umbel_server.store.placed import Placed
 from umbel_server.store.store import Store
 from umbel_server.store.wanted import Sort, Status, Wanted
@@ -103,12 +104,13 @@ def devices(
     model: OfName = None,
     version: OfVersion = None,
     begins: Begins = None,
+    group: OfName = None,
     sort: Sort = "name",
     descending: Annotated[bool, Query()] = False,
     cursor: Annotated[str | None, Query(max_length=400)] = None,
 ) -> Response:
     """Show devices."""
-    wanted = Wanted(status=status, tag=tag, model=model, version=version, begins=begins)
+    wanted = Wanted(status=status, tag=tag, model=model, version=version, begins=begins, group=group)
     file = export(request, "devices", COLUMNS, _rows(store, wanted))
     if file is not None:
         return file
@@ -126,6 +128,8 @@ def devices(
         next=shown.next,
         facets=counted_soon(store, wanted),
         wanted=wanted,
+        groups=[each.name for each in store.groups.all()],
+        filter=filter_of(replace(wanted, group=None)),
         sort=sort,
         descending=descending,
         filtered=wanted != Wanted(),

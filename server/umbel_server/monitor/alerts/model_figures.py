@@ -58,7 +58,11 @@ class _Subject:
             until_s=self.scene.now_s - away_s,
             wanted=wanted,
         )
-        return [each for each in read.devices if not self.rule.tag or self.rule.tag in each.tags]
+        if not self.rule.tag:
+            return list(read.devices)
+        # Of a tag, or of a group, those that are in it now.
+        mine = self.scene.store.groups.members(self.rule.tag)
+        return [each for each in read.devices if each.device in mine]
 
     def baseline(self) -> Baseline:
         try:
