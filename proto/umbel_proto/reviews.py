@@ -168,9 +168,11 @@ class ReviewAnswer:
         fleet: The fleet.
         device: The device.
         id: The announcement's.
-        label: Number of the class that holds.
+        label: Number of the class that holds, in the version that the announcement is of.
         by: Whose account, 1 to 200 characters.
         why: For what reason, 1 to 200 characters.
+        name: What that version calls the class, up to 200 characters: a device with another version finds it by its
+            name. Empty: an older umbel, which did not say.
 
     Raises:
         UsageError: There can be no such answer.
@@ -182,11 +184,14 @@ class ReviewAnswer:
     label: int
     by: str
     why: str
+    name: str = ""
 
     def __post_init__(self) -> None:
         _check_id(self.id)
         if not 0 <= self.label < MAX_LABEL:
             raise UsageError(f"There is no label {self.label}.")
+        if len(self.name) > MAX_WORDS:
+            raise UsageError(f"An answer to a review names a label of at most {MAX_WORDS} characters.")
         for words, what in ((self.by, "says who decides"), (self.why, "has a reason")):
             if not words.strip() or len(words) > MAX_WORDS:
                 raise UsageError(f"An answer to a review {what}, in 1 to {MAX_WORDS} characters.")
@@ -201,6 +206,7 @@ def sign_answer(key: SigningKey, answer: ReviewAnswer) -> bytes:
         label=answer.label,
         by=answer.by,
         why=answer.why,
+        name=answer.name,
     ).SerializeToString(deterministic=True)
     return identity_pb2.Signed(body=body, signature=key.sign(ANSWER_LABEL, body)).SerializeToString()
 
@@ -226,6 +232,7 @@ def open_answer(signed: bytes, *, authority: VerifyKey, fleet: FleetId, device: 
             message.label,
             message.by,
             message.why,
+            message.name,
         )
     except VerificationError as exc:
         raise CertificateError("An answer to a review is not signed by this fleet's authority.") from exc

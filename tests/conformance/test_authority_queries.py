@@ -20,6 +20,7 @@ from umbel_proto.wire.authority_pb2 import QueryAsk
 from umbel_server.access.actor import Role, local_actor
 from umbel_server.access.permissions import Permission
 from umbel_server.ca.registrar import MAX_QUERY_LIFE_S
+from umbel_server.queries.ask import free_name
 from umbel_server.queries.sign import by_authority, with_key
 from umbel_server.store.audit import Sought
 
@@ -190,6 +191,33 @@ def test_a_service_that_lies_has_no_question_signed(world: World, lie: Lie) -> N
     for secret in (asked.token, asked.session):
         assert not secret or secret[-10:] not in str(refused.value)
     assert world.store.audit.newest() == records
+
+
+def test_under_one_name_one_question_is_signed_and_again_only_the_same(world: World) -> None:
+    asked = ask(world)
+    first = world.authority.sign_query(asked)
+    assert world.authority.sign_query(asked) == first
+    until_s = question(world).not_after_s
+    for other in (question(world, why="something else"), question(world, not_after_s=until_s + 1)):
+        with pytest.raises(RefusedError, match="Another question q1 was signed already"):
+            world.authority.sign_query(ask(world, other))
+    assert len(world.store.audit.latest(Sought(action="query.sign"), limit=9)) == 2
+    world.authority.sign_query(ask(world, question(world, id=RunId("q2"), why="something else")))
+
+
+def test_what_was_asked_with_the_key_at_hand_keeps_its_name_too(tmp_path: Path) -> None:
+    with world_at(tmp_path, apart=False) as world:
+        world.store.accounts.add(local_actor(), "olga", roles=frozenset({Role.OPERATOR}), password=None)
+        query = question(world)
+        world.store.queries.ask(query, with_key(world.fleet)(query), "{}", actor=local_actor())
+        with pytest.raises(RefusedError, match="Another question q1 was signed already"):
+            world.authority.sign_query(ask(world, question(world, why="something else")))
+
+
+def test_a_question_that_was_signed_and_never_asked_keeps_its_name(world: World) -> None:
+    assert free_name(world.store, "mean") == "mean-1"
+    world.authority.sign_query(ask(world, question(world, id=RunId("mean-1"))))
+    assert free_name(world.store, "mean") == "mean-2"
 
 
 def test_while_the_authority_is_away_no_question_is_signed_with_another_key(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -294,7 +294,7 @@ def test_an_answer_that_the_authority_did_not_sign_for_this_device_is_left(
     device.sync()
     [found] = told(world)
     fleet, key = world.fleet, world.fleet.authority_signer()
-    own = ReviewAnswer(fleet.name, found.device, found.announced_id, 3, "eve", "for fun")
+    own = ReviewAnswer(fleet.name, found.device, found.announced_id, 3, "eve", "for fun", "3")
     for signer, changed in (
         (SigningKey.generate(), own),
         (key, ReviewAnswer(fleet.name, type(found.device)("d9"), own.id, 3, "eve", "for fun")),
@@ -335,6 +335,71 @@ def test_a_label_that_the_model_here_has_not_is_refused_and_goes_on_waiting(
     device.sync()
     assert told(world)[0].state == "refused"
     assert len(device.model("digits").review.pending()) == 1
+
+
+def numbered_backwards(body: dict[str, Any]) -> None:
+    body |= {"version": 2, "labels": [str(number) for number in reversed(range(10))]}
+
+
+def without_a_three(body: dict[str, Any]) -> None:
+    body |= {"version": 2, "labels": [str(number).replace("3", "drei") for number in range(10)]}
+
+
+def updated(world: World, device: Device, change: Callable[[dict[str, Any]], None]) -> Any:
+    """Announce a prediction of version 1, then install a version with other labels; return the review."""
+    ask(device)
+    device.sync()
+    [found] = told(world)
+    publish(world.fleet, world.store, resigned(first(), change), actor=ADMIN)
+    device.sync()
+    assert device.model("digits").version == 2
+    return found
+
+
+def test_an_answer_to_an_older_version_is_the_class_that_this_one_names_so_not_the_number(
+    world: World, device: Device
+) -> None:
+    found = updated(world, device, numbered_backwards)
+    answer(world.fleet, world.store, found.id, "3", actor=ADA, reason="three strokes")
+    device.sync()
+    [ruling] = device.model("digits").review.rulings()
+    assert (ruling.name, ruling.label) == ("3", 6)
+    [example] = device.data("digits").examples()
+    assert example.y == 6
+    [ended] = told(world)
+    assert (ended.state, ended.answer) == ("applied", 3)
+
+
+def test_who_answers_as_the_older_version_did_has_changed_nothing(world: World, device: Device) -> None:
+    found = updated(world, device, numbered_backwards)
+    answer(world.fleet, world.store, found.id, found.label, actor=ADA, reason="it is")
+    device.sync()
+    [ruling] = device.model("digits").review.rulings()
+    assert ruling.name == str(found.label)
+    told(world)
+    device.sync()
+    assert (world.counted("review.answered"), world.counted("review.changed")) == (1, 0)
+
+
+def test_an_answer_that_the_active_version_has_no_name_for_is_refused_and_goes_on_waiting(
+    world: World, device: Device
+) -> None:
+    found = updated(world, device, without_a_three)
+    answer(world.fleet, world.store, found.id, "3", actor=ADA, reason="three strokes")
+    device.sync()
+    assert told(world)[0].state == "refused"
+    assert len(device.model("digits").review.pending()) == 1
+    assert device.model("digits").review.rulings() == ()
+
+
+def test_an_answer_that_names_no_class_is_not_read_as_a_number(world: World, device: Device) -> None:
+    ask(device)
+    device.sync()
+    [found] = told(world)
+    own = ReviewAnswer(world.fleet.name, found.device, found.announced_id, 3, "eve", "for fun")
+    device._desk.take([sign_answer(world.fleet.authority_signer(), own)])
+    device.sync()
+    assert told(world)[0].state == "refused"
 
 
 def test_privacy_says_in_plain_words_what_was_shared(world: World, device: Device) -> None:

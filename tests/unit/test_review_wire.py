@@ -19,6 +19,8 @@ ID = bytes(range(16))
 WAITING = "0a10000102030405060708090a0b0c0d0e0f12066469676974731802208087a70e2807303d3801"
 ENDED = "0a10000102030405060708090a0b0c0d0e0f1004"
 ANSWER = "0a066d6561646f771204726f73651a10000102030405060708090a0b0c0d0e0f20092a0361646132056120776179"
+NAMED = ANSWER + "3a046e696e65"
+"""An answer says what the class is called since 2026-11; before it had the first bytes alone."""
 POLICY = FleetPolicy(
     FleetId("meadow"), 0.1, 0.2, True, 16, 0.5, 8.0, 1e-6, version=3, example_budget_epsilon=math.inf
 )
@@ -35,10 +37,11 @@ def test_the_bytes_of_reviews_stay_as_they_are() -> None:
     assert EndedReview(ID, "withdrawn").to_wire().SerializeToString().hex() == ENDED
     key = SigningKey.generate()
     answer = ReviewAnswer(FleetId("meadow"), DeviceId("rose"), ID, 9, "ada", "a way")
-    signed = sign_answer(key, answer)
-    assert identity_pb2.Signed.FromString(signed).body.hex() == ANSWER
-    opened = open_answer(signed, authority=key.public, fleet=FleetId("meadow"), device=DeviceId("rose"))
-    assert opened == answer
+    for each, body in ((answer, ANSWER), (replace(answer, name="nine"), NAMED)):
+        signed = sign_answer(key, each)
+        assert identity_pb2.Signed.FromString(signed).body.hex() == body
+        opened = open_answer(signed, authority=key.public, fleet=FleetId("meadow"), device=DeviceId("rose"))
+        assert opened == each
 
 
 def test_who_does_not_know_of_reviews_reads_the_rest_as_before() -> None:

@@ -112,9 +112,10 @@ class Remote:
         if not found.waits:
             return
         try:
-            review = Review(self._queue(found.model), self._labels(found.model), 0)
+            labels = self._labels(found.model)
+            review = Review(self._queue(found.model), labels, 0)
             by = f"{AWAY}{answer.by}"
-            if review._answer(found.prediction, answer.label, by=by, why=answer.why):
+            if review._answer(found.prediction, _class_of(answer, labels), by=by, why=answer.why):
                 log.info("a prediction of %s that waited was answered from afar", found.model)
         except (UsageError, PackageError) as exc:
             log.warning("an answer to a review of %s cannot be taken: %s", found.model, exc)
@@ -135,3 +136,18 @@ class Remote:
                         unsure=case.unsure,
                         flagged=case.flagged,
                     )
+
+
+def _class_of(answer: ReviewAnswer, labels: Sequence[str]) -> int:
+    """Return the number that the active version has for the class that an answer names.
+
+    The answer's own number is of the version that made the prediction, and that may not be here any more.
+
+    Raises:
+        UsageError: The active version has no such class, or several.
+    """
+    if answer.label < len(labels) and labels[answer.label] == answer.name:
+        return answer.label
+    if labels.count(answer.name) != 1:
+        raise UsageError("the version that is active has no class of that name.")
+    return labels.index(answer.name)

@@ -282,7 +282,7 @@ class Review:
     def _resolved(self, case: Case, made: Ruling) -> None:
         """Tell telemetry of a prediction that waited and is decided on, and learn from its example."""
         self._queue.tell(case.model_version, "review.resolved", 1)
-        if made.label != case.label:
+        if made.name != case.name:  # Another version may number its classes otherwise.
             self._queue.tell(case.model_version, "review.changed", 1)
         self._compare(case.id, case.model_version, made.by, made.label)
         self._learn(case.x, made.label, source="review", annotator=made.by)

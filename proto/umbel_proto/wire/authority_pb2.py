@@ -26,7 +26,7 @@ from umbel_proto.wire import enrollment_pb2 as umbel__proto_dot_wire_dot_enrollm
 from umbel_proto.wire import identity_pb2 as umbel__proto_dot_wire_dot_identity__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n umbel_proto/wire/authority.proto\x12\rumbel.wire.v1\x1a!umbel_proto/wire/enrollment.proto\x1a\x1fumbel_proto/wire/identity.proto\"\x96\x02\n\x10\x41uthorityRequest\x12.\n\x06\x65nroll\x18\x01 \x01(\x0b\x32\x1c.umbel.wire.v1.EnrollRequestH\x00\x12\'\n\x05renew\x18\x02 \x01(\x0b\x32\x16.umbel.wire.v1.RenewalH\x00\x12\x30\n\x07readmit\x18\x03 \x01(\x0b\x32\x1d.umbel.wire.v1.ReadmitRequestH\x00\x12\x15\n\x0bservice_csr\x18\x04 \x01(\x0cH\x00\x12-\n\x06policy\x18\x05 \x01(\x0b\x32\x1b.umbel.wire.v1.PolicyChangeH\x00\x12(\n\x05query\x18\x06 \x01(\x0b\x32\x17.umbel.wire.v1.QueryAskH\x00\x42\x07\n\x05\x61sked\"+\n\x07Renewal\x12\x13\n\x0b\x63\x65rtificate\x18\x01 \x01(\x0c\x12\x0b\n\x03\x63sr\x18\x02 \x01(\x0c\"\xa2\x01\n\x0cPolicyChange\x12\r\n\x05token\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x04\x12.\n\x08training\x18\x03 \x01(\x0b\x32\x1c.umbel.wire.v1.TrainingRules\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\x1d\n\x10\x61nnounce_reviews\x18\x05 \x01(\x08H\x00\x88\x01\x01\x42\x13\n\x11_announce_reviews\"9\n\x08QueryAsk\x12\r\n\x05token\x18\x01 \x01(\t\x12\x0f\n\x07session\x18\x02 \x01(\t\x12\r\n\x05query\x18\x03 \x01(\x0c\"\xde\x01\n\x0e\x41uthorityReply\x12\'\n\x06issued\x18\x01 \x01(\x0b\x32\x15.umbel.wire.v1.IssuedH\x00\x12\x1d\n\x13service_certificate\x18\x02 \x01(\x0cH\x00\x12)\n\x07refusal\x18\x03 \x01(\x0b\x32\x16.umbel.wire.v1.RefusalH\x00\x12\'\n\x06policy\x18\x04 \x01(\x0b\x32\x15.umbel.wire.v1.SignedH\x00\x12&\n\x05query\x18\x05 \x01(\x0b\x32\x15.umbel.wire.v1.SignedH\x00\x42\x08\n\x06\x61nswer\"p\n\x06Issued\x12\x11\n\tdevice_id\x18\x01 \x01(\t\x12\x13\n\x0b\x63\x65rtificate\x18\x02 \x01(\x0c\x12)\n\ncredential\x18\x03 \x01(\x0b\x32\x15.umbel.wire.v1.Signed\x12\x13\n\x0bnot_after_s\x18\x04 \x01(\x04\">\n\x07Refusal\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x10\n\x08sentence\x18\x02 \x01(\t\x12\x13\n\x0b\x61pplication\x18\x03 \x01(\tb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n umbel_proto/wire/authority.proto\x12\rumbel.wire.v1\x1a!umbel_proto/wire/enrollment.proto\x1a\x1fumbel_proto/wire/identity.proto\"\xc2\x02\n\x10\x41uthorityRequest\x12.\n\x06\x65nroll\x18\x01 \x01(\x0b\x32\x1c.umbel.wire.v1.EnrollRequestH\x00\x12\'\n\x05renew\x18\x02 \x01(\x0b\x32\x16.umbel.wire.v1.RenewalH\x00\x12\x30\n\x07readmit\x18\x03 \x01(\x0b\x32\x1d.umbel.wire.v1.ReadmitRequestH\x00\x12\x15\n\x0bservice_csr\x18\x04 \x01(\x0cH\x00\x12-\n\x06policy\x18\x05 \x01(\x0b\x32\x1b.umbel.wire.v1.PolicyChangeH\x00\x12(\n\x05query\x18\x06 \x01(\x0b\x32\x17.umbel.wire.v1.QueryAskH\x00\x12*\n\x06review\x18\x07 \x01(\x0b\x32\x18.umbel.wire.v1.ReviewAskH\x00\x42\x07\n\x05\x61sked\"+\n\x07Renewal\x12\x13\n\x0b\x63\x65rtificate\x18\x01 \x01(\x0c\x12\x0b\n\x03\x63sr\x18\x02 \x01(\x0c\"\xa2\x01\n\x0cPolicyChange\x12\r\n\x05token\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x04\x12.\n\x08training\x18\x03 \x01(\x0b\x32\x1c.umbel.wire.v1.TrainingRules\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\x1d\n\x10\x61nnounce_reviews\x18\x05 \x01(\x08H\x00\x88\x01\x01\x42\x13\n\x11_announce_reviews\"9\n\x08QueryAsk\x12\r\n\x05token\x18\x01 \x01(\t\x12\x0f\n\x07session\x18\x02 \x01(\t\x12\r\n\x05query\x18\x03 \x01(\x0c\"W\n\tReviewAsk\x12\r\n\x05token\x18\x01 \x01(\t\x12\x0f\n\x07session\x18\x02 \x01(\t\x12\x0e\n\x06review\x18\x03 \x01(\x04\x12\r\n\x05label\x18\x04 \x01(\r\x12\x0b\n\x03why\x18\x05 \x01(\t\"\x87\x02\n\x0e\x41uthorityReply\x12\'\n\x06issued\x18\x01 \x01(\x0b\x32\x15.umbel.wire.v1.IssuedH\x00\x12\x1d\n\x13service_certificate\x18\x02 \x01(\x0cH\x00\x12)\n\x07refusal\x18\x03 \x01(\x0b\x32\x16.umbel.wire.v1.RefusalH\x00\x12\'\n\x06policy\x18\x04 \x01(\x0b\x32\x15.umbel.wire.v1.SignedH\x00\x12&\n\x05query\x18\x05 \x01(\x0b\x32\x15.umbel.wire.v1.SignedH\x00\x12\'\n\x06review\x18\x06 \x01(\x0b\x32\x15.umbel.wire.v1.SignedH\x00\x42\x08\n\x06\x61nswer\"p\n\x06Issued\x12\x11\n\tdevice_id\x18\x01 \x01(\t\x12\x13\n\x0b\x63\x65rtificate\x18\x02 \x01(\x0c\x12)\n\ncredential\x18\x03 \x01(\x0b\x32\x15.umbel.wire.v1.Signed\x12\x13\n\x0bnot_after_s\x18\x04 \x01(\x04\">\n\x07Refusal\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x10\n\x08sentence\x18\x02 \x01(\t\x12\x13\n\x0b\x61pplication\x18\x03 \x01(\tb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,17 +34,19 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'umbel_proto.wire.authority_
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_AUTHORITYREQUEST']._serialized_start=120
-  _globals['_AUTHORITYREQUEST']._serialized_end=398
-  _globals['_RENEWAL']._serialized_start=400
-  _globals['_RENEWAL']._serialized_end=443
-  _globals['_POLICYCHANGE']._serialized_start=446
-  _globals['_POLICYCHANGE']._serialized_end=608
-  _globals['_QUERYASK']._serialized_start=610
-  _globals['_QUERYASK']._serialized_end=667
-  _globals['_AUTHORITYREPLY']._serialized_start=670
-  _globals['_AUTHORITYREPLY']._serialized_end=892
-  _globals['_ISSUED']._serialized_start=894
-  _globals['_ISSUED']._serialized_end=1006
-  _globals['_REFUSAL']._serialized_start=1008
-  _globals['_REFUSAL']._serialized_end=1070
+  _globals['_AUTHORITYREQUEST']._serialized_end=442
+  _globals['_RENEWAL']._serialized_start=444
+  _globals['_RENEWAL']._serialized_end=487
+  _globals['_POLICYCHANGE']._serialized_start=490
+  _globals['_POLICYCHANGE']._serialized_end=652
+  _globals['_QUERYASK']._serialized_start=654
+  _globals['_QUERYASK']._serialized_end=711
+  _globals['_REVIEWASK']._serialized_start=713
+  _globals['_REVIEWASK']._serialized_end=800
+  _globals['_AUTHORITYREPLY']._serialized_start=803
+  _globals['_AUTHORITYREPLY']._serialized_end=1066
+  _globals['_ISSUED']._serialized_start=1068
+  _globals['_ISSUED']._serialized_end=1180
+  _globals['_REFUSAL']._serialized_start=1182
+  _globals['_REFUSAL']._serialized_end=1244
 # @@protoc_insertion_point(module_scope)

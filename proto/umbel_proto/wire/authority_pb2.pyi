@@ -8,20 +8,22 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class AuthorityRequest(_message.Message):
-    __slots__ = ("enroll", "renew", "readmit", "service_csr", "policy", "query")
+    __slots__ = ("enroll", "renew", "readmit", "service_csr", "policy", "query", "review")
     ENROLL_FIELD_NUMBER: _ClassVar[int]
     RENEW_FIELD_NUMBER: _ClassVar[int]
     READMIT_FIELD_NUMBER: _ClassVar[int]
     SERVICE_CSR_FIELD_NUMBER: _ClassVar[int]
     POLICY_FIELD_NUMBER: _ClassVar[int]
     QUERY_FIELD_NUMBER: _ClassVar[int]
+    REVIEW_FIELD_NUMBER: _ClassVar[int]
     enroll: _enrollment_pb2.EnrollRequest
     renew: Renewal
     readmit: _enrollment_pb2.ReadmitRequest
     service_csr: bytes
     policy: PolicyChange
     query: QueryAsk
-    def __init__(self, enroll: _Optional[_Union[_enrollment_pb2.EnrollRequest, _Mapping]] = ..., renew: _Optional[_Union[Renewal, _Mapping]] = ..., readmit: _Optional[_Union[_enrollment_pb2.ReadmitRequest, _Mapping]] = ..., service_csr: _Optional[bytes] = ..., policy: _Optional[_Union[PolicyChange, _Mapping]] = ..., query: _Optional[_Union[QueryAsk, _Mapping]] = ...) -> None: ...
+    review: ReviewAsk
+    def __init__(self, enroll: _Optional[_Union[_enrollment_pb2.EnrollRequest, _Mapping]] = ..., renew: _Optional[_Union[Renewal, _Mapping]] = ..., readmit: _Optional[_Union[_enrollment_pb2.ReadmitRequest, _Mapping]] = ..., service_csr: _Optional[bytes] = ..., policy: _Optional[_Union[PolicyChange, _Mapping]] = ..., query: _Optional[_Union[QueryAsk, _Mapping]] = ..., review: _Optional[_Union[ReviewAsk, _Mapping]] = ...) -> None: ...
 
 class Renewal(_message.Message):
     __slots__ = ("certificate", "csr")
@@ -55,19 +57,35 @@ class QueryAsk(_message.Message):
     query: bytes
     def __init__(self, token: _Optional[str] = ..., session: _Optional[str] = ..., query: _Optional[bytes] = ...) -> None: ...
 
+class ReviewAsk(_message.Message):
+    __slots__ = ("token", "session", "review", "label", "why")
+    TOKEN_FIELD_NUMBER: _ClassVar[int]
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    REVIEW_FIELD_NUMBER: _ClassVar[int]
+    LABEL_FIELD_NUMBER: _ClassVar[int]
+    WHY_FIELD_NUMBER: _ClassVar[int]
+    token: str
+    session: str
+    review: int
+    label: int
+    why: str
+    def __init__(self, token: _Optional[str] = ..., session: _Optional[str] = ..., review: _Optional[int] = ..., label: _Optional[int] = ..., why: _Optional[str] = ...) -> None: ...
+
 class AuthorityReply(_message.Message):
-    __slots__ = ("issued", "service_certificate", "refusal", "policy", "query")
+    __slots__ = ("issued", "service_certificate", "refusal", "policy", "query", "review")
     ISSUED_FIELD_NUMBER: _ClassVar[int]
     SERVICE_CERTIFICATE_FIELD_NUMBER: _ClassVar[int]
     REFUSAL_FIELD_NUMBER: _ClassVar[int]
     POLICY_FIELD_NUMBER: _ClassVar[int]
     QUERY_FIELD_NUMBER: _ClassVar[int]
+    REVIEW_FIELD_NUMBER: _ClassVar[int]
     issued: Issued
     service_certificate: bytes
     refusal: Refusal
     policy: _identity_pb2.Signed
     query: _identity_pb2.Signed
-    def __init__(self, issued: _Optional[_Union[Issued, _Mapping]] = ..., service_certificate: _Optional[bytes] = ..., refusal: _Optional[_Union[Refusal, _Mapping]] = ..., policy: _Optional[_Union[_identity_pb2.Signed, _Mapping]] = ..., query: _Optional[_Union[_identity_pb2.Signed, _Mapping]] = ...) -> None: ...
+    review: _identity_pb2.Signed
+    def __init__(self, issued: _Optional[_Union[Issued, _Mapping]] = ..., service_certificate: _Optional[bytes] = ..., refusal: _Optional[_Union[Refusal, _Mapping]] = ..., policy: _Optional[_Union[_identity_pb2.Signed, _Mapping]] = ..., query: _Optional[_Union[_identity_pb2.Signed, _Mapping]] = ..., review: _Optional[_Union[_identity_pb2.Signed, _Mapping]] = ...) -> None: ...
 
 class Issued(_message.Message):
     __slots__ = ("device_id", "certificate", "credential", "not_after_s")

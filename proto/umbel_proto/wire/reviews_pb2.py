@@ -24,19 +24,19 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1eumbel_proto/wire/reviews.proto\x12\rumbel.wire.v1\"\x8c\x01\n\rWaitingReview\x12\n\n\x02id\x18\x01 \x01(\x0c\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\r\x12\x0e\n\x06minute\x18\x04 \x01(\x04\x12\r\n\x05label\x18\x05 \x01(\r\x12\x0f\n\x07percent\x18\x06 \x01(\r\x12\x0e\n\x06unsure\x18\x07 \x01(\x08\x12\x0f\n\x07\x66lagged\x18\x08 \x01(\x08\"@\n\x0b\x45ndedReview\x12\n\n\x02id\x18\x01 \x01(\x0c\x12%\n\x03\x65nd\x18\x02 \x01(\x0e\x32\x18.umbel.wire.v1.ReviewEnd\"g\n\x0cReviewAnswer\x12\x10\n\x08\x66leet_id\x18\x01 \x01(\t\x12\x11\n\tdevice_id\x18\x02 \x01(\t\x12\n\n\x02id\x18\x03 \x01(\x0c\x12\r\n\x05label\x18\x04 \x01(\r\x12\n\n\x02\x62y\x18\x05 \x01(\t\x12\x0b\n\x03why\x18\x06 \x01(\t*\x98\x01\n\tReviewEnd\x12\x16\n\x12REVIEW_END_UNKNOWN\x10\x00\x12\x17\n\x13REVIEW_END_ANSWERED\x10\x01\x12\x13\n\x0fREVIEW_END_HERE\x10\x02\x12\x13\n\x0fREVIEW_END_GONE\x10\x03\x12\x18\n\x14REVIEW_END_WITHDRAWN\x10\x04\x12\x16\n\x12REVIEW_END_REFUSED\x10\x05\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1eumbel_proto/wire/reviews.proto\x12\rumbel.wire.v1\"\x8c\x01\n\rWaitingReview\x12\n\n\x02id\x18\x01 \x01(\x0c\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\r\x12\x0e\n\x06minute\x18\x04 \x01(\x04\x12\r\n\x05label\x18\x05 \x01(\r\x12\x0f\n\x07percent\x18\x06 \x01(\r\x12\x0e\n\x06unsure\x18\x07 \x01(\x08\x12\x0f\n\x07\x66lagged\x18\x08 \x01(\x08\"@\n\x0b\x45ndedReview\x12\n\n\x02id\x18\x01 \x01(\x0c\x12%\n\x03\x65nd\x18\x02 \x01(\x0e\x32\x18.umbel.wire.v1.ReviewEnd\"u\n\x0cReviewAnswer\x12\x10\n\x08\x66leet_id\x18\x01 \x01(\t\x12\x11\n\tdevice_id\x18\x02 \x01(\t\x12\n\n\x02id\x18\x03 \x01(\x0c\x12\r\n\x05label\x18\x04 \x01(\r\x12\n\n\x02\x62y\x18\x05 \x01(\t\x12\x0b\n\x03why\x18\x06 \x01(\t\x12\x0c\n\x04name\x18\x07 \x01(\t*\x98\x01\n\tReviewEnd\x12\x16\n\x12REVIEW_END_UNKNOWN\x10\x00\x12\x17\n\x13REVIEW_END_ANSWERED\x10\x01\x12\x13\n\x0fREVIEW_END_HERE\x10\x02\x12\x13\n\x0fREVIEW_END_GONE\x10\x03\x12\x18\n\x14REVIEW_END_WITHDRAWN\x10\x04\x12\x16\n\x12REVIEW_END_REFUSED\x10\x05\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'umbel_proto.wire.reviews_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_REVIEWEND']._serialized_start=364
-  _globals['_REVIEWEND']._serialized_end=516
+  _globals['_REVIEWEND']._serialized_start=378
+  _globals['_REVIEWEND']._serialized_end=530
   _globals['_WAITINGREVIEW']._serialized_start=50
   _globals['_WAITINGREVIEW']._serialized_end=190
   _globals['_ENDEDREVIEW']._serialized_start=192
   _globals['_ENDEDREVIEW']._serialized_end=256
   _globals['_REVIEWANSWER']._serialized_start=258
-  _globals['_REVIEWANSWER']._serialized_end=361
+  _globals['_REVIEWANSWER']._serialized_end=375
 # @@protoc_insertion_point(module_scope)

@@ -49,17 +49,19 @@ class EndedReview(_message.Message):
     def __init__(self, id: _Optional[bytes] = ..., end: _Optional[_Union[ReviewEnd, str]] = ...) -> None: ...
 
 class ReviewAnswer(_message.Message):
-    __slots__ = ("fleet_id", "device_id", "id", "label", "by", "why")
+    __slots__ = ("fleet_id", "device_id", "id", "label", "by", "why", "name")
     FLEET_ID_FIELD_NUMBER: _ClassVar[int]
     DEVICE_ID_FIELD_NUMBER: _ClassVar[int]
     ID_FIELD_NUMBER: _ClassVar[int]
     LABEL_FIELD_NUMBER: _ClassVar[int]
     BY_FIELD_NUMBER: _ClassVar[int]
     WHY_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
     fleet_id: str
     device_id: str
     id: bytes
     label: int
     by: str
     why: str
-    def __init__(self, fleet_id: _Optional[str] = ..., device_id: _Optional[str] = ..., id: _Optional[bytes] = ..., label: _Optional[int] = ..., by: _Optional[str] = ..., why: _Optional[str] = ...) -> None: ...
+    name: str
+    def __init__(self, fleet_id: _Optional[str] = ..., device_id: _Optional[str] = ..., id: _Optional[bytes] = ..., label: _Optional[int] = ..., by: _Optional[str] = ..., why: _Optional[str] = ..., name: _Optional[str] = ...) -> None: ...

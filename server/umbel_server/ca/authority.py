@@ -61,6 +61,9 @@ class Authority(Protocol):
     def sign_query(self, ask: authority_pb2.QueryAsk) -> identity_pb2.Signed:
         """Sign a question to the fleet for an operator who shows a token or a session that is for it."""
 
+    def answer_review(self, ask: authority_pb2.ReviewAsk) -> identity_pb2.Signed:
+        """Sign an answer to a review, and put it on record, for an operator who shows a token or a session for it."""
+
 
 def open_authority(fleet: FleetDir, store: Store, *, clock: Clock) -> Authority:
     """Return the fleet's authority as its settings say: over its socket, or with its keys.

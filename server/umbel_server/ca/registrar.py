@@ -3,7 +3,8 @@
 Whoever asks it, a gateway or the API, may lie. It gets papers only for what devices have proven themselves: a token, a
 certificate that still holds, or a signature of the identity key on record; only for the key that the device has
 certified so; and never for longer than a day. It gets a policy only for an operator's token, and only one that differs
-in when devices train or in whether they announce reviews.
+in when devices train or in whether they announce reviews; and a question or an answer to a review only for an operator
+who is signed in, one of each name and one to each review.
 
 Source: docs/spec/enrollment.md, section 6.
 """
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import json
 import logging
 from dataclasses import asdict, dataclass, field
 
@@ -44,8 +46,10 @@ from umbel_server.fleet.create import service_hosts
 from umbel_server.fleet.facts import facts_json
 from umbel_server.fleet.layout import FleetDir
 from umbel_server.fleet.policy_command import ANNOUNCE, change_policy
+from umbel_server.reviews.answer import answer
 from umbel_server.store.accounts import Account
 from umbel_server.store.admission import another_key
+from umbel_server.store.audit import Sought
 from umbel_server.store.devices import Application, Device
 from umbel_server.store.store import Store
 
@@ -58,6 +62,8 @@ which it waits for devices."""
 CHALLENGE_SKEW_S = 180
 """A gateway's challenge holds for a minute; its clock and ours may differ by two."""
 _TIME_BYTES = 8
+MAX_REVIEW = (1 << 62) - 1
+"""No review has that number, and databases can be asked for it."""
 
 log = logging.getLogger(__name__)
 
@@ -189,11 +195,7 @@ class Registrar:
 
     def sign_query(self, ask: authority_pb2.QueryAsk) -> identity_pb2.Signed:
         """Sign a question to the fleet for an operator who shows a token or a session that is for it."""
-        account, permissions = self._operator(ask)
-        if Permission.QUERIES_WRITE not in permissions:
-            raise RefusedError(
-                f"User {account.name} may not ask the fleet: it asks for {Permission.QUERIES_WRITE}."
-            )
+        account = self._operator(ask, Permission.QUERIES_WRITE, "ask the fleet")
         try:
             query = read_query(ask.query)
         except RemoteProtocolError as exc:
@@ -212,28 +214,59 @@ class Registrar:
                 f"The question is content with {query.min_cohort} devices, the policy with {policy.min_cohort} or more."
             )
         signed = sign_query(self._authority, query)
+        hashed = hashlib.sha256(signed).hexdigest()
         # On record before it leaves: who was let to ask is known, whatever becomes of the question.
         with self.store.database.write() as connection:
+            self._require_only(f"query:{query.id}", hashed)
             self.store.audit.append(
                 connection,
                 account.actor,
                 action="query.sign",
                 object=f"query:{query.id}",
                 reason=query.why,
-                after={"asks": query.sentence, "query_sha256": hashlib.sha256(signed).hexdigest()},
+                after={"asks": query.sentence, "query_sha256": hashed},
             )
         log.info("signed query=%s actor=%s", query.id, account.name)
         return identity_pb2.Signed.FromString(signed)
 
-    def _operator(self, ask: authority_pb2.QueryAsk) -> tuple[Account, frozenset[Permission]]:
-        """Return who shows a token or a session, and what they may do with it."""
+    def answer_review(self, ask: authority_pb2.ReviewAsk) -> identity_pb2.Signed:
+        """Sign an answer to a review, and put it on record, for an operator who shows a token or a session for it."""
+        account = self._operator(ask, Permission.REVIEWS_WRITE, "answer reviews")
+        # Signed and on record in one step: of two answers to one review, the second is never signed.
+        done = answer(
+            self.fleet,
+            self.store,
+            min(ask.review, MAX_REVIEW),
+            ask.label,
+            actor=account.actor,
+            reason=ask.why,
+            key=self._authority,
+        )
+        log.info("signed answer review=%d actor=%s", done.id, account.name)
+        return identity_pb2.Signed.FromString(self.store.reviews.signed(done.id))
+
+    def _operator(
+        self, ask: authority_pb2.QueryAsk | authority_pb2.ReviewAsk, needed: Permission, what: str
+    ) -> Account:
+        """Return who shows a token or a session, if they may do with it what they ask for."""
         if ask.token:
             bearer = self.store.api_tokens.bearer(ask.token)
-            return bearer.account, bearer.permissions
-        account = self.store.sessions.find(ask.session, busy=False) if ask.session else None
-        if account is None:
-            raise RefusedError("Nobody is signed in who asks: sign in again.")
-        return account, held(account.roles)
+            account, permissions = bearer.account, bearer.permissions
+        else:
+            found = self.store.sessions.find(ask.session, busy=False) if ask.session else None
+            if found is None:
+                raise RefusedError("Nobody is signed in who asks: sign in again.")
+            account, permissions = found, held(found.roles)
+        if needed not in permissions:
+            raise RefusedError(f"User {account.name} may not {what}: it asks for {needed}.")
+        return account
+
+    def _require_only(self, query: str, hashed: str) -> None:
+        """Check that no other question was signed under a name: devices and people know it by that alone."""
+        for entry in self.store.audit.all(Sought(action="query", object=query)):
+            if json.loads(entry.after).get("query_sha256", hashed) != hashed:
+                name = query.partition(":")[2]
+                raise RefusedError(f"Another question {name} was signed already: choose another name.")
 
     def _renewed(self, device: Device, key: ec.EllipticCurvePublicKey) -> Papers:
         papers = self._issue(device, key)

@@ -63,6 +63,10 @@ class RemoteAuthority:
         """Sign a question to the fleet for an operator who shows a token or a session that is for it."""
         return self._ask(authority_pb2.AuthorityRequest(query=ask)).query
 
+    def answer_review(self, ask: authority_pb2.ReviewAsk) -> identity_pb2.Signed:
+        """Sign an answer to a review, and put it on record, for an operator who shows a token or a session for it."""
+        return self._ask(authority_pb2.AuthorityRequest(review=ask)).review
+
     def _papers(self, request: authority_pb2.AuthorityRequest) -> Papers:
         issued = self._ask(request).issued
         return Papers(DeviceId(issued.device_id), issued.certificate, issued.credential, issued.not_after_s)

@@ -161,6 +161,8 @@ def _answer(authority: Authority, raw: bytes) -> pb.AuthorityReply:
                 return pb.AuthorityReply(policy=authority.change_policy(request.policy))
             case "query":
                 return pb.AuthorityReply(query=authority.sign_query(request.query))
+            case "review":
+                return pb.AuthorityReply(review=authority.answer_review(request.review))
             case _:
                 raise UsageError("The authority was asked for nothing.")
     except DecodeError:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ from umbel_server.monitor.baseline import Baseline, released
 from umbel_server.monitor.calibration import RIGHT, WRONG
 from umbel_server.monitor.drift_report import DAY_S, DAYS, MAX_DAYS, usual_version
 from umbel_server.monitor.fairness import Fairness, fairness, with_waivers
+from umbel_server.monitor.labels import label_number
 from umbel_server.monitor.operations import Ending, Operations, operations
 from umbel_server.monitor.performance import Performance, performance
 from umbel_server.monitor.report import CONFIDENCE, LABELS, LATENCY
@@ -186,24 +187,6 @@ def label_of_model(fleet: FleetDir, store: Store, model: str, version: int | Non
     if version is None:
         version = max((each.version for each in store.releases.all() if each.model == model), default=0)
     return label_number(released(fleet, store, model, version).labels, label, model)
-
-
-def label_number(labels: Sequence[str], label: str, model: str) -> int:
-    """Return the number of a label.
-
-    Args:
-        labels: Names of the model's labels, in order.
-        label: By name or number.
-        model: Whose, for the sentence.
-
-    Raises:
-        UsageError: It has no such label.
-    """
-    number = labels.index(label) if label in labels else int(label) if label.isdecimal() else -1
-    if not 0 <= number < len(labels):
-        known = ", ".join(labels[:10]) or "none: it is a regression"
-        raise UsageError(f"Model {model} has no label {label[:40]!r}; it has {known}.")
-    return number
 
 
 def look_at_operations(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ from umbel_server.queries.drive import unable
 from umbel_server.queries.plan import Asking, Question, complete, cost_of
 from umbel_server.queries.read import expected
 from umbel_server.queries.sign import Sign, with_key
+from umbel_server.store.audit import Sought
 from umbel_server.store.store import Store
 
 if TYPE_CHECKING:
@@ -183,9 +185,15 @@ def ask(
 
 
 def free_name(store: Store, kind: str) -> RunId:
-    """Return the first name of the kind and a number that no query and no run has."""
+    """Return the first name of the kind and a number that no query and no run has, and no question ever had."""
     taken = {record.id for record in store.queries.all()} | {record.id for record in store.runs.all()}
-    return next(name for i in range(1, len(taken) + 2) if (name := RunId(f"{kind}-{i}")) not in taken)
+    names = (RunId(f"{kind}-{number}") for number in itertools.count(1))
+    # A question that was signed and then not asked keeps its name: the authority signs no other under it.
+    return next(
+        name
+        for name in names
+        if name not in taken and not store.audit.latest(Sought(object=f"query:{name}"), limit=1)
+    )
 
 
 def _finite(value: float) -> float | None:

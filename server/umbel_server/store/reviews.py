@@ -214,6 +214,18 @@ class Reviews:
             )
             return _found(connection, number)
 
+    def signed(self, number: int) -> bytes:
+        """Return an answer as the authority signed it.
+
+        Raises:
+            UsageError: Nobody has answered a review of that number.
+        """
+        with self._database.read() as connection:
+            found = connection.execute(select(reviews.c.signed).where(reviews.c.id == number)).scalar()
+        if found is None:
+            raise UsageError(f"Nobody has answered review {number}.")
+        return bytes(found)
+
     def answers_for(self, device: DeviceId) -> tuple[bytes, ...]:
         """Return the answers that a device is to be told, signed: until it says what became of them."""
         query = (

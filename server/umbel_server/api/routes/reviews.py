@@ -13,9 +13,9 @@ from umbel_server.access.permissions import Permission
 from umbel_server.api.guard import GuardedRoute, may
 from umbel_server.api.paging import DEFAULT_LIMIT, Cursor, Limit, Page, after_number, page_of
 from umbel_server.api.problems import missing
-from umbel_server.api.service import ActorOf, ServiceOf, StoreOf
+from umbel_server.api.service import ServiceOf, StoreOf, TokenOf
 from umbel_server.api.texts import NAME, Asked, Words
-from umbel_server.reviews.answer import answer, labels_of
+from umbel_server.reviews.answer import answer_by_authority, labels_of
 from umbel_server.reviews.shown import agreement_json, review_json
 from umbel_server.store.reviews import Review
 from umbel_server.store.store import Store
@@ -117,10 +117,12 @@ def get_review(service: ServiceOf, number: _Number) -> ReviewShown:
 
 
 @router.post("/{number}/answer", dependencies=[may(Permission.REVIEWS_WRITE)])
-def answer_review(service: ServiceOf, actor: ActorOf, number: _Number, new: NewAnswer) -> ReviewShown:
+def answer_review(service: ServiceOf, token: TokenOf, number: _Number, new: NewAnswer) -> ReviewShown:
     """Say what holds. The device is told when it next asks for releases; who comes second is told who was first."""
     _found(service.store, number)
-    done = answer(service.fleet, service.store, number, new.label, actor=actor, reason=new.reason)
+    done = answer_by_authority(
+        service.fleet, service.store, number, new.label, reason=new.reason, token=token
+    )
     return _shown(service, done)
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Path, Query, Request, Response
 
-from umbel_proto.errors import RefusedError, UsageError
+from umbel_proto.errors import RefusedError, UnavailableError, UsageError
 from umbel_proto.reviews import MAX_WORDS
 from umbel_server.access.permissions import Permission
 from umbel_server.api.problems import missing, status_of_error
@@ -17,8 +17,8 @@ from umbel_server.console.export import export
 from umbel_server.console.form import FormOf
 from umbel_server.console.guard import ScreenRoute, may
 from umbel_server.console.page import done, page
-from umbel_server.console.session import ActorOf
-from umbel_server.reviews.answer import answer, labels_of
+from umbel_server.console.session import session_of
+from umbel_server.reviews.answer import answer_by_authority, labels_of
 from umbel_server.reviews.shown import agreement_json, review_json
 from umbel_server.store.reviews import Review
 
@@ -87,9 +87,7 @@ def show_review(request: Request, service: ServiceOf, number: _Number) -> Respon
 
 
 @router.post(HERE + "/{number}", dependencies=[may(Permission.REVIEWS_WRITE)])
-def answer_review(
-    request: Request, service: ServiceOf, actor: ActorOf, form: FormOf, number: _Number
-) -> Response:
+def answer_review(request: Request, service: ServiceOf, form: FormOf, number: _Number) -> Response:
     """Say what holds."""
     found = _found(service, number)
     label, reason = form.number("label"), form.text("reason")
@@ -97,8 +95,11 @@ def answer_review(
         problem = "Nothing was done: choose the label that holds."
         return _page(request, service, found, problem=problem, reason=reason)
     try:
-        after = answer(service.fleet, service.store, number, label, actor=actor, reason=reason)
-    except (RefusedError, UsageError) as exc:
+        secret = session_of(request).secret
+        after = answer_by_authority(
+            service.fleet, service.store, number, label, reason=reason, session=secret
+        )
+    except (RefusedError, UnavailableError, UsageError) as exc:
         status = status_of_error(exc) or HTTPStatus.CONFLICT
         told = _found(service, number)
         return _page(

@@ -21,7 +21,8 @@ from umbel_server.monitor.fairness import (
     fairness,
     with_waivers,
 )
-from umbel_server.monitor.looks import LEAST_DEVICES, MATTERS, Look, label_number, look_at_fairness
+from umbel_server.monitor.labels import label_number
+from umbel_server.monitor.looks import LEAST_DEVICES, MATTERS, Look, look_at_fairness
 from umbel_server.monitor.report import CONFIDENCE, LABELS
 from umbel_server.store.reports import Reports
 from umbel_server.store.store import Store
