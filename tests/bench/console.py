@@ -291,9 +291,10 @@ def main() -> None:
     parser.add_argument("--store", choices=("sqlite", "postgresql"), action="append")
     options = parser.parse_args()
     report, stores = Report("console"), options.store or ("sqlite", "postgresql")
-    if "sqlite" in stores:
-        measured(report, "SQLite", None, options.devices, options.days)
-    if "postgresql" in stores:
+    for store in stores:
+        if store == "sqlite":
+            measured(report, "SQLite", None, options.devices, options.days)
+            continue
         with contextlib.closing(PostgresqlServer(durable=True)) as server:
             measured(report, "PostgreSQL", server, options.devices, options.days)
     report.finish()
