@@ -7,6 +7,7 @@
 - Eight threads that predict at once, the time that a prediction takes of all of them together, against eight threads
   that ask the runtime alone; and how each scales, that time over the same of one thread, against how the other does.
 - Resident memory after a million predictions, and the size of the batch that is sealed of them.
+- The size of the batch that is sealed of the fullest minute of each reference model: two engines, labels, outcomes.
 - The 99th percentile of a prediction while another process of this device trains on one thread, as ``umbel run``
   does, and while that process is stopped: in many short turns, as the machine itself is faster and slower by turns.
 """
@@ -26,6 +27,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
+from full_window import columns, fill
 from harness import Report, in_turn, medians, often
 from inference import bare, each_us
 from networks import NETWORKS, examples, packed
@@ -180,6 +182,31 @@ def million(report: Report, package: Package, x: NDArray[np.float32]) -> None:
             )
 
 
+def full(report: Report, package: Package, x: NDArray[np.float32]) -> None:
+    """Seal the fullest minute of a model: one column breaks its contract, or all do."""
+    name, field, key = package.manifest.model, package.manifest.contract.fields[0], generate_keypair()[0]
+    every = columns(field)
+    for broken in (every[:1], every) if len(every) > 1 else (every,):
+        with tempfile.TemporaryDirectory() as folder:
+            home = DeviceHome(Path(folder))
+            home.make()
+            home.write_identity(Identity(FleetId("bench-fleet"), DeviceId("device-1"), "127.0.0.1:1", ""))
+            home.write_telemetry_key(key.public)
+            with Spool(home.spool) as spool:
+                telemetry = Telemetry(home, spool, clock=time.time)
+                scope = Scope.of(package)
+                fill(telemetry, field, scope, x, model=name, predictions=often(MANY), broken=broken)
+                telemetry.flush()
+                [sealed] = spool.oldest(max_batches=9, max_bytes=10**9)
+        all_of = f", all {len(every)} columns breaking the contract in every way" if broken[1:] else ""
+        report.value(
+            f"{name}: sealed batch of the fullest window, two engines{all_of}",
+            sealed.size,
+            unit="bytes",
+            at_most=None if all_of else 2048,
+        )
+
+
 def training(report: Report, file: Path, package: Package, x: NDArray[np.float32]) -> None:
     """Compare the 99th percentile while a child process trains and while it is stopped."""
     command = [sys.executable, __file__, "--train", str(file)]
@@ -239,10 +266,15 @@ def main() -> None:
                     threads(report, package, x, variant)
             if name != "activity":
                 million(report, package, x)
+            full(report, package, x)
             if name == "digits":
                 with tempfile.NamedTemporaryFile(suffix=".umbel") as file:
                     Path(file.name).write_bytes(built)
                     training(report, Path(file.name), package, x)
+    with report.part("credit"):
+        task = find("credit")
+        package = read_package(build(task, key=key, version=1, lineage={}), release_key=key.public)
+        full(report, package, np.ascontiguousarray(task.data().held_out.x, np.float32))
     with report.part(LARGE):
         network = NETWORKS[LARGE]()
         package = read_package(packed(LARGE, network, key), release_key=key.public)

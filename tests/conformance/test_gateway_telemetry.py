@@ -44,7 +44,7 @@ def test_a_batch_that_is_sent_twice_is_acknowledged_twice_and_stored_once(
         ({"device_id": "lily"}, grpc.StatusCode.PERMISSION_DENIED),
         ({"device_id": ""}, grpc.StatusCode.PERMISSION_DENIED),
         ({"fleet_id": "meadow"}, grpc.StatusCode.PERMISSION_DENIED),
-        ({"schema": 2}, grpc.StatusCode.INVALID_ARGUMENT),
+        ({"schema": 0}, grpc.StatusCode.INVALID_ARGUMENT),
         ({"batch_id": b"short"}, grpc.StatusCode.INVALID_ARGUMENT),
         ({"key_id": ""}, grpc.StatusCode.INVALID_ARGUMENT),
         ({"key_id": "k" * 65}, grpc.StatusCode.INVALID_ARGUMENT),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,13 +16,14 @@ from service_fleet import PlainDevice, batch, make_fleet, window
 from umbel_proto.errors import UsageError
 from umbel_proto.histogram import CONFIDENCE, LATENCY_US, Histogram
 from umbel_proto.ids import DeviceId
+from umbel_proto.report import MAX_WINDOWS, PACKED, PLAIN, pack, unpack
 from umbel_proto.seal import generate_keypair
 from umbel_proto.wire import telemetry_pb2 as pb
 from umbel_server.fleet.layout import FleetDir
 from umbel_server.monitor.opener import BATCHES_PER_PASS, Opener
 from umbel_server.monitor.report import devices as device_report
 from umbel_server.monitor.report import telemetry as telemetry_report
-from umbel_server.monitor.windows import MAX_WINDOWS, read_report
+from umbel_server.monitor.windows import read_report
 from umbel_server.store import rollups
 from umbel_server.store.batches import Arrival
 from umbel_server.store.store import Store
@@ -72,6 +74,33 @@ def test_what_a_device_reported_becomes_sums(fleet: Fleet) -> None:
     assert first.histograms["latency_us"] == Histogram.empty("latency_us", LATENCY_US).observe(
         [90.0, 300.0, 90.0, 300.0]
     )
+
+
+def test_batches_of_old_and_of_new_devices_become_the_same_sums(fleet: Fleet) -> None:
+    told = batch(window(), window(counters={"predictions": 9, "label.2": 9, "contract.x.below": 1}))
+    opened = []
+    for sealed in (
+        fleet[2].sealed(fleet[0], plaintext=told, schema=PLAIN),
+        fleet[2].sealed(fleet[0], plaintext=pack(pb.Batch.FromString(told)), schema=PACKED),
+    ):
+        before = Counter(fleet[1].rollups.all()[0].counters) if opened else Counter()
+        arrive(fleet, sealed)
+        assert opener(fleet).run_once() == 1
+        opened.append(Counter(fleet[1].rollups.all()[0].counters) - before)
+    assert (
+        opened[0]
+        == opened[1]
+        == {"predictions": 11, "label.2": 9, "label.3": 1, "label.7": 1, "contract.x.below": 1}
+    )
+    assert states(fleet[1]) == [("opened", None)] * 2
+
+
+def test_a_batch_that_is_not_of_its_schema_is_rejected(fleet: Fleet) -> None:
+    told = batch(window())
+    arrive(fleet, fleet[2].sealed(fleet[0], plaintext=told, schema=PACKED))
+    arrive(fleet, fleet[2].sealed(fleet[0], plaintext=pack(pb.Batch.FromString(told)), schema=PLAIN))
+    assert opener(fleet).run_once() == 2
+    assert all(state == "rejected" and "malformed" in str(why) for state, why in states(fleet[1]))
 
 
 def test_there_may_be_nothing_to_open(fleet: Fleet) -> None:
@@ -153,14 +182,15 @@ HISTOGRAM = Histogram.empty("latency_us", LATENCY_US).to_wire()
 )
 def test_a_window_that_cannot_be_is_refused(fields: dict[str, Any], reason: str) -> None:
     with pytest.raises(UsageError, match=reason):
-        read_report(DeviceId("rose"), batch(window(), window(**fields)))
+        read_report(DeviceId("rose"), unpack(PLAIN, batch(window(), window(**fields))))
 
 
 def test_a_batch_has_a_limit_of_windows() -> None:
     short = pb.Window(model="digits", version=1, variant="int8", engine="onnx")
-    assert len(read_report(DeviceId("rose"), batch(*[short] * MAX_WINDOWS)).windows) == MAX_WINDOWS
+    most = unpack(PLAIN, batch(*[short] * MAX_WINDOWS))
+    assert len(read_report(DeviceId("rose"), most).windows) == MAX_WINDOWS
     with pytest.raises(UsageError, match="more than 4096"):
-        read_report(DeviceId("rose"), batch(*[short] * (MAX_WINDOWS + 1)))
+        unpack(PLAIN, batch(*[short] * (MAX_WINDOWS + 1)))
 
 
 def test_two_openers_at_once_count_every_batch_once(fleet: Fleet) -> None:

@@ -20,8 +20,8 @@ from umbel._home.directory import DeviceHome
 from umbel._privacy import account
 from umbel_proto.errors import RefusedError, UsageError
 from umbel_proto.keys import SigningKey
+from umbel_proto.report import open_batch
 from umbel_proto.reviews import MAX_ANNOUNCED, ReviewAnswer, open_answer, sign_answer
-from umbel_proto.seal import open_sealed
 from umbel_proto.wire import telemetry_pb2 as pb
 from umbel_server.access.actor import Actor, Role
 from umbel_server.fleet.policy_command import ANNOUNCE, change_policy
@@ -68,10 +68,7 @@ def told(world: World) -> list[Any]:
 def reports(world: World) -> list[pb.Batch]:
     """What devices sent that nobody has opened yet."""
     key = world.fleet.telemetry_private()
-    return [
-        pb.Batch.FromString(open_sealed(key, each.header, each.ciphertext))
-        for each in world.store.batches.sealed(limit=1000)
-    ]
+    return [open_batch(key, each.header, each.ciphertext) for each in world.store.batches.sealed(limit=1000)]
 
 
 def test_an_answer_given_far_away_resolves_what_waits_here_and_the_fleet_hears_of_it(

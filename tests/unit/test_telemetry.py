@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import threading
 from pathlib import Path
@@ -16,6 +17,7 @@ from umbel._telemetry.window import MAX_LABELS, PredictionWindow
 from umbel_proto.errors import StorageError
 from umbel_proto.histogram import Histogram
 from umbel_proto.ids import DeviceId, FleetId
+from umbel_proto.report import open_batch
 from umbel_proto.seal import SealPrivateKey, open_sealed
 from umbel_proto.wire import telemetry_pb2 as pb
 
@@ -51,7 +53,7 @@ def taken(window: PredictionWindow) -> tuple[dict[str, int], dict[str, Histogram
 
 def opened(spool: Spool) -> list[tuple[pb.BatchHeader, pb.Batch]]:
     return [
-        (pb.BatchHeader.FromString(b.header), pb.Batch.FromString(open_sealed(KEY, b.header, b.ciphertext)))
+        (pb.BatchHeader.FromString(b.header), open_batch(KEY, b.header, b.ciphertext))
         for b in spool.oldest(max_batches=1000, max_bytes=10**9)
     ]
 
@@ -174,7 +176,7 @@ def test_closed_windows_are_sealed_to_the_fleet_with_a_header_that_names_them(ho
         assert telemetry.flush() == 1
         [(header, batch)] = opened(spool)
     assert sorted(window.version for window in of_models(batch)) == [1, 2]
-    assert (header.schema, header.suite, header.key_id) == (1, 1, KEY.public.key_id)
+    assert (header.schema, header.suite, header.key_id) == (2, 1, KEY.public.key_id)
     assert (header.fleet_id, header.device_id) == ("garden", "d1")
     assert (header.sequence, header.created_s, len(header.batch_id)) == (1, 1000, 16)
 
@@ -228,8 +230,9 @@ def test_on_a_full_disk_windows_wait_in_memory(home: DeviceHome) -> None:
         window = telemetry.window(model="m", version=1, variant="fp32", engine="onnx")
         pages = spool._connection.execute("PRAGMA page_count").fetchone()[0]
         spool._connection.execute(f"PRAGMA max_page_count = {pages}")
-        for label in range(MAX_LABELS):
-            window.observe(1000, label, 1.0)
+        for number in range(MAX_LABELS):  # Names that nothing makes shorter.
+            window.observe(1000, number, 1.0)
+            window.count(hashlib.sha256(bytes([number & 255, number >> 8])).hexdigest()[:40])
         with pytest.raises(StorageError, match="No space"):
             telemetry.flush()
         for _ in range(500):  # More often than windows could be kept one by one.

@@ -31,7 +31,8 @@ from umbel_models.tasks.breast_cancer.task import BREAST_CANCER
 from umbel_proto.contract import Column, Field
 from umbel_proto.histogram import Histogram
 from umbel_proto.ids import DeviceId, FleetId
-from umbel_proto.seal import SealPrivateKey, open_sealed
+from umbel_proto.report import open_batch
+from umbel_proto.seal import SealPrivateKey
 from umbel_proto.wire import telemetry_pb2 as pb
 
 KEY = SealPrivateKey(bytes(range(32)))
@@ -204,7 +205,7 @@ def test_a_sealed_window_of_a_million_predictions_is_under_two_kilobytes(tmp_pat
         window.error()
         telemetry.flush()
         [sealed] = spool.oldest(max_batches=9, max_bytes=10**9)
-    windows = pb.Batch.FromString(open_sealed(KEY, sealed.header, sealed.ciphertext)).windows
+    windows = open_batch(KEY, sealed.header, sealed.ciphertext).windows
     assert any(each.name.startswith("column.") for window in windows for each in window.histograms)
     assert sealed.size <= 2048
 

@@ -31,7 +31,8 @@ from umbel_proto.ids import DeviceId, FleetId
 from umbel_proto.keys import SigningKey
 from umbel_proto.manifest_json import parse_manifest
 from umbel_proto.privacy.response import Response
-from umbel_proto.seal import SealPrivateKey, open_sealed
+from umbel_proto.report import open_batch
+from umbel_proto.seal import SealPrivateKey
 from umbel_proto.wire import telemetry_pb2 as pb
 
 KEY = SealPrivateKey(bytes(range(32)))
@@ -81,7 +82,7 @@ def reported(home: DeviceHome) -> pb.Window:
             model.predict(x)
     with Spool(home.spool) as spool:
         [sealed] = spool.oldest(max_batches=9, max_bytes=10**9)
-    windows = pb.Batch.FromString(open_sealed(KEY, sealed.header, sealed.ciphertext)).windows
+    windows = open_batch(KEY, sealed.header, sealed.ciphertext).windows
     [window] = [each for each in windows if each.counters["predictions"]]
     return window
 
@@ -131,7 +132,7 @@ def test_whatever_window_of_a_version_is_asked_for_and_when_its_events_are_rando
         count(2, "fp32")
         telemetry.flush()
         [sealed] = spool.oldest(max_batches=9, max_bytes=10**9)
-    windows = pb.Batch.FromString(open_sealed(KEY, sealed.header, sealed.ciphertext)).windows
+    windows = open_batch(KEY, sealed.header, sealed.ciphertext).windows
     told = {(each.version, each.variant): "label" in histograms(each) for each in windows if each.model}
     assert told == {(1, "early"): True, (1, "fp32"): True, (1, "quantized-here"): True, (2, "fp32"): False}
     assert all(("label.1" in each.counters) == (each.version == 2) for each in windows if each.model)

@@ -18,7 +18,8 @@ from umbel._telemetry.telemetry import Telemetry
 from umbel._telemetry.window import PredictionWindow
 from umbel_proto.histogram import CONFIDENCE, Histogram
 from umbel_proto.ids import DeviceId, FleetId
-from umbel_proto.seal import SealPrivateKey, open_sealed
+from umbel_proto.report import open_batch
+from umbel_proto.seal import SealPrivateKey
 from umbel_proto.wire import telemetry_pb2 as pb
 
 KEY = SealPrivateKey(bytes(range(32)))
@@ -47,7 +48,7 @@ def told(message: pb.Window | None) -> tuple[dict[str, int], dict[str, Histogram
 
 def opened(spool: Spool) -> list[list[pb.Window]]:
     return [
-        list(pb.Batch.FromString(open_sealed(KEY, each.header, each.ciphertext)).windows)
+        list(open_batch(KEY, each.header, each.ciphertext).windows)
         for each in spool.oldest(max_batches=100, max_bytes=10**9)
     ]
 

@@ -28,7 +28,8 @@ from umbel._telemetry.telemetry import Telemetry
 from umbel._telemetry.window import PredictionWindow
 from umbel_proto.errors import RemoteProtocolError, UmbelError, UnavailableError, UsageError
 from umbel_proto.ids import DeviceId, FleetId
-from umbel_proto.seal import SealPrivateKey, open_sealed
+from umbel_proto.report import open_batch
+from umbel_proto.seal import SealPrivateKey
 from umbel_proto.wire import telemetry_pb2 as pb
 from umbel_server.fleet.invite import invite
 from umbel_server.fleet.layout import FleetDir
@@ -71,7 +72,7 @@ def reported(spool: Spool) -> list[pb.Window]:
     return [
         window
         for batch in batches
-        for window in pb.Batch.FromString(open_sealed(KEY, batch.header, batch.ciphertext)).windows
+        for window in open_batch(KEY, batch.header, batch.ciphertext).windows
         if window.model
     ]
 
@@ -192,9 +193,7 @@ def test_a_clock_that_is_set_loses_nothing_and_makes_no_window_that_cannot_be(
     assert sum(window.counters["predictions"] for window in windows) == predicted
     assert max(window.end_s - window.start_s for window in windows) <= SHORT_S + 1
     # The server takes every one of them, whatever year it is of.
-    assert len(read_report(DeviceId("d1"), pb.Batch(windows=windows).SerializeToString()).windows) == len(
-        windows
-    )
+    assert len(read_report(DeviceId("d1"), pb.Batch(windows=windows)).windows) == len(windows)
     assert max(waits) <= SHORT_S
 
 

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from umbel._predict.model import Window
     from umbel_proto.wire import telemetry_pb2 as pb
 
-SCHEMA = 1
 MAX_BATCH_BYTES = 128 * 1024
 LATEST_S = (1 << 40) - 1
 """Time beyond which nobody takes a window, whatever a device's clock says."""
@@ -117,18 +116,22 @@ class Telemetry:
                 for (name, number, *_), each in self._windows.items():
                     if (name, number) == (model, version):
                         each.mind(scope)
-            window = self._windows.setdefault(
-                (model, version, variant, engine),
-                PredictionWindow(
+            of = (model, version, variant, engine)
+            if (window := self._windows.get(of)) is None:
+                others = [
+                    each for key, each in self._windows.items() if key[:2] == of[:2] and key[3] != "none"
+                ]
+                window = self._windows[of] = PredictionWindow(
                     model=model,
                     version=version,
                     variant=variant,
                     engine=engine,
                     now_s=self._clock(),
                     wake=self._wake,
-                ),
-            )
-            window.mind(self._scopes.get((model, version), NOTHING))
+                )
+                window.mind(self._scopes.get((model, version), NOTHING))
+                if others:
+                    window.beside(others[-1])
             return window
 
     def comparison(self, *, model: str, version: int, variant: str, engine: str, scope: Scope) -> Comparison:
@@ -213,13 +216,14 @@ class Telemetry:
 
     def _seal(self, batch: pb.Batch, now_s: float) -> Sealed:
         # The first prediction does not wait for what the first report needs.
+        from umbel_proto.report import PACKED, pack
         from umbel_proto.seal import seal
         from umbel_proto.wire import telemetry_pb2 as pb
 
         key = self._home.telemetry_seal_key()
         batch_id = new_batch_id()
         header = pb.BatchHeader(
-            schema=SCHEMA,
+            schema=PACKED,
             suite=key.suite,
             key_id=key.key_id,
             fleet_id=self._identity.fleet,
@@ -228,7 +232,7 @@ class Telemetry:
             sequence=self._spool.next_sequence(),
             created_s=_seconds(now_s),
         ).SerializeToString()
-        return Sealed(batch_id, header, seal(key, header, batch.SerializeToString()))
+        return Sealed(batch_id, header, seal(key, header, pack(batch)))
 
 
 def _batch(windows: list[pb.Window]) -> pb.Batch:

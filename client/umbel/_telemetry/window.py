@@ -185,6 +185,12 @@ class PredictionWindow:
             self._turn = self._anywhere()
             self._columns = self._next_columns()
 
+    def beside(self, other: PredictionWindow) -> None:
+        """Count the columns that a window of the same version counts now: their edges are the same bytes in a batch."""
+        with self._lock:
+            self._turn = other._turn
+            self._columns = self._next_columns()
+
     def _anywhere(self) -> int:
         """Return a turn by chance: a process that is over after one window has each column's turn as well."""
         return secrets.randbelow(max(len(self._scope.columns.groups), 1))

@@ -60,7 +60,7 @@ class Batch(_message.Message):
     def __init__(self, windows: _Optional[_Iterable[_Union[Window, _Mapping]]] = ..., waiting_reviews: _Optional[_Iterable[_Union[_reviews_pb2.WaitingReview, _Mapping]]] = ..., ended_reviews: _Optional[_Iterable[_Union[_reviews_pb2.EndedReview, _Mapping]]] = ...) -> None: ...
 
 class Window(_message.Message):
-    __slots__ = ("model", "version", "variant", "engine", "start_s", "end_s", "counters", "histograms")
+    __slots__ = ("model", "version", "variant", "engine", "start_s", "end_s", "counters", "histograms", "known", "labels", "columns", "missing", "below", "above", "unknown")
     class CountersEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -76,6 +76,13 @@ class Window(_message.Message):
     END_S_FIELD_NUMBER: _ClassVar[int]
     COUNTERS_FIELD_NUMBER: _ClassVar[int]
     HISTOGRAMS_FIELD_NUMBER: _ClassVar[int]
+    KNOWN_FIELD_NUMBER: _ClassVar[int]
+    LABELS_FIELD_NUMBER: _ClassVar[int]
+    COLUMNS_FIELD_NUMBER: _ClassVar[int]
+    MISSING_FIELD_NUMBER: _ClassVar[int]
+    BELOW_FIELD_NUMBER: _ClassVar[int]
+    ABOVE_FIELD_NUMBER: _ClassVar[int]
+    UNKNOWN_FIELD_NUMBER: _ClassVar[int]
     model: str
     version: int
     variant: str
@@ -84,10 +91,17 @@ class Window(_message.Message):
     end_s: int
     counters: _containers.ScalarMap[str, int]
     histograms: _containers.RepeatedCompositeFieldContainer[Histogram]
-    def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ..., variant: _Optional[str] = ..., engine: _Optional[str] = ..., start_s: _Optional[int] = ..., end_s: _Optional[int] = ..., counters: _Optional[_Mapping[str, int]] = ..., histograms: _Optional[_Iterable[_Union[Histogram, _Mapping]]] = ...) -> None: ...
+    known: _containers.RepeatedScalarFieldContainer[int]
+    labels: _containers.RepeatedScalarFieldContainer[int]
+    columns: _containers.RepeatedScalarFieldContainer[str]
+    missing: _containers.RepeatedScalarFieldContainer[int]
+    below: _containers.RepeatedScalarFieldContainer[int]
+    above: _containers.RepeatedScalarFieldContainer[int]
+    unknown: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ..., variant: _Optional[str] = ..., engine: _Optional[str] = ..., start_s: _Optional[int] = ..., end_s: _Optional[int] = ..., counters: _Optional[_Mapping[str, int]] = ..., histograms: _Optional[_Iterable[_Union[Histogram, _Mapping]]] = ..., known: _Optional[_Iterable[int]] = ..., labels: _Optional[_Iterable[int]] = ..., columns: _Optional[_Iterable[str]] = ..., missing: _Optional[_Iterable[int]] = ..., below: _Optional[_Iterable[int]] = ..., above: _Optional[_Iterable[int]] = ..., unknown: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Histogram(_message.Message):
-    __slots__ = ("name", "edges", "counts", "sum", "scale", "epsilon", "short_edges")
+    __slots__ = ("name", "edges", "counts", "sum", "scale", "epsilon", "short_edges", "known", "short_sum")
     NAME_FIELD_NUMBER: _ClassVar[int]
     EDGES_FIELD_NUMBER: _ClassVar[int]
     COUNTS_FIELD_NUMBER: _ClassVar[int]
@@ -95,6 +109,8 @@ class Histogram(_message.Message):
     SCALE_FIELD_NUMBER: _ClassVar[int]
     EPSILON_FIELD_NUMBER: _ClassVar[int]
     SHORT_EDGES_FIELD_NUMBER: _ClassVar[int]
+    KNOWN_FIELD_NUMBER: _ClassVar[int]
+    SHORT_SUM_FIELD_NUMBER: _ClassVar[int]
     name: str
     edges: _containers.RepeatedScalarFieldContainer[float]
     counts: _containers.RepeatedScalarFieldContainer[int]
@@ -102,4 +118,6 @@ class Histogram(_message.Message):
     scale: int
     epsilon: float
     short_edges: _containers.RepeatedScalarFieldContainer[float]
-    def __init__(self, name: _Optional[str] = ..., edges: _Optional[_Iterable[float]] = ..., counts: _Optional[_Iterable[int]] = ..., sum: _Optional[float] = ..., scale: _Optional[int] = ..., epsilon: _Optional[float] = ..., short_edges: _Optional[_Iterable[float]] = ...) -> None: ...
+    known: int
+    short_sum: float
+    def __init__(self, name: _Optional[str] = ..., edges: _Optional[_Iterable[float]] = ..., counts: _Optional[_Iterable[int]] = ..., sum: _Optional[float] = ..., scale: _Optional[int] = ..., epsilon: _Optional[float] = ..., short_edges: _Optional[_Iterable[float]] = ..., known: _Optional[int] = ..., short_sum: _Optional[float] = ...) -> None: ...

@@ -10,12 +10,12 @@ from google.protobuf.message import DecodeError
 
 from umbel_proto.errors import RefusedError, UsageError
 from umbel_proto.ids import DeviceId, FleetId
+from umbel_proto.report import SCHEMAS
 from umbel_proto.wire import telemetry_pb2 as pb
 from umbel_server.gateway.peer import Peers
 from umbel_server.gateway.rpc import Call, Method
 from umbel_server.store.batches import Arrival, Batches
 
-SCHEMA = 1
 MAX_BATCHES = 64
 MAX_BATCH_BYTES = 256 << 10
 MAX_HEADER_BYTES = 1024
@@ -63,8 +63,9 @@ class Telemetry:
             header = pb.BatchHeader.FromString(batch.header)
         except DecodeError as exc:
             raise UsageError("A batch's header is malformed.") from exc
-        if header.schema != SCHEMA:
-            raise UsageError(f"A batch has schema {header.schema}, and this gateway takes {SCHEMA}.")
+        if header.schema not in SCHEMAS:
+            known = " and ".join(map(str, SCHEMAS))
+            raise UsageError(f"A batch has schema {header.schema}, and this gateway takes {known}.")
         if len(header.batch_id) != BATCH_ID_BYTES:
             raise UsageError(f"A batch id has {BATCH_ID_BYTES} bytes, not {len(header.batch_id)}.")
         if not 0 < len(header.key_id) <= MAX_KEY_ID_CHARS:

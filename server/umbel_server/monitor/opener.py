@@ -8,7 +8,8 @@ import os
 from collections.abc import Callable, Iterable
 
 from umbel_proto.errors import UnavailableError, UsageError, VerificationError
-from umbel_proto.seal import SealPrivateKey, open_sealed
+from umbel_proto.report import open_batch
+from umbel_proto.seal import SealPrivateKey
 from umbel_server.access.actor import Actor
 from umbel_server.monitor.windows import read_report
 from umbel_server.services.metrics import meters
@@ -123,8 +124,7 @@ class Opener:
                 raise VerificationError(
                     f"It is sealed to key {batch.key_id}, which this opener does not hold."
                 )
-            plaintext = open_sealed(key, batch.header, batch.ciphertext)
-            report = read_report(batch.device, plaintext)
+            report = read_report(batch.device, open_batch(key, batch.header, batch.ciphertext))
             return Verdict(batch.id, report.windows, waiting=report.waiting, ended=report.ended)
         except (VerificationError, UsageError) as exc:
             log.warning("rejected batch=%d device=%s: %s", batch.id, batch.device, exc)

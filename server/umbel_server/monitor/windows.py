@@ -1,10 +1,8 @@
-"""What a device reports, read strictly: from the plaintext of a batch to rollups of one window each, and reviews."""
+"""What a device reports, read strictly: from an opened batch to rollups of one window each, and reviews."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-
-from google.protobuf.message import DecodeError
 
 from umbel_proto.errors import UsageError
 from umbel_proto.histogram import Histogram
@@ -16,7 +14,6 @@ from umbel_server.store.rollups import Rollup
 HOUR_S = 3600
 APPLICATION = ("", 0, "", "")
 """What the window of an application is of: no model."""
-MAX_WINDOWS = 4096
 LATEST_S = 1 << 40  # Far in the future, and small enough for every column and every calendar.
 
 
@@ -35,22 +32,16 @@ class Report:
     ended: tuple[EndedReview, ...] = ()
 
 
-def read_report(device: DeviceId, plaintext: bytes) -> Report:
+def read_report(device: DeviceId, batch: pb.Batch) -> Report:
     """Return what an opened batch says.
 
     Args:
         device: Who sent it.
-        plaintext: A serialized ``Batch``.
+        batch: The batch, unpacked.
 
     Raises:
-        UsageError: Malformed, too much of it, or what cannot be.
+        UsageError: Too much of it, or what cannot be.
     """
-    try:
-        batch = pb.Batch.FromString(plaintext)
-    except DecodeError as exc:
-        raise UsageError("The batch is malformed.") from exc
-    if len(batch.windows) > MAX_WINDOWS:
-        raise UsageError(f"The batch has {len(batch.windows)} windows, more than {MAX_WINDOWS}.")
     if max(len(batch.waiting_reviews), len(batch.ended_reviews)) > MAX_ANNOUNCED:
         raise UsageError(f"The batch has more than {MAX_ANNOUNCED} reviews.")
     return Report(

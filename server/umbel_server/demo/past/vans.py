@@ -13,6 +13,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from umbel_proto.ids import DeviceId, ModelName
 from umbel_proto.keys import SigningKey
+from umbel_proto.report import PACKED, pack
 from umbel_proto.seal import seal
 from umbel_proto.wire import telemetry_pb2 as pb
 from umbel_server.access.actor import Actor
@@ -112,7 +113,7 @@ class Vans:
     def _sealed(self, device: DeviceId, windows: Sequence[pb.Window]) -> Arrival:
         to, now_s = self.fleet.telemetry_public(), int(self.store.clock())
         header = pb.BatchHeader(
-            schema=1,
+            schema=PACKED,
             suite=to.suite,
             key_id=to.key_id,
             fleet_id=self.fleet.name,
@@ -121,7 +122,7 @@ class Vans:
             sequence=now_s,
             created_s=now_s,
         )
-        raw, batch = header.SerializeToString(), pb.Batch(windows=windows).SerializeToString()
+        raw, batch = header.SerializeToString(), pack(pb.Batch(windows=windows))
         return Arrival(header.batch_id, to.key_id, raw, seal(to, raw, batch), now_s)
 
 
