@@ -13,7 +13,7 @@ from contextlib import contextmanager
 import numpy as np
 from numpy.typing import NDArray
 
-from umbel.train.blocks import Work, in_blocks, second_thread
+from umbel.train.blocks import Work, at_once, in_blocks, second_thread
 from umbel_proto.prg import Keystream
 from umbel_proto.privacy.gaussian import Grains, draw, noised
 from umbel_proto.privacy.normal import Normal
@@ -21,8 +21,8 @@ from umbel_proto.privacy.normal import Normal
 LEAST = 1 << 17
 """Values of noise below which a second thread gains nothing."""
 
-MOST = 5 << 20
-"""Values that are drawn ahead at most, 20 MiB of them: of a smaller network's step they are all there are."""
+MOST = 1 << 23
+"""Values that are drawn ahead at most, 32 MiB of them: of a smaller network's step they are all there are."""
 
 AT_ONCE = 1 << 15
 """Values that are drawn at once: of a thousand each would cost four times as much, for the steps of numpy."""
@@ -41,6 +41,10 @@ class Ahead:
         self._grains = np.empty(0 if pool is None else min(count, MOST), np.int32)
         self._own = Normal(min(count - len(self._grains), AT_ONCE))
         self._other = Normal(min(0 if pool is None else count, AT_ONCE))
+        size = at_once(pool, count)
+        self._rooms = np.empty(
+            (1 if pool is None else 2, size)
+        )  # Made anew for each block, its pages would be too.
         self._drawn: Future[None] | None = None
 
     def begin(self) -> None:
@@ -62,7 +66,7 @@ class Ahead:
         """Put noise onto a sum, in place: see ``noised``. What was not drawn ahead is drawn now."""
         drawn = self.take()
 
-        def put(normal: Normal, stream: Keystream) -> Work:
+        def put(normal: Normal, stream: Keystream, room: NDArray[np.float64]) -> Work:
             def work(low: int, high: int) -> None:
                 noised(
                     total[low:high],
@@ -71,12 +75,18 @@ class Ahead:
                     out=total[low:high],
                     drawn=drawn[low:high],
                     normal=normal,
+                    room=room,
                     divisor=divisor,
                 )
 
             return work
 
-        in_blocks(self._pool, len(total), put(self._own, stream), put(self._other, Keystream()))
+        in_blocks(
+            self._pool,
+            len(total),
+            put(self._own, stream, self._rooms[0]),
+            put(self._other, Keystream(), self._rooms[-1]),
+        )
 
 
 @contextmanager

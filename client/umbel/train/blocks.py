@@ -12,7 +12,7 @@ from contextlib import contextmanager
 BLOCK = 1 << 15
 """Elements that one thread works on at once, which a core's cache holds: 128 KiB of float32."""
 
-PIECE = 1 << 17
+PIECE = 1 << 16
 """Elements that one of two threads works on at once: in smaller blocks each would wait for the other's Python."""
 
 LONG = 1 << 20
@@ -37,6 +37,11 @@ def second_thread(dim: int, least: int = LONG) -> Iterator[ThreadPoolExecutor | 
         yield pool
 
 
+def at_once(pool: ThreadPoolExecutor | None, dim: int) -> int:
+    """Return how many of ``dim`` elements a thread works on at once, at most."""
+    return BLOCK if pool is None or dim < LONG else PIECE
+
+
 def in_blocks(pool: ThreadPoolExecutor | None, dim: int, work: Work, others: Work | None = None) -> None:
     """Have all of ``dim`` elements worked on, each once; of a long vector each thread takes a block until none is left.
 
@@ -46,15 +51,14 @@ def in_blocks(pool: ThreadPoolExecutor | None, dim: int, work: Work, others: Wor
         work: What becomes of an element must depend on its own values alone.
         others: What the second thread calls instead, where it needs something of its own.
     """
-    two = pool is not None and dim >= LONG
-    size = PIECE if two else BLOCK
+    size = at_once(pool, dim)
     begins = deque(range(0, dim, size))
 
     def take(each: Work) -> None:
         for low in _claimed(begins):
             each(low, min(low + size, dim))
 
-    if pool is None or not two:
+    if pool is None or size == BLOCK:
         take(work)
         return
     # What numpy is to say of overflow is this thread's setting.

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from umbel.train.blocks import in_blocks
+from umbel.train.blocks import Work, at_once, in_blocks
 from umbel.train.plan import ADAM, TrainPlan
 
 if TYPE_CHECKING:
@@ -50,28 +50,30 @@ class Sgd:
     def __init__(self, plan: TrainPlan, dim: int, pool: ThreadPoolExecutor | None = None) -> None:
         self._plan, self._pool = plan, pool
         self._velocity = np.zeros(dim if plan.momentum else 0, np.float32)
+        self._rooms = np.empty((2, at_once(pool, dim)), np.float32)
 
     def step(self, parameters: FloatVector, gradient: FloatVector) -> None:
         """See ``Optimizer``."""
         plan = self._plan
         rate, momentum = np.float32(plan.learning_rate), np.float32(plan.momentum)
 
-        def work(low: int, high: int) -> None:
-            p, g = parameters[low:high], gradient[low:high]
-            _decay(p, g, plan.weight_decay)
-            step = g
-            if momentum:
-                v = self._velocity[low:high]
-                v *= momentum
-                v += g
-                if plan.nesterov:
-                    g += momentum * v
-                    step = g
-                else:
-                    step = v
-            p -= rate * step
+        def works(room: FloatVector) -> Work:
+            def work(low: int, high: int) -> None:
+                p, g, product = parameters[low:high], gradient[low:high], room[: high - low]
+                _decay(p, g, plan.weight_decay)
+                step = g
+                if momentum:
+                    step = v = self._velocity[low:high]
+                    v *= momentum
+                    v += g
+                    if plan.nesterov:
+                        g += np.multiply(v, momentum, out=product)
+                        step = g
+                p -= np.multiply(step, rate, out=product)
 
-        in_blocks(self._pool, len(parameters), work)
+            return work
+
+        in_blocks(self._pool, len(parameters), works(self._rooms[0]), works(self._rooms[1]))
 
 
 class Adam:

@@ -48,7 +48,9 @@ def prepare(
             "energy_limit_j needs a counter of joules, and this trainer has none: give it a meter, or no limit."
         )
     if plan.privacy is not None:
-        deviation_of(plan.privacy.noise, plan.privacy.clip, manifest.dim)  # Refuses what it has no grains for.
+        deviation_of(
+            plan.privacy.noise, plan.privacy.clip, manifest.dim
+        )  # Refuses what it has no grains for.
     if controls is not None:
         if plan.optimizer != SGD or plan.momentum or plan.weight_decay or plan.fedprox_mu:
             raise UsageError(

@@ -65,6 +65,7 @@ def noised(
     out: _Floats | None = None,
     drawn: Grains | None = None,
     normal: Normal | None = None,
+    room: NDArray[np.float64] | None = None,
     divisor: float = 1.0,
 ) -> _Floats:
     """Return ``total`` with normal noise in every coordinate, rounded to the grid; same shape.
@@ -77,14 +78,16 @@ def noised(
         drawn: Noise for the first coordinates, in grains, shape (n,), n <= dim, drawn from another such keystream
             and used for nothing else. What is left out is drawn now.
         normal: Draws it, as many values at once as it can; a new one where there is None.
+        room: Memory to work in, shape (n,): as many values are put on at once, and drawn. Its own where there is None.
         divisor: What the values on the grid are divided by afterwards.
     """
     grid = math.ldexp(1.0, math.frexp(deviation)[1] - 1 - GRID_BITS)
     released = np.empty(total.shape) if out is None else out
     ready = np.empty(0, np.int32) if drawn is None else drawn
     normal = normal or Normal(len(total) - len(ready))
-    work = np.empty(min(max(BLOCK, normal.size), len(total)))
-    blocks = (*_blocks(BLOCK, 0, len(ready)), *_blocks(normal.size, len(ready), len(total)))
+    work = np.empty(max(1, min(BLOCK, len(total)))) if room is None else room
+    most = min(len(work), normal.size)
+    blocks = (*_blocks(len(work), 0, len(ready)), *_blocks(most, len(ready), len(total)))
     for low, high in blocks:
         value = work[: high - low]
         np.multiply(total[low:high], GRAINS / deviation, out=value, dtype=np.float64)
