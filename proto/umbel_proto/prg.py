@@ -33,7 +33,6 @@ def fastest_mode() -> Mode:
     Both give the same bytes: GCM with a 96-bit nonce encrypts with CTR from counter 2
     (NIST SP 800-38D, section 7.1). OpenSSL's GCM is often faster, as it uses VAES.
     """
-
     tile = Tile.of(TILE_BYTES)
 
     def seconds(mode: Mode) -> float:
