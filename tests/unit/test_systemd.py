@@ -101,7 +101,7 @@ def test_the_units_of_the_service_run_what_it_has_and_give_it_time_to_drain(name
     assert int(setting("TimeoutStopSec", unit)[0]) > (2 if "@" not in name else 1) * DRAIN_S
     codes = {int(code) for code in setting("RestartPreventExitStatus", unit)[0].split()}
     assert codes == {errors.UsageError.exit_code, errors.StorageError.exit_code}
-    # What a gateway asks of the scheduler; a refusal would end one that is to keep to a core.
-    assert setting("SystemCallFilter", unit)[-1] == "sched_setscheduler sched_setaffinity"
+    # What a gateway asks of the scheduler (a refusal would end one that is to keep to a core), and the console: to yield.
+    assert setting("SystemCallFilter", unit)[-1] == "sched_setscheduler sched_setaffinity setpriority"
     users = (UNITS / "umbel-serve.sysusers").read_text()
     assert f"u {setting('User', unit)[0]} " in users

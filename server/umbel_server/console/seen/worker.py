@@ -8,6 +8,7 @@ looks and ended when nobody did for a while; between both go pickles, over pipes
 from __future__ import annotations
 
 import atexit
+import contextlib
 import io
 import os
 import pickle
@@ -193,7 +194,8 @@ def _made(work: bytes, held: _Held) -> bytes:
 
 def _serve() -> None:
     """Make what is asked for until nobody asks."""
-    os.nice(NICE)
+    with contextlib.suppress(PermissionError):  # A sandbox may refuse it: then it makes them as all else.
+        os.nice(NICE)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Whoever interrupts the console closes the pipe too.
     asked, told = sys.stdin.buffer, os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # What prints does not do it between two pickles.
