@@ -235,6 +235,48 @@ def test_of_randomized_labels_no_selection_rate_is_made() -> None:
     assert all(line.own is None for line in found.lines)
 
 
+class Counted(dict[str, int]):
+    """Counters that count how often they are read."""
+
+    reads = 0
+
+    def get(self, key: str, default: int = 0) -> int:  # type: ignore[override]
+        Counted.reads += 1
+        return super().get(key, default)
+
+
+def test_what_a_device_told_is_read_once_however_many_cohorts_there_are() -> None:
+    def reads(cohorts: int) -> int:
+        rows = [
+            Report(
+                DeviceId(f"d{number}"),
+                Counted({"label.0": 40, "label.1": 60, "feedback": 9, "feedback.agreed": 8}),
+                {},
+                frozenset({f"c{number % cohorts}"}),
+            )
+            for number in range(120)
+        ]
+        Counted.reads = 0
+        assert fairness(rows, [], labels=2, label=1, least=10, matters=0.03).lines
+        return Counted.reads
+
+    assert reads(2) == reads(8) > 0
+
+
+def test_confidences_that_are_randomized_differently_are_no_calibration() -> None:
+    rows = [
+        Report(
+            DeviceId(f"d{number}"),
+            {},
+            {"confidence": Histogram("confidence", CONFIDENCE, (5,) * 24, epsilon=1.0 + number % 2)},
+            frozenset({"c"} if number < 30 else ()),
+        )
+        for number in range(60)
+    ]
+    with pytest.raises(UsageError, match="different epsilons"):
+        fairness(rows, [], labels=2, label=1, least=10, matters=0.03)
+
+
 def test_a_label_that_there_is_not_is_refused() -> None:
     with pytest.raises(UsageError, match="labels 0 to 1"):
         fairness([], [], labels=2, label=2, least=10, matters=0.03)

@@ -13,19 +13,23 @@ Source:
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import NormalDist
+
+import numpy as np
+from numpy.typing import NDArray
 
 from umbel_proto.errors import UsageError
 from umbel_proto.histogram import CONFIDENCE as EDGES
 from umbel_proto.histogram import MAX_COUNT
 from umbel_server.monitor.features import label_counts
-from umbel_server.monitor.performance import AGREED, FEEDBACK, estimated
-from umbel_server.monitor.rates import Gap, Rate, difference, gap, rate
+from umbel_server.monitor.performance import AGREED, FEEDBACK, Estimated, estimated_of
+from umbel_server.monitor.rates import Gap, Rate, counts, difference, gap, rate_of
 from umbel_server.monitor.report import CONFIDENCE
+from umbel_server.monitor.sample import Sample
 from umbel_server.monitor.suppress import shown
-from umbel_server.store.reports import Report, histograms
+from umbel_server.store.reports import Report
 from umbel_server.store.waivers import Waiver
 
 SELECTION, ACCURACY, TPR, FPR, CALIBRATION = (
@@ -138,21 +142,20 @@ def fairness(
     told = shown(members, everybody, least)
     whole = {name for name in told if members[name] == everybody}
     open_ = told - whole
-    truth = {str(each.device): dict(_truth(each, labels)) for each in own}
-    metrics = _metrics(labels, label, truth)
-    z = -NormalDist().inv_cdf(LEVEL / 2 / max(len(open_) * (len(metrics) + 1), 1))
+    told_of = _Told.of(reports, own, labels, label)
+    z = -NormalDist().inv_cdf(LEVEL / 2 / max(len(open_) * (len(told_of.pairs) + 1), 1))
     lines: list[CohortLine] = []
     for name in sorted(open_):
-        inside = [each for each in reports if str(each.device) in members[name]]
-        outside = [each for each in reports if str(each.device) not in members[name]]
-        for metric, of in metrics.items():
-            lines.append(_line(name, metric, of(inside), of(outside), least, z, matters))
-        lines.append(_calibration(name, inside, outside, z, matters, least))
+        inside = np.array([str(each.device) in members[name] for each in reports])
+        for metric in told_of.pairs:
+            mine, others = told_of.rate(metric, inside), told_of.rate(metric, ~inside)
+            lines.append(_line(name, metric, mine, others, least, z, matters))
+        lines.append(_calibration(name, told_of, inside, z, matters, least))
     blind = [
         "Cohorts are of devices: people who share a device, or use several, are not told apart.",
         "A device in no cohort is among the others; what differs within a cohort is not seen.",
     ]
-    if not any(truth.values()):
+    if not told_of.truth:
         blind.append(
             "True and false positive rates are not known: no application counts truth.T.P, the label that was right "
             "and the one that was given."
@@ -182,26 +185,81 @@ def with_waivers(found: Fairness, waivers: Mapping[tuple[str, str], Waiver]) -> 
     return replace(found, lines=tuple(map(line, found.lines)))
 
 
-Told = Callable[[Sequence[Report]], Rate | None]
+@dataclass(frozen=True, slots=True, eq=False)
+class _Told:
+    """What each device told, read once: a cohort takes its rows.
+
+    Args:
+        pairs: By figure, of each device how many hits, of how many values, shape (devices, 2); 0 of 0: nothing.
+        confidences: Over telemetry's cells, shape (devices, cells).
+        sure: Whether a device told any, shape (devices,).
+        epsilon: With what they are randomized; None: they are not.
+        truth: Whether any application told which label was right.
+    """
+
+    pairs: Mapping[str, NDArray[np.int64]]
+    confidences: NDArray[np.int64]
+    sure: NDArray[np.bool_]
+    epsilon: float | None
+    truth: bool
+
+    @classmethod
+    def of(cls, reports: Sequence[Report], own: Sequence[Report], labels: int, label: int) -> _Told:
+        """Read what devices told.
+
+        Raises:
+            UsageError: Confidences of devices are randomized differently.
+        """
+        truth = {str(each.device): dict(_truth(each, labels)) for each in own}
+        given = [truth.get(str(each.device), {}) for each in reports]
+        pairs = {
+            SELECTION: [_selected(each, labels, label) for each in reports],
+            ACCURACY: [(each.counters.get(AGREED, 0), each.counters.get(FEEDBACK, 0)) for each in reports],
+            TPR: [_given(each, label, right=True) for each in given],
+            FPR: [_given(each, label, right=False) for each in given],
+        }
+        empty = (0,) * (len(EDGES) + 1)
+        found = [each.histograms.get(CONFIDENCE) for each in reports]
+        there = [None if each is None or each.edges != EDGES else each for each in found]
+        epsilons = {each.epsilon for each in there if each is not None}
+        if len(epsilons) > 1:
+            raise UsageError("Confidences of devices have different epsilons.")
+        return cls(
+            {
+                metric: np.array([pair if counts(*pair) else (0, 0) for pair in told], np.int64).reshape(
+                    -1, 2
+                )
+                for metric, told in pairs.items()
+            },
+            np.array([empty if each is None else each.counts for each in there], np.int64).reshape(
+                -1, len(empty)
+            ),
+            np.array([each is not None for each in there], bool),
+            next(iter(epsilons), None),
+            any(truth.values()),
+        )
+
+    def rate(self, metric: str, chosen: NDArray[np.bool_]) -> Rate | None:
+        """Return a figure of the devices that are chosen; None: they told nothing of it."""
+        pairs = self.pairs[metric]
+        return rate_of(pairs[chosen & (pairs[:, 1] > 0)])
+
+    def estimated(self, chosen: NDArray[np.bool_], least: int) -> Estimated | None:
+        """Return the accuracy that the chosen devices' confidences promise; None: fewer than the least told any."""
+        told = self.confidences[chosen & self.sure]
+        if len(told) < least or not told.any():
+            return None
+        count = sum(told.sum(1, dtype=object).tolist())
+        return estimated_of(Sample.of_counts(told.astype(np.float64), count=count, epsilon=self.epsilon))
 
 
-def _metrics(labels: int, label: int, truth: Mapping[str, Mapping[tuple[int, int], int]]) -> dict[str, Told]:
-    def selection(reports: Sequence[Report]) -> Rate | None:
-        counts = [each for one in reports if (each := label_counts(one, labels)) is not None]
-        # Of randomized labels a rate of single devices is mostly noise: it is not made.
-        plain = [each for each in counts if each.epsilon is None and label < len(each.counts)]
-        return rate((each.counts[label], each.count) for each in plain)
-
-    def accuracy(reports: Sequence[Report]) -> Rate | None:
-        return rate((each.counters.get(AGREED, 0), each.counters.get(FEEDBACK, 0)) for each in reports)
-
-    def given(right: bool) -> Told:
-        def of(reports: Sequence[Report]) -> Rate | None:
-            return rate(_given(truth.get(str(each.device), {}), label, right=right) for each in reports)
-
-        return of
-
-    return {SELECTION: selection, ACCURACY: accuracy, TPR: given(True), FPR: given(False)}
+def _selected(report: Report, labels: int, label: int) -> tuple[int, int]:
+    """Return how often a device gave a label, of how many."""
+    told = label_counts(report, labels)
+    # Of randomized labels a rate of single devices is mostly noise: it is not made.
+    if told is None or told.epsilon is not None or label >= len(told.counts):
+        return 0, 0
+    return told.counts[label], told.count
 
 
 def _given(truth: Mapping[tuple[int, int], int], label: int, *, right: bool) -> tuple[int, int]:
@@ -213,7 +271,7 @@ def _given(truth: Mapping[tuple[int, int], int], label: int, *, right: bool) -> 
 
 def _truth(report: Report, labels: int) -> Iterator[tuple[tuple[int, int], int]]:
     for name, count in report.counters.items():
-        found = _TRUTH.fullmatch(name)
+        found = _TRUTH.fullmatch(name) if name.startswith("app.truth.") else None
         if found and (pair := (int(found[1]), int(found[2]))) and max(pair) < labels:
             yield pair, count
 
@@ -247,21 +305,19 @@ def _line(
 
 def _calibration(
     cohort: str,
-    inside: Sequence[Report],
-    outside: Sequence[Report],
+    told: _Told,
+    inside: NDArray[np.bool_],
     z: float,
     matters: float,
     least: int,
 ) -> CohortLine:
     """Return how much more often labels agree than confidences promise, in a cohort and outside."""
     both = []
-    for reports in (inside, outside):
-        labeled = rate((each.counters.get(AGREED, 0), each.counters.get(FEEDBACK, 0)) for each in reports)
-        real = _shown(labeled, least)
-        told = [each for each in histograms(reports, CONFIDENCE) if each.edges == EDGES]
-        sure = estimated(told) if len(told) >= least else None
+    for chosen in (inside, ~inside):
+        labeled = told.rate(ACCURACY, chosen)
+        real, sure = _shown(labeled, least), told.estimated(chosen, least)
         if real is None or sure is None:
-            few = labeled is not None and bool(told)
+            few = labeled is not None and bool((chosen & told.sure).any())
             return CohortLine(cohort, CALIBRATION, None, None, None, False, hidden=few)
         wide = z / NormalDist().inv_cdf(0.975)
         both.append(

@@ -160,7 +160,15 @@ def estimated(told: Sequence[Histogram]) -> Estimated | None:
     """
     if not told or not any(each.count for each in told):
         return None
-    sample = Sample.of_devices(told)
+    return estimated_of(Sample.of_devices(told))
+
+
+def estimated_of(sample: Sample) -> Estimated:
+    """Return the accuracy that confidences promise.
+
+    Args:
+        sample: What devices told, over telemetry's cells; not nothing.
+    """
     gain, noise = sample.response()
     shares = (sample.told - noise) / gain
     middles = confidences()

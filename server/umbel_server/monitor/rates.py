@@ -12,7 +12,10 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from umbel_proto.histogram import MAX_COUNT, Histogram
+import numpy as np
+from numpy.typing import NDArray
+
+from umbel_proto.histogram import MAX_COUNT
 from umbel_server.monitor.sample import Sample
 
 Z = 1.959963984540054
@@ -83,12 +86,25 @@ def rate(told: Iterable[tuple[int, int]]) -> Rate | None:
     Args:
         told: Of each device, how many hits, of how many values.
     """
-    pairs = [
-        Histogram("rate", (0.5,), (n - hits, hits)) for hits, n in told if 0 <= hits <= n <= MAX_COUNT and n
-    ]
-    if not pairs:
+    pairs = [pair for pair in told if counts(*pair)]
+    return rate_of(np.array(pairs, np.int64)) if pairs else None
+
+
+def counts(hits: int, n: int) -> bool:
+    """Whether a device told of something, and of no more hits than there were values."""
+    return 0 <= hits <= n <= MAX_COUNT and n > 0
+
+
+def rate_of(pairs: NDArray[np.int64]) -> Rate | None:
+    """Return what ``rate`` does; None if there is no device.
+
+    Args:
+        pairs: Of each device, how many hits, of how many values, shape (devices, 2): each one that ``counts``.
+    """
+    if not len(pairs):
         return None
-    sample = Sample.of_devices(pairs)
+    hits, n = pairs.T
+    sample = Sample.of_counts(np.stack((n - hits, hits), axis=1).astype(np.float64), count=sum(n.tolist()))
     value = float(sample.told[1])
     return Rate(value, *wilson(value, sample.values), sample.count, sample.values, sample.devices)
 

@@ -74,10 +74,21 @@ class Sample:
         if any((each.edges, each.epsilon) != (first.edges, first.epsilon) for each in histograms):
             raise UsageError(f"Histograms {first.name} of devices have different edges or epsilons.")
         counts = np.array([each.counts for each in histograms], np.float64)
+        return cls.of_counts(counts, count=sum(each.count for each in histograms), epsilon=first.epsilon)
+
+    @classmethod
+    def of_counts(cls, counts: Shares, *, count: int, epsilon: float | None = None) -> Sample:
+        """Return what devices counted between the same edges.
+
+        Args:
+            counts: Of each device, shape (devices, cells), at least one.
+            count: All of them, exactly.
+            epsilon: With what they are randomized; None: they are not.
+        """
         totals = counts.sum(1)
         counts, totals = counts[totals > 0], totals[totals > 0]
         if not len(totals):
-            return replace(cls.of(first), told=np.zeros(len(first.counts)))
+            return cls(np.zeros(counts.shape[1]), 0.0, 0, epsilon=epsilon)
         cap = INFLUENCE * float(np.median(totals))
         weights = np.minimum(1.0, cap / totals)
         counts = counts * weights[:, None]
@@ -86,10 +97,10 @@ class Sample:
         return cls(
             told,
             values,
-            sum(each.count for each in histograms),
+            count,
             devices=len(totals),
             limited=int((weights < 1).sum()),
-            epsilon=first.epsilon,
+            epsilon=epsilon,
             covariance=covariance,
         )
 
