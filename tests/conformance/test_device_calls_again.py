@@ -144,13 +144,17 @@ def test_a_call_that_takes_too_long_is_not_made_again(hostile: Hostile, guest: D
 
 
 def test_a_connection_over_which_many_settings_came_is_made_anew(hostile: Hostile, guest: DeviceHome) -> None:
+    settled = threading.Event()
+
     def settle(talk: Talk, stream: int) -> None:
         talk.answer(stream)
         talk.send(frame(4, b"\0\x04\0\x10\0\0" * 300, stream=0) * 2)
+        settled.set()
 
     hostile.behaviors = [every(settle)]
     with Gateway(guest, now_s=time.time()) as gateway:
         for _ in range(3):
             assert call(gateway.delivery.Check, pb.CheckRequest(), gateway.address) == REPLY
-            time.sleep(0.2)
+            assert settled.wait(5)
+            settled.clear()
     assert hostile.connections == 3

@@ -170,7 +170,7 @@ def test_a_server_that_says_a_byte_at_a_time_is_given_up_by_the_deadline(
     begin = time.monotonic()
     with pytest.raises(UnavailableError, match="does not answer"):
         check(guest, timeout_s=0.5)
-    assert time.monotonic() - begin < 2
+    assert time.monotonic() - begin < 5
 
 
 def test_a_server_that_does_not_take_a_request_is_given_up_by_the_deadline(
@@ -188,4 +188,4 @@ def test_a_server_that_does_not_take_a_request_is_given_up_by_the_deadline(
         begin = time.monotonic()
         with pytest.raises(UnavailableError, match="does not answer"):
             call(gateway.telemetry.Upload, request, gateway.address, timeout_s=0.5)
-        assert time.monotonic() - begin < 2
+        assert time.monotonic() - begin < 5

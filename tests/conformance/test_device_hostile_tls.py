@@ -55,4 +55,4 @@ def test_a_server_that_hands_out_tickets_without_end_is_given_up_by_the_deadline
     begin = time.monotonic()
     with pytest.raises(UnavailableError, match="does not answer"):
         check(guest, timeout_s=0.5)
-    assert time.monotonic() - begin < 2
+    assert time.monotonic() - begin < 5

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch.fx import GraphModule, Node
@@ -122,9 +123,9 @@ def _terms(node: Argument) -> Iterator[Argument]:
 def _padded(node: Argument) -> _Part | None:
     if not isinstance(node, Node) or node.target != aten.constant_pad_nd.default:
         return None
-    inner, edges, *value = node.args
+    inner, given, *value = node.args
     assert isinstance(inner, Node)
-    assert isinstance(edges, list | tuple)
+    edges = cast("Sequence[int]", given)
     pairs = [(edges[i], edges[i + 1]) for i in range(0, len(edges), 2)]
     padded = [place for place, pair in enumerate(pairs) if pair != (0, 0)]
     if len(padded) != 1 or value not in ([], [0], [0.0]):
