@@ -157,7 +157,9 @@ def main(path: str) -> None:
             fontsize=8.5,
             frameon=False,
         )
-    figure.supxlabel(f"Batches of 32, one thread. {when(report).strip()}", fontsize=8.5, color=TORCH)
+    figure.supxlabel(
+        f"Batches of 32, gradients on one thread. {when(report).strip()}", fontsize=8.5, color=TORCH
+    )
     figure.savefig(path, dpi=130)
 
 

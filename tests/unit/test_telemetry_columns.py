@@ -33,7 +33,6 @@ from umbel_proto.histogram import Histogram
 from umbel_proto.ids import DeviceId, FleetId
 from umbel_proto.report import open_batch
 from umbel_proto.seal import SealPrivateKey
-from umbel_proto.wire import telemetry_pb2 as pb
 
 KEY = SealPrivateKey(bytes(range(32)))
 
