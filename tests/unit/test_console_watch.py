@@ -21,10 +21,14 @@ from service_fleet import make_fleet
 from umbel_proto.ids import ModelName
 from umbel_server.access.actor import Role
 from umbel_server.console.range import Window
+from umbel_server.console.seen.drift import drifted
 from umbel_server.console.seen.energy import spent
 from umbel_server.console.seen.explanations import explained
+from umbel_server.console.seen.fairness import treated
 from umbel_server.console.seen.marks import marks_of
+from umbel_server.console.seen.performance import performed
 from umbel_server.console.seen.watched import Watched
+from umbel_server.console.seen.worker import Worker
 from umbel_server.fleet.layout import FleetDir
 from umbel_server.monitor.drift_report import drift
 from umbel_server.monitor.looks import look_at_performance
@@ -81,6 +85,20 @@ def test_every_screen_says_what_it_is_of_and_gives_its_table_as_a_file(viewer: V
     assert told.headers["content-type"].startswith("text/csv")
     rows = list(csv.reader(io.StringIO(told.text)))
     assert len(viewer.get(f"{path}?format=json").json()) == len(rows) - 1
+
+
+def test_figures_that_another_process_made_are_those_of_this_one(world: ConsoleWorld) -> None:
+    until_s = world.clock()
+    watched = Watched(((MODEL, 1),), MODEL, 1, Window("absolute", until_s - 7 * DAY_S, until_s), 7)
+    of = world.fleet, world.store
+    worker = Worker()
+    try:
+        assert worker.run(drifted, *of, watched) == drifted(*of, watched)
+        assert worker.run(performed, *of, watched) == performed(*of, watched)
+        assert worker.run(treated, *of, watched, "3") == treated(*of, watched, "3")
+        assert worker.run(spent, *of, watched) == spent(*of, watched)
+    finally:
+        worker.stop()
 
 
 @pytest.mark.parametrize("path", CHARTS)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
@@ -79,7 +78,7 @@ def get_feature(service: ServiceOf, watched: WatchedOf, feature: Feature = "") -
 
 def _made(service: Service, watched: Watched, *, patient: bool) -> Made:
     key = ("drift", *watched.key)
-    return made(service.store, key, partial(drifted, service.fleet, service.store, watched), patient=patient)
+    return made(service.fleet, service.store, key, drifted, watched, patient=patient)
 
 
 def _why(found: Made) -> str:

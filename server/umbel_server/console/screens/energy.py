@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import partial
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -67,7 +66,7 @@ def get_days(service: ServiceOf, watched: WatchedOf) -> dict[str, Any]:
 
 def _made(service: Service, watched: Watched, *, patient: bool) -> Made:
     key = ("energy", *watched.key)
-    return made(service.store, key, partial(spent, service.fleet, service.store, watched), patient=patient)
+    return made(service.fleet, service.store, key, spent, watched, patient=patient)
 
 
 def _why(found: Made) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import partial
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -15,7 +14,7 @@ from umbel_server.console.guard import ScreenRoute, may
 from umbel_server.console.page import page
 from umbel_server.console.seen.drift import drifted
 from umbel_server.console.seen.explanations import Explained, by_version, explained, importance
-from umbel_server.console.seen.watched import Made, Watched, WatchedOf, made
+from umbel_server.console.seen.watched import Made, Watched, WatchedOf, made, made_here
 
 router = APIRouter(route_class=ScreenRoute)
 
@@ -65,16 +64,11 @@ def get_versions(service: ServiceOf, watched: WatchedOf) -> dict[str, Any]:
 
 def _made(service: Service, watched: Watched, *, patient: bool) -> Made:
     def make() -> Explained:
-        told = made(
-            service.store,
-            ("drift", *watched.key),
-            partial(drifted, service.fleet, service.store, watched),
-            patient=True,
-        )
+        told = made(service.fleet, service.store, ("drift", *watched.key), drifted, watched, patient=True)
         drift = None if told.value is None else told.value.report
         return explained(service.fleet, service.store, watched.model, watched.version, drift)
 
-    return made(service.store, ("explanations", *watched.key), make, patient=patient, here=True)
+    return made_here(service.store, ("explanations", *watched.key), make, patient=patient)
 
 
 def _why(found: Made) -> str:

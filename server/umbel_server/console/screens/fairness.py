@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from functools import partial
 from http import HTTPStatus
 from typing import Annotated, Any
 from urllib.parse import urlencode
@@ -153,9 +152,7 @@ def end(request: Request, store: StoreOf, actor: ActorOf, name: Named, form: For
 
 def _made(service: Service, watched: Watched, label: str, *, patient: bool) -> Made:
     key = ("fairness", *watched.key, label)
-    return made(
-        service.store, key, partial(treated, service.fleet, service.store, watched, label), patient=patient
-    )
+    return made(service.fleet, service.store, key, treated, watched, label, patient=patient)
 
 
 def _why(found: Made) -> str:

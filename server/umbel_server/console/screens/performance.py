@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from functools import partial
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -69,9 +68,7 @@ def get_latency(service: ServiceOf, watched: WatchedOf) -> dict[str, Any]:
 
 def _made(service: Service, watched: Watched, *, patient: bool) -> Made:
     key = ("performance", *watched.key)
-    return made(
-        service.store, key, partial(performed, service.fleet, service.store, watched), patient=patient
-    )
+    return made(service.fleet, service.store, key, performed, watched, patient=patient)
 
 
 def _chart(service: Service, watched: Watched, draw: Callable[[Performed], dict[str, Any]]) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from umbel_server.api.service import service_of
 from umbel_server.console.range import Window, window_of
 from umbel_server.console.seen.kept import Kept
 from umbel_server.console.seen.worker import WORKER
+from umbel_server.fleet.layout import FleetDir
 from umbel_server.store.store import Store
 
 DAY_S = 86400
@@ -129,21 +130,39 @@ class Made:
 
 
 def made(
-    store: Store, key: Hashable, make: Callable[[], Any], *, patient: bool = False, here: bool = False
+    fleet: FleetDir,
+    store: Store,
+    key: Hashable,
+    make: Callable[..., Any],
+    *asked: object,
+    patient: bool = False,
 ) -> Made:
-    """Return figures that take a while, made once a minute for all who look.
+    """Return figures that take a while, made once a minute for all who look, in the process of ``Worker``.
+
+    Args:
+        fleet: The fleet they are of.
+        store: The store they are of.
+        key: What they are of.
+        make: Makes them, of the fleet, the store and what is asked: see ``Worker.run``.
+        asked: That.
+        patient: Whether to wait until they are made.
+    """
+    return made_here(store, key, lambda: WORKER.run(make, fleet, store, *asked), patient=patient)
+
+
+def made_here(store: Store, key: Hashable, make: Callable[[], Any], *, patient: bool = False) -> Made:
+    """Return figures that are made in this process, once a minute for all who look: what takes little, or asks for others.
 
     Args:
         store: The store they are of.
         key: What they are of.
-        make: Makes them, in the process of ``Worker``.
+        make: Makes them.
         patient: Whether to wait until they are made.
-        here: Whether they are made in this process: what takes little, or asks for figures itself.
     """
 
     def careful() -> Made:
         try:
-            return Made(make() if here else WORKER.run(store, make))
+            return Made(make())
         except UmbelError as exc:
             return Made(None, str(exc))
 

@@ -2,38 +2,40 @@
 
 A thread that computes lets the others run every five milliseconds, and a page asks for that lock at each of its
 hundred reads and writes. What is made here only yields to pages: it is nice. It is one process, started when somebody
-looks and ended when nobody did for a while; between both go pickles, over pipes that nobody else has.
+looks and ended when nobody did for a while; between both go lines of JSON, over pipes that nobody else has.
 """
 
 from __future__ import annotations
 
 import atexit
 import contextlib
-import io
+import functools
+import json
 import os
-import pickle
 import select
 import signal
-import struct
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from importlib import import_module
 from pathlib import Path
-from typing import IO, Any, TypeVar, cast
+from typing import Any, Concatenate, ParamSpec, TypeVar, cast, get_type_hints
 
-from sqlalchemy import URL
+from pydantic import TypeAdapter
+from sqlalchemy import URL, make_url
 
-from umbel_proto.errors import UnavailableError
+from umbel_proto import errors
+from umbel_proto.errors import UmbelError, UnavailableError
+from umbel_server.fleet.layout import FleetDir
 from umbel_server.store.database import Database
 from umbel_server.store.store import Store
 
 IDLE_S = 300.0
 """After so long without work it ends, and its memory with it."""
 NICE = 15
-_LENGTH = struct.Struct(">Q")
-_STORE = "store"
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 
@@ -45,42 +47,58 @@ class Worker:
         self._process: subprocess.Popen[bytes] | None = None
         self._over = False
 
-    def run(self, store: Store, make: Callable[[], T]) -> T:
-        """Return what a call returns that runs in the process, at the time by the store's clock.
+    def run(
+        self,
+        make: Callable[Concatenate[FleetDir, Store, P], T],
+        fleet: FleetDir,
+        store: Store,
+        *asked: P.args,
+        **_: P.kwargs,
+    ) -> T:
+        """Return what a function returns that runs in the process, at the time by the store's clock.
 
         Args:
+            make: A module's own function, with the types of what it takes and returns: those that pydantic reads and
+                writes as JSON.
+            fleet: The fleet.
             store: The store; the process has one of the same database.
-            make: Of functions of modules and of values that can be pickled, as ``functools.partial`` makes it; the
-                store may be one of them.
+            asked: What else the function takes, by place.
 
         Raises:
-            Exception: The call raised it.
+            UmbelError: The function raised it, or the like of it.
+            RuntimeError: The function raised something else.
             UnavailableError: The process ended before it answered, twice.
         """
-        work = io.BytesIO()
-        pickler = _Pickler(work)
-        pickler.dump((store.database.where, store.clock()))
-        pickler.dump(make)
+        where = store.database.where
+        work = {
+            "make": [make.__module__, make.__qualname__],
+            "fleet": _plain(FleetDir, fleet),
+            "url": where.render_as_string(hide_password=False) if isinstance(where, URL) else "",
+            "file": "" if isinstance(where, URL) else str(where),
+            "now_s": store.clock(),
+            "asked": [_plain(type(each), each) for each in asked],
+        }
         with self._lock:
             if self._over:
                 raise UnavailableError("The console stops.")
             try:
-                told = self._ask(work.getvalue())
+                told = self._ask(work)
             except (OSError, EOFError):
                 self._end()  # It had nothing to do for long, or was killed: another one does it.
                 if self._over:
                     raise UnavailableError("The console stops.") from None
                 try:
-                    told = self._ask(work.getvalue())
+                    told = self._ask(work)
                 except (OSError, EOFError) as exc:
                     self._end()
                     raise UnavailableError(
                         "The process that makes these figures ended before it had: look again."
                     ) from exc
-        value, failure = pickle.loads(told)  # noqa: S301  # What a process of our own says.
-        if failure is not None:
-            raise failure
-        return cast(T, value)
+        if "failed" in told:
+            raise RuntimeError(told["failed"])
+        if "error" in told:
+            raise _error(told["error"], told["sentence"])
+        return cast(T, _adapter(get_type_hints(make)["return"]).validate_python(told["made"]))
 
     def stop(self) -> None:
         """End the process, whatever it does; nothing is made any more."""
@@ -91,15 +109,20 @@ class Worker:
         with self._lock:
             self._end()
 
-    def _ask(self, work: bytes) -> bytes:
+    def _ask(self, work: Mapping[str, Any]) -> dict[str, Any]:
         if self._process is None:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", __name__], stdin=subprocess.PIPE, stdout=subprocess.PIPE
             )
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        _write(self._process.stdin, work)
-        return _read(self._process.stdout)
+        self._process.stdin.write(json.dumps(work).encode() + b"\n")
+        self._process.stdin.flush()
+        line = self._process.stdout.readline()
+        if not line.endswith(b"\n"):
+            raise EOFError
+        told: dict[str, Any] = json.loads(line)
+        return told
 
     def _end(self) -> None:
         if self._process is not None:
@@ -109,30 +132,6 @@ class Worker:
                 pass
 
 
-class _Pickler(pickle.Pickler):
-    """Pickles all but the store, which the other process has."""
-
-    def persistent_id(self, obj: Any) -> str | None:
-        return _STORE if isinstance(obj, Store) else None
-
-
-class _Work(pickle.Unpickler):
-    """Reads what is to be made, in the process that makes it."""
-
-    def __init__(self, work: bytes, held: _Held) -> None:
-        super().__init__(io.BytesIO(work))
-        self._held = held
-
-    def make(self) -> Any:
-        """Return what was to be made."""
-        self._held.hold(*self.load())
-        return self.load()()
-
-    def persistent_load(self, pid: Any) -> Store:
-        assert pid == _STORE
-        return self._held.store
-
-
 class _Held:
     """The store that the process has open, and the time that it is for whoever asked."""
 
@@ -140,18 +139,14 @@ class _Held:
         self._store: Store | None = None
         self._now_s = 0.0
 
-    @property
-    def store(self) -> Store:
-        assert self._store is not None
-        return self._store
-
-    def hold(self, where: Path | URL, now_s: float) -> None:
-        """Have this store open, which is brought up to date already, and no other."""
+    def store(self, where: Path | URL, now_s: float) -> Store:
+        """Return this store, which is brought up to date already; no other stays open."""
         self._now_s = now_s
         if self._store is None or self._store.database.where != where:
             if self._store is not None:
                 self._store.close()
             self._store = Store(Database(where), lambda: self._now_s)
+        return self._store
 
 
 WORKER = Worker()
@@ -159,37 +154,44 @@ WORKER = Worker()
 atexit.register(WORKER.stop)
 
 
-def _write(pipe: IO[bytes], message: bytes) -> None:
-    pipe.write(_LENGTH.pack(len(message)) + message)
-    pipe.flush()
+@functools.cache
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)
 
 
-def _read(pipe: IO[bytes]) -> bytes:
-    """Return the next message.
-
-    Raises:
-        EOFError: There is none: the other side ended.
-    """
-    header = pipe.read(_LENGTH.size)
-    if len(header) == _LENGTH.size:
-        (length,) = _LENGTH.unpack(header)
-        message = pipe.read(length)
-        if len(message) == length:
-            return message
-    raise EOFError
+def _plain(kind: Any, value: object) -> Any:
+    """Return a value as JSON has it."""
+    return _adapter(kind).dump_python(value, mode="json")
 
 
-def _made(work: bytes, held: _Held) -> bytes:
-    """Return what came of it, and why it failed, as a pickle: one of both is None."""
+def _error(kind: str, sentence: str) -> UmbelError:
+    """Return an error of this kind, or an ordinary one where the kind takes more than a sentence."""
     try:
-        found = pickle.dumps((_Work(work, held).make(), None))
+        made = getattr(errors, kind)(sentence)
+    except TypeError:
+        return UmbelError(sentence)
+    return cast(UmbelError, made) if str(made) == sentence else UmbelError(sentence)
+
+
+def _made(work: Mapping[str, Any], held: _Held) -> dict[str, Any]:
+    """Return what came of it, or why it failed."""
+    try:
+        module, name = work["make"]
+        make = getattr(import_module(module), name)
+        kinds = get_type_hints(make)
+        returned = kinds.pop("return")
+        asked = [
+            _adapter(kind).validate_python(each)
+            for kind, each in zip([*kinds.values()][2:], work["asked"], strict=True)
+        ]
+        fleet = _adapter(FleetDir).validate_python(work["fleet"])
+        where = make_url(work["url"]) if work["url"] else Path(work["file"])
+        return {"made": _plain(returned, make(fleet, held.store(where, work["now_s"]), *asked))}
+    except UmbelError as exc:
+        known = next(kind.__name__ for kind in type(exc).__mro__ if kind.__module__ == errors.__name__)
+        return {"error": known, "sentence": str(exc)}
     except Exception as exc:  # Whoever asked is told.
-        try:
-            found = pickle.dumps((None, exc))
-            pickle.loads(found)  # noqa: S301  # Ours.
-        except Exception:  # Some keep more than their words.
-            found = pickle.dumps((None, RuntimeError(f"{type(exc).__name__}: {exc}")))
-    return found
+        return {"failed": f"{type(exc).__name__}: {exc}"}
 
 
 def _serve() -> None:
@@ -198,14 +200,14 @@ def _serve() -> None:
         os.nice(NICE)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Whoever interrupts the console closes the pipe too.
     asked, told = sys.stdin.buffer, os.fdopen(os.dup(sys.stdout.fileno()), "wb")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # What prints does not do it between two pickles.
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # What prints does not do it between two lines.
     held = _Held()
     while select.select([asked], [], [], IDLE_S)[0]:
-        try:
-            work = _read(asked)
-        except EOFError:
+        line = asked.readline()
+        if not line.endswith(b"\n"):
             return
-        _write(told, _made(work, held))
+        told.write(json.dumps(_made(json.loads(line), held)).encode() + b"\n")
+        told.flush()
 
 
 if __name__ == "__main__":
