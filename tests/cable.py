@@ -96,7 +96,12 @@ class Cable:
                     continue
                 server = socket.create_connection(self._target)
                 with self._lock:
-                    self._sockets.append(server)
+                    is_cut = device not in self._sockets  # While the server was called.
+                    if not is_cut:
+                        self._sockets.append(server)
+                if is_cut:
+                    server.close()
+                    continue
                 self._start(self._forward, device, server, False)
                 self._start(self._forward, server, device, True)
 
