@@ -168,7 +168,9 @@ def test_a_filter_of_devices_is_saved_as_a_group_and_is_a_view_of_the_list(
     assert "Save this filter" not in viewer.get("/devices?q=rose").text
     assert viewer.post("/groups/saved", begins="rose", group="bud").status_code == 403
     assert operator.get("/groups/saved/nobody/remove").status_code == 404
-    assert "Remove group bed" in operator.get("/groups/saved/bed/remove").text
+    asked = operator.get("/groups/saved/bed/remove").text
+    assert "Remove group bed" in asked
+    assert "touched" not in asked  # Devices stay as they are.
     assert operator.post("/groups/saved/bed/remove", reason="").status_code == 422
     assert operator.post("/groups/saved/bed/remove", reason="dug up").status_code == 303
     assert world.store.groups.all() == ()

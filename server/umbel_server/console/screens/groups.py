@@ -138,9 +138,9 @@ def _deed(store: Store, name: str) -> Deed:
         title=f"Remove group {name}",
         button="Remove the group",
         name="",
-        devices=store.groups.count(group),
+        devices=None,
         says=(
-            "The filter is forgotten; its devices stay as they are.",
+            f"The filter is forgotten. Devices in it now: {store.groups.count(group):,}; they stay as they are.",
             "Alert rules that name it look at nobody from then on.",
         ),
         back="/groups",
