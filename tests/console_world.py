@@ -6,6 +6,7 @@ import contextlib
 import html
 import re
 import ssl
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cache
@@ -60,6 +61,17 @@ class Visitor:
         return answer
 
 
+class Patient(Visitor):
+    """One who looks again while a page says that its numbers follow in a moment, as the page itself does in a browser."""
+
+    def get(self, path: str, **more: Any) -> httpx.Response:
+        give_up_s = time.monotonic() + 60
+        while 'hx-trigger="load delay:1s"' in (answer := super().get(path, **more)).text:
+            assert time.monotonic() < give_up_s, f"{path} still waits for its numbers"
+            time.sleep(0.05)
+        return answer
+
+
 @dataclass(slots=True)
 class ConsoleWorld:
     """A fleet, its store and clock, and where its console is."""
@@ -74,7 +86,7 @@ class ConsoleWorld:
     def visitor(self) -> Visitor:
         """Return a browser that nobody has signed in with."""
         client = httpx.Client(base_url=self.url, verify=self.trust, timeout=60)
-        return Visitor(self.visitors.enter_context(client))
+        return Patient(self.visitors.enter_context(client))
 
     def account(self, role: Role) -> Account:
         """Return the account of somebody of a role: `a-ROLE`, made when first asked for."""

@@ -6,6 +6,7 @@ import hashlib
 import secrets
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Self
 
 from sqlalchemy import insert
 
@@ -58,6 +59,15 @@ class World:
         admit(self.store, self.names)
         for version in self.releases:
             self.release(version)
+
+    @classmethod
+    def with_candidate(cls, store: Store, clock: ManualClock) -> Self:
+        """Return devices that run version 2, and a version 3 that is released."""
+        made = cls(store, clock, releases=(1, 2))
+        made.check()
+        made.hold(2)
+        made.release(3)
+        return made
 
     def sha256(self, version: int) -> bytes:
         return (

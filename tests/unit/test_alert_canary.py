@@ -44,10 +44,7 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> FleetDir:
 def world(tmp_path: Path, directory: FleetDir) -> Iterator[World]:
     clock = ManualClock(NOW_S)
     with open_store(tmp_path / "store.db", clock=clock) as store:
-        found = World(store, clock, releases=(1, 2))
-        found.check()
-        found.hold(2)
-        found.release(3)
+        found = World.with_candidate(store, clock)
         yield found
 
 

@@ -32,10 +32,7 @@ def console(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ConsoleWorld]:
 
 @pytest.fixture(scope="module")
 def rollout(console: ConsoleWorld) -> str:
-    made = World(console.store, console.clock, releases=(1, 2))
-    made.check()
-    made.hold(2)
-    made.release(3)
+    made = World.with_candidate(console.store, console.clock)
     return made.start(3, HALF).id
 
 

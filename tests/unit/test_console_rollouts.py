@@ -28,11 +28,7 @@ def console(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ConsoleWorld]:
 
 @pytest.fixture(scope="module")
 def devices(console: ConsoleWorld) -> World:
-    made = World(console.store, console.clock, releases=(1, 2))
-    made.check()
-    made.hold(2)
-    made.release(3)
-    return made
+    return World.with_candidate(console.store, console.clock)
 
 
 @pytest.fixture(scope="module")

@@ -23,10 +23,7 @@ def fleet(tmp_path: Path) -> Path:
     """Forty devices with digits 2, of which 3 is released and held back."""
     made = make_fleet(tmp_path / "garden")
     with made.open_store() as store:
-        world = World(store, ManualClock(), releases=(1, 2))
-        world.check()
-        world.hold(2)
-        world.release(3)
+        World.with_candidate(store, ManualClock())
     return made.path
 
 

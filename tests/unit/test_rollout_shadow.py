@@ -46,10 +46,7 @@ def world(place: Path | URL) -> Iterator[World]:
     """Forty devices that have digits 2, of which 3 is released and held back; on every database."""
     clock = ManualClock(NOW_S)
     with open_store(place, clock=clock) as opened:
-        found = World(opened, clock, releases=(1, 2))
-        found.check()
-        found.hold(2)
-        found.release(3)
+        found = World.with_candidate(opened, clock)
         yield found
 
 

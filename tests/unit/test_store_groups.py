@@ -36,11 +36,7 @@ def store(place: Path | URL, clock: ManualClock) -> Iterator[Store]:
 
 @pytest.fixture
 def world(store: Store, clock: ManualClock) -> World:
-    made = World(store, clock, releases=(1, 2))
-    made.check()
-    made.hold(2)
-    made.release(3)
-    return made
+    return World.with_candidate(store, clock)
 
 
 def test_a_group_is_of_whoever_fulfills_its_filter_now(world: World, clock: ManualClock) -> None:

@@ -39,10 +39,7 @@ def store(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 def fill(store: Store) -> None:
     """Write 3,000 runs, attempts at rounds of one of them with 3,000 devices, and rollouts."""
-    world = World(store, ManualClock(), releases=(1, 2))
-    world.check()
-    world.hold(2)
-    world.release(3)
+    world = World.with_candidate(store, ManualClock())
     made = world.start(3, HALF)
     plan = {"model": DIGITS, "plan": "{}", "state": "finished", "reason": "", "finished_s": 9.0}
     # The oldest are last by name: no order of theirs is the one of the other.

@@ -37,11 +37,7 @@ def store(place: Path | URL, clock: ManualClock) -> Iterator[Store]:
 
 @pytest.fixture
 def world(store: Store, clock: ManualClock) -> World:
-    made = World(store, clock, releases=(1, 2))
-    made.check()
-    made.hold(2)
-    made.release(3)
-    return made
+    return World.with_candidate(store, clock)
 
 
 def test_counts_of_the_database_are_those_of_the_devices_one_by_one(world: World) -> None:
