@@ -61,12 +61,16 @@ class Visitor:
         return answer
 
 
+PENDING = 'hx-trigger="load delay:1s" hx-target="#screen"'
+"""What a page has that is to be loaded anew, and not only a part of it."""
+
+
 class Patient(Visitor):
     """One who looks again while a page says that its numbers follow in a moment, as the page itself does in a browser."""
 
     def get(self, path: str, **more: Any) -> httpx.Response:
         give_up_s = time.monotonic() + 60
-        while 'hx-trigger="load delay:1s"' in (answer := super().get(path, **more)).text:
+        while PENDING in (answer := super().get(path, **more)).text:
             assert time.monotonic() < give_up_s, f"{path} still waits for its numbers"
             time.sleep(0.05)
         return answer
