@@ -19,8 +19,9 @@ from umbel._telemetry.spool import Spool
 from umbel_proto.errors import PackageError
 from umbel_proto.ids import ModelName
 from umbel_proto.keys import SigningKey
+from umbel_proto.manifest import FORMAT
 from umbel_server.fleet.publish import publish
-from umbel_server.trust.metadata import Lives, signer
+from umbel_server.trust.metadata import Lives, Released, signer, with_release
 from umbel_server.trust.repository import Repository
 
 
@@ -124,6 +125,39 @@ def test_a_release_that_only_the_gateway_knows_is_not_installed(world: World) ->
         # Once it is signed it comes, to the same process too.
         publish(world.fleet, world.store, data)
         assert [each.version for each in device.sync()] == [3]
+
+
+@pytest.mark.parametrize(
+    ("custom", "why"),
+    [
+        ({"format": FORMAT + 1, "engines": ["onnx"]}, "update umbel"),
+        (
+            {"format": FORMAT, "engines": ["npu", "dsp"]},
+            "devices with the engine npu or dsp, and this one has onnx",
+        ),
+    ],
+)
+def test_a_release_for_other_devices_is_refused_before_it_is_fetched(
+    world: World, custom: dict[str, Any], why: str
+) -> None:
+    home = world.device("d1")
+    publish(world.fleet, world.store, release(2))
+    data = release(3)
+    sha256 = bytes.fromhex(opened(data).sha256)
+    signed = Released("digits", 3, sha256, len(data), custom)
+    key = signer(world.fleet.release_signer())
+    repository = Repository.of(world.fleet, clock=world.clock)
+    repository.update(
+        lambda state: with_release(state, signed, key, lives=repository.lives, now_s=world.clock())
+    )
+    world.store.releases.publish(ModelName("digits"), 3, sha256=sha256, size=len(data))
+    # The gateway has no file of it: whoever asks for that hears of something else.
+    with open_device(home) as device:
+        with pytest.raises(PackageError, match=why):
+            device.sync()
+        predict_once(device)
+        publish(world.fleet, world.store, release(4))
+        assert [each.version for each in device.sync()] == [4]
 
 
 def test_a_device_of_before_learns_whom_to_trust_when_it_renews(world: World) -> None:

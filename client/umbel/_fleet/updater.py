@@ -12,14 +12,16 @@ from __future__ import annotations
 import contextlib
 import datetime
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from tuf.api.exceptions import DownloadError, DownloadHTTPError, ExpiredMetadataError, RepositoryError
 from tuf.api.metadata import Metadata, Root
 from tuf.api.serialization import DeserializationError
 from tuf.ngclient import FetcherInterface, Updater, UpdaterConfig
 
+from umbel._fleet.approval import engines
 from umbel._fleet.channel import Gateway, call
 from umbel._home.directory import DeviceHome
 from umbel._home.files import (
@@ -31,6 +33,7 @@ from umbel._home.files import (
     write_atomically,
 )
 from umbel_proto.errors import PackageError, RemoteProtocolError, StorageError, UmbelError
+from umbel_proto.manifest import FORMAT
 from umbel_proto.wire import delivery_pb2 as pb
 
 MAX_ROOT_BYTES = 64_000
@@ -62,10 +65,11 @@ class Listed:
         self._updater = self._refreshed()
 
     def require(self, release: pb.Release) -> None:
-        """Check that devices may install a release, and that it is the very one.
+        """Check that devices may install a release, that it is the very one, and that something here can run it.
 
         Raises:
-            PackageError: They may not, or the fleet signed another package under this version.
+            PackageError: They may not, the fleet signed another package under this version, or it is for devices
+                that have what this one has not: then it need not be fetched to know.
             UnavailableError: The gateway does not answer.
             StorageError: The disk is full.
         """
@@ -81,6 +85,7 @@ class Listed:
                 f"The gateway offers {release.model} {release.version} with other content than the fleet has signed: "
                 "it is not installed."
             )
+        _require_for_us(f"{release.model} {release.version}", target.custom or {})
 
     def _refreshed(self) -> _Updater:
         if not self._home.root.exists():
@@ -137,6 +142,29 @@ def check_root(data: bytes) -> None:
             "server",
             "it names nobody to trust with releases: the fleet's gateway may be older than this umbel",
         ) from exc
+
+
+def _require_for_us(release: str, custom: Mapping[str, Any]) -> None:
+    """Check that a release is for devices like this one, by what the fleet signed beside its hash.
+
+    What is not said there shows when the package is opened.
+
+    Raises:
+        PackageError: Its form is another umbel's, or none of its engines is here.
+    """
+    form, wanted = custom.get("format"), custom.get("engines")
+    if isinstance(form, int) and form != FORMAT:
+        raise PackageError(
+            f"{release} has format {form}, and this umbel reads {FORMAT}: update umbel. It is not fetched."
+        )
+    if not isinstance(wanted, list) or not wanted:
+        return
+    here = engines()
+    if not set(here) & set(map(str, wanted)):
+        raise PackageError(
+            f"{release} is for devices with the engine {' or '.join(map(str, wanted))}, and this one has "
+            f"{' and '.join(here)}: install that, or give this device another version. It is not fetched."
+        )
 
 
 class _Updater(Updater):
