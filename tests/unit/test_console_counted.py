@@ -11,7 +11,16 @@ from sqlalchemy import event
 
 from service_fleet import ManualClock, PlainDevice
 from umbel_server.access.actor import local_actor
-from umbel_server.console.seen.counted import FRESH_S, OLDEST_S, classes, counted, counted_soon
+from umbel_server.console.seen.counted import (
+    FRESH_S,
+    OLDEST_S,
+    answering,
+    arrived,
+    classes,
+    counted,
+    counted_soon,
+)
+from umbel_server.store import census
 from umbel_server.store.store import Store, open_store
 from umbel_server.store.wanted import STALE_S, Wanted
 
@@ -66,9 +75,34 @@ def test_who_looks_at_the_same_within_seconds_costs_one_look(store: Store, clock
         each.join()
     clock.now_s += FRESH_S - 1
     assert [*found, counted(store).devices] == [3] * 21
-    assert len(looks) == 1
     assert counted(store, Wanted(status="online")).devices == 3
+    assert counted(store, Wanted(status="stale")).devices == 0
+    assert len(looks) == 1
+    assert counted(store, Wanted(begins="r")).devices == 1
     assert len(looks) == 2
+
+
+def test_of_devices_that_differ_too_much_each_filter_is_counted_by_itself(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for device, tag in zip(store.devices.all(), ("dry", "wet", "wet"), strict=True):
+        store.placements.tag(device.id, {tag}, actor=local_actor(), reason="")
+    monkeypatch.setattr(census, "MOST", 1)
+    assert counted(store, Wanted(tag="wet")) == store.device_list.facets(Wanted(tag="wet"))
+    assert counted(store).devices == 3
+
+
+def test_groups_are_counted_as_the_filters_that_they_stand_for(store: Store) -> None:
+    store.groups.save("online-ones", Wanted(status="online"), actor=local_actor())
+    store.groups.save("r-ones", Wanted(begins="r"), actor=local_actor())
+    assert counted(store, Wanted(group="online-ones")).devices == 3
+    assert counted(store, Wanted(group="r-ones")).devices == 1
+    assert counted(store, Wanted(group="r-ones", status="stale")).devices == 0
+
+
+def test_what_is_counted_of_batches_and_versions_is_what_the_store_has(store: Store) -> None:
+    assert answering(store) == {}
+    assert arrived(store, within_s=3600) == 0
 
 
 def test_a_list_does_not_wait_for_its_numbers_longer_than_it_says(store: Store) -> None:

@@ -13,7 +13,9 @@ import pytest
 from sqlalchemy import URL, insert, update
 
 from service_fleet import DAY_S, ManualClock, PlainDevice
+from umbel_server.access.actor import local_actor
 from umbel_server.monitor.report import status_of
+from umbel_server.store import census
 from umbel_server.store.devices import Device
 from umbel_server.store.store import Store, open_store
 from umbel_server.store.tables import devices
@@ -126,3 +128,44 @@ def test_facets_count_what_a_look_at_each_device_would(store: Store, clock: Manu
         assert {(model, version): count for model, version, count in found.versions} == counted
         for counts in (found.statuses, found.tags, found.versions):
             assert list(counts) == sorted(counts)
+
+
+def test_one_look_at_all_devices_counts_what_each_filter_finds(store: Store, clock: ManualClock) -> None:
+    store.groups.save("wet", Wanted(status="online", model="digits"), actor=local_actor())
+    filters = [each for each in SOUGHT if not each.begins]
+    filters += [
+        Wanted(group="wet"),
+        Wanted(group="wet", tag="ward-1"),
+        Wanted(group="ward-0"),
+        Wanted(version=1),
+    ]
+    looked = store.device_list.census()
+    assert looked is not None
+    for wanted in filters:
+        assert looked.facets(store.device_list.filters(wanted)) == store.device_list.facets(wanted)
+    clock.now_s += 300
+    later = store.device_list.census()
+    assert later is not None
+    assert later.facets([ANY]) == store.device_list.facets() != looked.facets([ANY])
+
+
+def test_devices_with_several_models_are_counted_in_each(store: Store) -> None:
+    with store.database.write() as connection:
+        for number in range(0, 40, 3):
+            slot = {"device_id": f"device-{number:02}", "version": 7, "since_s": 0.0}
+            connection.execute(insert(device_models).values(model="third", **slot))
+    looked = store.device_list.census()
+    assert looked is not None
+    for wanted in (ANY, Wanted(model="third"), Wanted(model="digits"), Wanted(model="digits", version=7)):
+        assert looked.facets([wanted]) == store.device_list.facets(wanted)
+
+
+def test_devices_that_differ_too_much_are_not_told_apart(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kinds = store.device_list.census()
+    assert kinds is not None
+    monkeypatch.setattr(census, "MOST", len(kinds.alike))
+    assert store.device_list.census() == kinds
+    monkeypatch.setattr(census, "MOST", len(kinds.alike) - 1)
+    assert store.device_list.census() is None

@@ -111,6 +111,24 @@ def drift(
     Raises:
         UsageError: Nothing was reported of the model, or an argument is out of range.
     """
+    found, _ = drift_and_reports(
+        fleet, store, model, version, days=days, level=level, floor=floor, until_s=until_s
+    )
+    return found
+
+
+def drift_and_reports(
+    fleet: FleetDir,
+    store: Store,
+    model: str,
+    version: int | None = None,
+    *,
+    days: int = DAYS,
+    level: float = LEVEL,
+    floor: float = FLOOR,
+    until_s: float | None = None,
+) -> tuple[Drift, Reports]:
+    """Return what ``drift`` does, and what devices reported in these days."""
     if not (1 <= days <= MAX_DAYS and 0 < level < 1 and 0 <= floor < 1):
         raise UsageError(f"Drift takes 1 to {MAX_DAYS} days, a level in (0, 1) and a floor in [0, 1).")
     until_s = store.clock() if until_s is None else until_s
@@ -124,9 +142,8 @@ def drift(
         notes.append(str(exc))
     now = store.reports.of(model, version, since_s=since_s, until_s=until_s, wanted=WANTED)
     before = store.reports.of(model, version, since_s=since_s - days * DAY_S, until_s=since_s, wanted=WANTED)
-    return examined(
-        baseline, now, before, of=(model, version, since_s, until_s), level=level, floor=floor, notes=notes
-    )
+    of = model, version, since_s, until_s
+    return examined(baseline, now, before, of=of, level=level, floor=floor, notes=notes), now
 
 
 def examined(

@@ -81,8 +81,7 @@ def lineage(store: Store, model: str, version: int) -> Lineage:
             .limit(MAX_ROLLOUTS)
         )
         rolled = connection.execute(query).all()
-    running = {(name, number): count for name, number, count in store.inventory.versions()}
-    devices = running.get((found.model, version))
+    devices = store.inventory.answering(found.model, version) or None
     steps = (
         _sources(found, same, next((each for each in others if each.version == found.parent), None)),
         _run(store, found),

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any, cast
 
 from sqlalchemy import (
     ColumnElement,
     Row,
     Select,
-    case,
     func,
     literal,
     null,
@@ -21,36 +20,20 @@ from sqlalchemy import (
 
 from umbel_proto.ids import ModelName
 from umbel_server.clock import Clock
-from umbel_server.store.admission import ACTIVE
+from umbel_server.store.census import Census, census
 from umbel_server.store.database import Database
 from umbel_server.store.devices import Device, _device
-from umbel_server.store.matching import in_group, matching
+from umbel_server.store.facets import Facets, status_of
+from umbel_server.store.matching import in_group, matching, meant
 from umbel_server.store.tables import devices
 from umbel_server.store.tables_rollouts import device_models, device_tags
-from umbel_server.store.wanted import ANY, ONLINE_S, STALE_S, Sort, Status, Wanted
+from umbel_server.store.wanted import ANY, Sort, Status, Wanted
 
 _COLUMNS = {
     "seen": devices.c.last_seen_s,
     "enrolled": devices.c.enrolled_s,
     "certificate": devices.c.certificate_not_after_s,
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Facets:
-    """How many of the devices that somebody wants to see are what.
-
-    Args:
-        devices: How many they are.
-        statuses: How many of them have which status, by its word.
-        versions: On how many which version of which model answers: model, version, devices.
-        tags: How many have which tag, by name.
-    """
-
-    devices: int
-    statuses: tuple[tuple[Status, int], ...]
-    versions: tuple[tuple[ModelName, int, int], ...]
-    tags: tuple[tuple[str, int], ...]
 
 
 class DeviceList:
@@ -130,6 +113,18 @@ class DeviceList:
             tuple(sorted((row.word, row.devices) for row in found["tag"])),
         )
 
+    def census(self) -> Census | None:
+        """Return all devices by what facets count; None: they differ too much."""
+        with self._database.read() as connection:
+            return census(connection, self._clock())
+
+    def filters(self, wanted: Wanted) -> tuple[Wanted, ...]:
+        """Return what devices fulfill that somebody wants to see: a group as what it stands for."""
+        if wanted.group is None:
+            return (wanted,)
+        with self._database.read() as connection:
+            return replace(wanted, group=None), meant(connection, wanted.group)
+
     def _matching(self, wanted: Wanted) -> Collection[ColumnElement[bool]]:
         now_s = self._clock()
         found = matching(wanted, now_s)
@@ -144,17 +139,4 @@ def _counted(
 ) -> Select[tuple[str, str, Any, int]]:
     return select(
         kind.label("kind"), word.label("word"), version.label("version"), func.count().label("devices")
-    )
-
-
-def status_of(now_s: float, *, online_s: float = ONLINE_S, stale_s: float = STALE_S) -> ColumnElement[str]:
-    """Return what tells a device's status in a query: what ``monitor.report.status_of`` tells of one."""
-    seen = devices.c.last_seen_s
-    return case(
-        (devices.c.status != ACTIVE, "revoked"),
-        (devices.c.quarantined_s.is_not(None), "quarantined"),
-        (seen > now_s - online_s, "online"),
-        (seen <= devices.c.enrolled_s, "never seen"),
-        (seen > now_s - stale_s, "stale"),
-        else_="offline",
     )

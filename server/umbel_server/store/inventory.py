@@ -9,7 +9,7 @@ from sqlalchemy import func, literal_column, select
 from umbel_proto.ids import ModelName
 from umbel_server.clock import Clock
 from umbel_server.store.database import Database
-from umbel_server.store.device_list import status_of
+from umbel_server.store.facets import status_of
 from umbel_server.store.tables import batches
 from umbel_server.store.tables_rollouts import device_models, device_tags
 
@@ -56,6 +56,13 @@ class Inventory:
         query = select(*key, func.count()).group_by(*key).order_by(*key)
         with self._database.read() as connection:
             return tuple((ModelName(row[0]), row[1], row[2]) for row in connection.execute(query))
+
+    def answering(self, model: str, version: int) -> int:
+        """Return on how many devices a version answers."""
+        of = device_models.c
+        query = select(func.count()).where(of.model == model, of.version == version)
+        with self._database.read() as connection:
+            return connection.execute(query).scalar_one()
 
     def tags(self) -> tuple[tuple[str, int], ...]:
         """Return how many devices have which tag, by name."""

@@ -55,9 +55,14 @@ def saved(connection: Connection, names: Collection[str] | None = None) -> dict[
     return {name: Wanted(**json.loads(text)) for name, text in connection.execute(query)}
 
 
+def meant(connection: Connection, group: str) -> Wanted:
+    """Return the filter that a group stands for: the one that is saved under its name, or the tag of that name."""
+    return saved(connection, [group]).get(group, Wanted(tag=group))
+
+
 def in_group(connection: Connection, group: str, now_s: float) -> list[ColumnElement[bool]]:
     """Return what the devices of a group fulfill: of a saved filter, or of a tag."""
-    return matching(saved(connection, [group]).get(group, Wanted(tag=group)), now_s)
+    return matching(meant(connection, group), now_s)
 
 
 def _is(status: Status, now_s: float) -> ColumnElement[bool]:

@@ -5,23 +5,29 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import ColumnElement, Connection, Row, Table, func, select
 
 from umbel_proto.histogram import MAX_COUNT, Histogram
 from umbel_proto.ids import DeviceId
-from umbel_server.store.database import Database
+from umbel_server.store.database import Database, among
 from umbel_server.store.histograms import histogram_of
 from umbel_server.store.tables import devices, rollups
+from umbel_server.store.tables_audit import audit
 from umbel_server.store.tables_devices import device_days
 from umbel_server.store.tables_rollouts import device_tags
 
 ROWS = 20_000
 """Hours of devices that are read for one answer: about a second. Of larger fleets it is some devices, by a draw."""
-_CHUNK = 100
+_FEW = 2000
+"""So many rows are read at once, whoever told them: not a hundred thousand devices asked for what a few have."""
+_CHUNK, _MOST = 100, 1000
+"""Devices that are asked for at a time, at first and at most."""
+_ORDERS = 16
+"""Of so many models the order is kept: 100,000 devices are a megabyte in each."""
 _HOUR_S = 3600
 
 
@@ -57,6 +63,15 @@ class Reports:
     trusted: int
 
 
+@dataclass(frozen=True, slots=True)
+class _Drawn:
+    """The devices that counted when an entry was the audit log's newest, and their order for each model asked of."""
+
+    newest: int | None
+    names: frozenset[str]
+    orders: dict[str, list[str]] = field(default_factory=dict)
+
+
 @dataclass(slots=True)
 class _Sums:
     counters: Counter[str] = field(default_factory=Counter)
@@ -71,6 +86,7 @@ class DeviceReports:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self._drawn = _Drawn(None, frozenset())
 
     def of(
         self,
@@ -95,36 +111,15 @@ class DeviceReports:
             wanted: Histograms to read, by name or by a beginning that ends in a dot; None: all.
             rows: After how many hours of devices no further devices are read.
         """
+        found: dict[str, _Sums] = {}
+        since_s = int(since_s) // _HOUR_S * _HOUR_S
         with self._database.read() as connection:
-            names = connection.execute(
-                select(devices.c.id).where(devices.c.status == "active", devices.c.quarantined_s.is_(None))
-            )
-            order = sorted(names.scalars(), key=lambda name: _place(model, name))
-            found: dict[str, _Sums] = {}
-            tags: dict[str, set[str]] = {}
-            read = asked = 0
-            for begin in range(0, len(order), _CHUNK):
-                some = order[begin : begin + _CHUNK]
-                query = select(rollups.c.device_id, rollups.c.counters, rollups.c.histograms).where(
-                    rollups.c.device_id.in_(some),
-                    rollups.c.model == model,
-                    rollups.c.version == version,
-                    rollups.c.hour_s >= int(since_s) // _HOUR_S * _HOUR_S,
-                    rollups.c.hour_s < until_s,
-                )
-                for device, counters, histograms in connection.execute(query):
-                    _add(found.setdefault(device, _Sums()), counters, histograms, wanted)
-                    read += 1
-                asked += len(some)
-                tagged = select(device_tags.c.device_id, device_tags.c.tag).where(
-                    device_tags.c.device_id.in_([name for name in some if name in found])
-                )
-                for device, tag in connection.execute(tagged):
-                    tags.setdefault(device, set()).add(tag)
-                if read >= rows:
-                    break
+            read = _Read(connection, self._draw(connection, model), model, rows)
+            for row in read.of(rollups, rollups.c.hour_s, version, since_s, until_s):
+                _add(found.setdefault(row.device_id, _Sums()), row.counters, row.histograms, wanted)
+            tags = _tags(connection, list(found))
         usual = _usual(found.values())
-        return Reports(_reports(found, usual, tags), asked, len(order))
+        return Reports(_reports(found, usual, tags), read.asked, len(read.order))
 
     def by_day(
         self,
@@ -148,44 +143,90 @@ class DeviceReports:
             wanted: As of ``of``.
             rows: After how many days of devices no further devices are read.
         """
-        of = device_days.c
+        found: dict[int, dict[str, _Sums]] = {}
         with self._database.read() as connection:
-            names = connection.execute(
-                select(devices.c.id).where(devices.c.status == "active", devices.c.quarantined_s.is_(None))
-            )
-            order = sorted(names.scalars(), key=lambda name: _place(model, name))
-            found: dict[int, dict[str, _Sums]] = {}
-            tags: dict[str, set[str]] = {}
-            read = asked = 0
-            for begin in range(0, len(order), _CHUNK):
-                some = order[begin : begin + _CHUNK]
-                query = select(of.device_id, of.day_s, of.counters, of.histograms).where(
-                    of.device_id.in_(some),
-                    of.model == model,
-                    of.version == version,
-                    of.day_s >= since_s,
-                    of.day_s < until_s,
-                )
-                for device, day_s, counters, histograms in connection.execute(query):
-                    sums = found.setdefault(day_s, {}).setdefault(device, _Sums())
-                    _add_counters(sums, counters)
-                    if wanted is None or wanted:
-                        for body in json.loads(histograms):
-                            _add_histogram(sums, body["name"], body, wanted)
-                    read += 1
-                asked += len(some)
-                tagged = select(device_tags.c.device_id, device_tags.c.tag).where(
-                    device_tags.c.device_id.in_(some)
-                )
-                for device, tag in connection.execute(tagged):
-                    tags.setdefault(device, set()).add(tag)
-                if read >= rows:
-                    break
+            read = _Read(connection, self._draw(connection, model), model, rows)
+            for row in read.of(device_days, device_days.c.day_s, version, since_s, until_s):
+                sums = found.setdefault(row.at_s, {}).setdefault(row.device_id, _Sums())
+                _add_counters(sums, row.counters)
+                if wanted is None or wanted:
+                    for body in json.loads(row.histograms):
+                        _add_histogram(sums, body["name"], body, wanted)
+            tags = _tags(connection, list({name for day in found.values() for name in day}))
         usual = _usual([sums for day in found.values() for sums in day.values()])
         return {
-            day_s: Reports(_reports(day, usual, tags), asked, len(order))
+            day_s: Reports(_reports(day, usual, tags), read.asked, len(read.order))
             for day_s, day in sorted(found.items())
         }
+
+    def _draw(self, connection: Connection, model: str) -> _Drawn:
+        """Return the devices that count, with their order for a model: read again when anybody's standing changed."""
+        # Whoever is let in, revoked, quarantined or released is in the audit log.
+        newest = connection.execute(select(func.max(audit.c.sequence))).scalar_one()
+        drawn = self._drawn
+        if drawn.newest != newest or newest is None:
+            counts = (devices.c.status == "active", devices.c.quarantined_s.is_(None))
+            drawn = _Drawn(
+                newest, frozenset(connection.execute(select(devices.c.id).where(*counts)).scalars())
+            )
+            self._drawn = drawn
+        if model not in drawn.orders:
+            if len(drawn.orders) >= _ORDERS:
+                drawn.orders.clear()
+            drawn.orders[model] = sorted(drawn.names, key=lambda name: _place(model, name))
+        return drawn
+
+
+class _Read:
+    """What devices told of a model, read device by device until it is enough.
+
+    Args:
+        connection: The database.
+        drawn: The devices that count.
+        model: The model.
+        rows: After how many rows no further devices are read.
+    """
+
+    def __init__(self, connection: Connection, drawn: _Drawn, model: str, rows: int) -> None:
+        self._connection, self._names, self._model, self._rows = connection, drawn.names, model, rows
+        self.order: Sequence[str] = drawn.orders[model]
+        self.asked = 0
+
+    def of(
+        self, table: Table, at: ColumnElement[int], version: int, since_s: float, until_s: float
+    ) -> Iterator[Row[Any]]:
+        """Yield the rows of a version that began in ``[since_s, until_s)``, each with its begin as ``at_s``."""
+        of = table.c
+        query = select(of.device_id, at.label("at_s"), of.counters, of.histograms).where(
+            of.model == self._model, of.version == version, at >= since_s, at < until_s
+        )
+        most = min(_FEW, self._rows)
+        some = self._connection.execute(query.limit(most)).all()
+        if len(some) < most:
+            self.asked = len(self.order)
+            yield from (row for row in some if row.device_id in self._names)
+            return
+        read, chunk = 0, _CHUNK
+        while read < self._rows and self.asked < len(self.order):
+            names = self.order[self.asked : self.asked + chunk]
+            found = self._connection.execute(query.where(among(self._connection, of.device_id, names)))
+            for row in found:
+                read += 1
+                yield row
+            self.asked += len(names)
+            chunk = min(max((self._rows - read) * self.asked // max(read, 1), _CHUNK), _MOST)
+
+
+def _tags(connection: Connection, names: Sequence[str]) -> dict[str, set[str]]:
+    """Return the tags of devices, by name."""
+    tags: dict[str, set[str]] = {}
+    for begin in range(0, len(names), _MOST):
+        of_them = among(connection, device_tags.c.device_id, names[begin : begin + _MOST])
+        for device, tag in connection.execute(
+            select(device_tags.c.device_id, device_tags.c.tag).where(of_them)
+        ):
+            tags.setdefault(device, set()).add(tag)
+    return tags
 
 
 def _reports(

@@ -27,6 +27,7 @@ device_days = Table(
     ),
     PrimaryKeyConstraint("device_id", "model", "version", "variant", "engine", "day_s"),
     Index("device_days_day", "day_s"),
+    Index("device_days_model", "model", "version", "day_s"),
 )
 
 deliveries = Table(

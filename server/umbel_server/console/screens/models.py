@@ -20,6 +20,7 @@ from umbel_server.console.export import export
 from umbel_server.console.form import FormOf
 from umbel_server.console.guard import ScreenRoute, may
 from umbel_server.console.page import done, page
+from umbel_server.console.seen.counted import answering
 from umbel_server.console.session import ActorOf, session_of
 from umbel_server.monitor.report import LATENCY, PREDICTIONS
 from umbel_server.registry import asking, overview, versions
@@ -183,8 +184,8 @@ def show_models(
     cursor: Annotated[int, Query(ge=0, le=1_000_000)] = 0,
 ) -> Response:
     """Show every model, and every version."""
-    answering = _answering(service.store)
-    rows = version_rows(service, answering, stage=stage)
+    devices = answering(service.store)
+    rows = version_rows(service, devices, stage=stage)
     file = export(request, "versions", COLUMNS, _cells(rows))
     if file is not None:
         return file
@@ -192,7 +193,7 @@ def show_models(
         request,
         "models.html",
         live="models",
-        models=model_rows(service.store, answering),
+        models=model_rows(service.store, devices),
         **_listed(rows, stage, cursor),
     )
 
@@ -206,7 +207,7 @@ def show_model(
     cursor: Annotated[int, Query(ge=0, le=1_000_000)] = 0,
 ) -> Response:
     """Show a model: who answers for it, what it is for, and its versions."""
-    rows = version_rows(service, _answering(service.store), model=name, stage=stage)
+    rows = version_rows(service, answering(service.store), model=name, stage=stage)
     file = export(request, f"versions-{name}", COLUMNS, _cells(rows))
     if file is not None:
         return file
@@ -232,7 +233,7 @@ def describe_model(
     except (UsageError, RefusedError) as exc:
         # What was typed stays in the form.
         status = status_of_error(exc) or HTTPStatus.CONFLICT
-        rows = version_rows(service, _answering(service.store), model=name)
+        rows = version_rows(service, answering(service.store), model=name)
         return _model(
             request, service, _line(service.store, name), rows, said=said, problem=str(exc), status=status
         )
@@ -299,10 +300,6 @@ def _cells(rows: Sequence[VersionRow]) -> Iterator[Sequence[object]]:
             row.devices,
             each.sha256.hex(),
         )
-
-
-def _answering(store: Store) -> dict[tuple[str, int], int]:
-    return {(model, version): count for model, version, count in store.inventory.versions()}
 
 
 def _line(store: Store, name: str) -> Line:

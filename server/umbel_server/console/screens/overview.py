@@ -13,7 +13,7 @@ from umbel_server.access.permissions import Permission
 from umbel_server.api.service import Service, ServiceOf
 from umbel_server.console.guard import ScreenRoute, may
 from umbel_server.console.page import page
-from umbel_server.console.seen.counted import counted
+from umbel_server.console.seen.counted import arrived, counted
 from umbel_server.console.seen.kept import Kept
 from umbel_server.console.session import SessionOf
 from umbel_server.monitor.operations import ENERGY, RAPL
@@ -78,7 +78,7 @@ def ingest(store: Store) -> Ingest:
     now_s = store.clock()
     waiting, oldest_s = store.inventory.waiting()
     lag_s = max(now_s - oldest_s, 0.0) if oldest_s is not None else 0.0
-    return Ingest(store.placed.arrived(since_s=now_s - HOUR_S), waiting, lag_s)
+    return Ingest(arrived(store, within_s=HOUR_S), waiting, lag_s)
 
 
 def today(store: Store) -> Day:

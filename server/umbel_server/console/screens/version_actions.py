@@ -21,7 +21,6 @@ from umbel_server.console.session import ActorOf
 from umbel_server.registry import asking, releasing, versions
 from umbel_server.registry.stages import Event, Stage
 from umbel_server.store.registry import Version
-from umbel_server.store.store import Store
 
 router = APIRouter(route_class=ScreenRoute)
 
@@ -140,16 +139,8 @@ def _move_deed(service: Service, version: Version, move: str) -> Deed:
         title=f"{move.capitalize()} {version.name}",
         button=move.capitalize(),
         name=version.name,
-        devices=_devices(service.store, version),
+        devices=service.store.inventory.answering(version.model, version.version),
         says=tuple(says),
         back=f"/models/{version.model}/{version.version}",
         carries=(("seen", version.stage),),
-    )
-
-
-def _devices(store: Store, version: Version) -> int:
-    return sum(
-        count
-        for model, number, count in store.inventory.versions()
-        if (model, number) == (version.model, version.version)
     )

@@ -1,16 +1,18 @@
-"""What devices are, counted: a look at each of them, made once for all who look."""
+"""What devices are, counted: one look at all of them for all who look, whatever each filters by."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Hashable
+from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 from weakref import WeakKeyDictionary
 
 from umbel_proto.errors import UnavailableError
 from umbel_server.console.seen.kept import Kept
 from umbel_server.rollouts.classes import class_of
-from umbel_server.store.device_list import Facets
+from umbel_server.store.census import Census
+from umbel_server.store.facets import Facets
 from umbel_server.store.placed import facts_of
 from umbel_server.store.store import Store
 from umbel_server.store.wanted import ANY, Wanted
@@ -24,6 +26,15 @@ SOON_S = 0.01
 """A list that is there waits no longer for its numbers: they follow it a second later."""
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class _Looked:
+    """What came of a look at all devices; None: they differ too much."""
+
+    census: Census | None
+
+
 _kept: WeakKeyDictionary[Store, Kept[Any]] = WeakKeyDictionary()
 
 
@@ -37,7 +48,11 @@ def counted(store: Store, wanted: Wanted = ANY) -> Facets:
     Raises:
         UnavailableError: The database takes half a minute and more.
     """
-    return _made(store, wanted, lambda: store.device_list.facets(wanted))
+    for _ in range(PATIENCE):
+        found = counted_soon(store, wanted, wait_s=WAIT_S)
+        if found is not None:
+            return found
+    raise _late()
 
 
 def counted_soon(store: Store, wanted: Wanted, *, wait_s: float = SOON_S) -> Facets | None:
@@ -48,10 +63,46 @@ def counted_soon(store: Store, wanted: Wanted, *, wait_s: float = SOON_S) -> Fac
         wanted: Which devices.
         wait_s: For how long to wait for it, seconds; 0: only let it begin.
     """
+    filters, kept = store.device_list.filters(wanted), _kept_of(store)
+    if not any(each.begins for each in filters):
+        # One look at all devices answers every filter, but one by names.
+        found: _Looked | None = kept.get(
+            _key(store, "census"), lambda: _Looked(store.device_list.census()), wait_s=wait_s
+        )
+        if found is None:
+            return None
+        if found.census is not None:
+            return found.census.facets(filters)
     return cast(
         "Facets | None",
-        _kept_of(store).get(_key(store, wanted), lambda: store.device_list.facets(wanted), wait_s=wait_s),
+        kept.get(_key(store, wanted), lambda: store.device_list.facets(wanted), wait_s=wait_s),
     )
+
+
+def answering(store: Store) -> dict[tuple[str, int], int]:
+    """Return on how many devices which version of which model answers.
+
+    Raises:
+        UnavailableError: The database takes half a minute and more.
+    """
+
+    def made() -> dict[tuple[str, int], int]:
+        return {(model, version): count for model, version, count in store.inventory.versions()}
+
+    return _made(store, "answering", made)
+
+
+def arrived(store: Store, *, within_s: float) -> int:
+    """Return how many batches came lately.
+
+    Args:
+        store: The store.
+        within_s: In so many seconds until now.
+
+    Raises:
+        UnavailableError: The database takes half a minute and more.
+    """
+    return _made(store, ("arrived", within_s), lambda: store.placed.arrived(since_s=store.clock() - within_s))
 
 
 def classes(store: Store) -> list[tuple[str, int]]:
@@ -76,7 +127,11 @@ def _made(store: Store, what: Hashable, make: Callable[[], T]) -> T:
         found = kept.get(key, make)
         if found is not None:
             return cast("T", found)
-    raise UnavailableError("The devices are still being counted: open the page again in a minute.")
+    raise _late()
+
+
+def _late() -> UnavailableError:
+    return UnavailableError("The devices are still being counted: open the page again in a minute.")
 
 
 def _key(store: Store, what: Hashable) -> Hashable:

@@ -14,7 +14,7 @@ from umbel_server.console.seen.watched import DAY_S, Watched
 from umbel_server.fleet.layout import FleetDir
 from umbel_server.monitor.baseline import Baseline, released
 from umbel_server.monitor.daily import Daily, daily
-from umbel_server.monitor.drift_report import Drift, drift
+from umbel_server.monitor.drift_report import Drift, drift_and_reports
 from umbel_server.monitor.features import WANTED, Feature, against_baseline, features
 from umbel_server.monitor.report import ERRORS, PREDICTIONS
 from umbel_server.store.store import Store
@@ -86,12 +86,11 @@ def drifted(fleet: FleetDir, store: Store, watched: Watched) -> Drifted:
         UsageError: Nothing was reported of it.
     """
     of = watched.model, watched.version
-    report = drift(fleet, store, *of, days=watched.days, until_s=watched.until_s)
+    report, read = drift_and_reports(fleet, store, *of, days=watched.days, until_s=watched.until_s)
     try:
         baseline = released(fleet, store, *of)
     except PackageError:
         baseline = Baseline()
-    read = store.reports.of(*of, since_s=report.since_s, until_s=report.until_s, wanted=WANTED)
     told = features(read.devices, labels=len(baseline.labels))
     by_day = store.reports.by_day(
         *of, since_s=report.since_s // DAY_S * DAY_S, until_s=report.until_s, wanted=WANTED
