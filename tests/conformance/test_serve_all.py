@@ -23,6 +23,7 @@ import grpc
 import pytest
 
 from service_fleet import PlainDevice, batch, make_fleet, window
+from umbel_server.fleet.backup import back_up, restore
 from umbel_server.fleet.layout import FleetDir
 from umbel_server.services.command import services_of
 
@@ -104,6 +105,19 @@ def test_a_service_that_is_killed_is_started_again(fleet: FleetDir) -> None:
         _, err = process.communicate(timeout=STOP_S)
     assert process.returncode == 0
     assert re.search(r"gateway ended with code -9: it is started again in 1 s$", err.strip())
+
+
+def test_a_restored_fleet_is_served_though_nothing_ran_in_it_yet(tmp_path: Path) -> None:
+    made = make_fleet(tmp_path / "garden")
+    edit(made, 'without = ""', f'without = "{LOCAL} api console health"')
+    back_up(made, tmp_path / "copy.tar")
+    restore(tmp_path / "copy.tar", tmp_path / "again")
+    with served(FleetDir.open(tmp_path / "again")) as process:
+        said = lines_until(process, "ready umbel")
+        process.terminate()
+        _, err = process.communicate(timeout=STOP_S)
+    assert (process.returncode, err) == (0, "")
+    assert {"ready runs", "ready opener", "ready rollouts", "ready alerts", "ready umbel"} <= set(said)
 
 
 def test_a_start_that_fails_stops_the_others_and_exits_as_the_service_did(fleet: FleetDir) -> None:

@@ -19,10 +19,13 @@ from model_packages import RELEASE, first
 from service_fleet import PlainDevice, make_fleet
 from umbel import cli
 from umbel_proto.errors import StorageError, UmbelError, UsageError
+from umbel_proto.keys import SigningKey
 from umbel_server.fleet.backup import back_up, restore
 from umbel_server.fleet.layout import FleetDir
 from umbel_server.fleet.publish import publish
 from umbel_server.store.store import Store
+from umbel_server.trust.metadata import signer
+from umbel_server.trust.repository import Repository
 
 
 @pytest.fixture
@@ -63,6 +66,32 @@ def test_a_restored_fleet_has_every_file_and_row(fleet: FleetDir, tmp_path: Path
         assert list(copied.audit.all()) == list(store.audit.all())
         # It goes on from there, with numbers of its own.
         enroll(copied, "oak")
+
+
+def test_a_restored_fleet_has_also_the_directories_in_which_nothing_lay(
+    fleet: FleetDir, tmp_path: Path
+) -> None:
+    back_up(fleet, tmp_path / "copy.tar")
+    restore(tmp_path / "copy.tar", tmp_path / "again")
+    before, after = (
+        {str(path.relative_to(root)) for path in root.iterdir() if path.is_dir()}
+        for root in (fleet.path, tmp_path / "again")
+    )
+    assert after == before > {"runs", "log"}
+    assert {stat.S_IMODE((tmp_path / "again" / name).stat().st_mode) for name in after} == {0o700}
+
+
+def test_a_restored_fleet_gets_another_key_for_its_service(fleet: FleetDir, tmp_path: Path) -> None:
+    """What operators do after a loss, where devices have seen newer lists than the copy has."""
+    back_up(fleet, tmp_path / "copy.tar")
+    restore(tmp_path / "copy.tar", tmp_path / "again")
+    repository = Repository.of(FleetDir.open(tmp_path / "again"))
+    before = repository.read().root.signed
+    root = signer(SigningKey.from_pem(fleet.root_key.read_bytes()))
+    assert repository.rotate_online([root]) == {}
+    after = repository.read().root.signed
+    assert after.version == before.version + 1
+    assert after.roles["timestamp"].keyids != before.roles["timestamp"].keyids
 
 
 def test_only_the_owner_may_read_a_copy(fleet: FleetDir, tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from typing import IO, Any
 from umbel_proto.errors import StorageError, UsageError
 from umbel_server.clock import system_clock
 from umbel_server.files import SECRET_MODE, storage_error, sync_directory
-from umbel_server.fleet.layout import SETTINGS_FILE, FleetDir
+from umbel_server.fleet.layout import DIRECTORIES, SETTINGS_FILE, FleetDir
 from umbel_server.store.copying import copy_store
 from umbel_server.store.database import Database
 
@@ -107,6 +107,8 @@ def restore(where: Path, directory: Path) -> Backup:
     try:
         directory.parent.mkdir(parents=True, exist_ok=True)
         draft.mkdir(mode=0o700)
+        for name in DIRECTORIES:  # A copy has none in which nothing lies.
+            (draft / name).mkdir(mode=0o700)
         contents = _extract(where, draft)
         fleet = FleetDir.open(draft)
         place = fleet.store_place()

@@ -67,7 +67,8 @@ def restore(
     _say(made, directory, as_json=as_json)
     if not as_json:
         typer.echo(
-            f"Next, if devices have seen newer lists of releases:  umbel fleet trust rotate online --fleet {directory}"
+            "Next, if devices have seen newer lists of releases:  umbel fleet trust rotate online --sign ROOT_KEY --fleet "
+            f"{directory}"
         )
 
 

@@ -105,11 +105,6 @@ class Repository:
             UsageError: There is metadata already.
             StorageError: The directory cannot be written.
         """
-        for folder in (self._folder, self._metadata, self._staged, self._online):
-            try:
-                folder.mkdir(mode=0o700, exist_ok=True)
-            except OSError as exc:
-                raise storage_error(exc, folder) from exc
         with self._locked():
             self.require_none()
             state = begin(
@@ -326,7 +321,9 @@ class Repository:
     def _locked(self) -> Iterator[None]:
         path = self._folder / "lock"
         try:
-            self._folder.mkdir(mode=0o700, exist_ok=True)
+            # A directory in which nothing lay may be missing: in a fleet that was restored, or copied by other tools.
+            for folder in (self._folder, self._metadata, self._staged, self._online):
+                folder.mkdir(mode=0o700, exist_ok=True)
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, SECRET_MODE)
         except OSError as exc:
             raise storage_error(exc, path) from exc
