@@ -4,7 +4,9 @@ Ours is ``OnnxTrainer.train``: an epoch of full batches, divided by their number
 shuffle, the copy into batches, the optimizer, and with privacy the draws, the noise and its rounding count.
 torch runs the same network eagerly, over tensors it already has, in an order drawn once an epoch; Opacus the
 same with a draw of fixed size, by hooks and by ghost clipping, each beside ours; the target is of the faster of
-the two. All read the loss of every step. Before anything is timed, one step of ours and of torch's must agree.
+the two. All read the loss of every step. Each way has a process of its own, and they take turns: what one leaves in
+the allocator, gigabytes with hooks, is no matter of the next. Before anything is timed, one step of ours and of
+torch's must agree.
 
 Memory is the peak resident set (VmHWM) of a process that imports what it needs and trains an epoch: of ours the
 one that a device trains in, the median of three. The process that it trains for stands in a row of its own, beside one
@@ -19,36 +21,73 @@ import sys
 import tempfile
 import warnings
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from harness import Report, often, seconds
-from ways import WAYS, Epoch, with_onnx, with_torch
+from harness import Report, often
+from ways import WAYS, with_onnx, with_torch
 
-from umbel_proto.keys import SigningKey
-from umbel_proto.package import Package, read_package
+from umbel_proto.keys import SigningKey, VerifyKey
+from umbel_proto.package import read_package
+
+if TYPE_CHECKING:
+    from networks import Network
 
 RUNS = 9
+WAYS_FILE = str(Path(__file__).with_name("ways.py"))
 SMALL = 150_000
 """Parameters below which a step must be faster than torch's, and not only as fast."""
 
 
-def in_turn(package: Package, steps: int) -> dict[str, float]:
+class Runner:
+    """A process that trains one way, an epoch whenever it is told."""
+
+    def __init__(self, way: str, file: Path, key: VerifyKey, steps: int) -> None:
+        command = [sys.executable, WAYS_FILE, "--by-turns", way, str(file), key.raw.hex(), str(steps)]
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+
+    def starts(self) -> bool:
+        """Wait until it has trained once; return whether it could."""
+        assert self._process.stdout is not None
+        return self._process.stdout.readline() == "ready\n"
+
+    def step_ms(self) -> float:
+        """Train an epoch; return how long a step took."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write("\n")
+        self._process.stdin.flush()
+        return float(self._process.stdout.readline())
+
+    def end(self) -> str:
+        """End it; return the last that it complained of."""
+        _, told = self._process.communicate()
+        return told.strip().rpartition("\n")[2]
+
+
+def in_turn(name: str, file: Path, key: VerifyKey, steps: int) -> dict[str, float]:
     """Return the median time of a step by each way that can train the network, ms."""
-    epochs: dict[str, Epoch] = {}
-    for way, make in WAYS.items():
-        try:
-            epochs[way] = make(package, steps)
-            epochs[way]()  # Caches and lazy imports are not what is measured.
-        except Exception as exc:
+    runners: dict[str, Runner] = {}
+    try:
+        for way in WAYS:
+            runner = Runner(way, file, key, steps)
+            if runner.starts():
+                runners[way] = runner
+                continue
+            why = runner.end()
             if not way.startswith("opacus"):
-                raise
-            print(f"{package.manifest.model}: {way} cannot train it ({type(exc).__name__}).")
-            epochs.pop(way, None)
-    times: dict[str, list[float]] = {way: [] for way in epochs}
-    for _ in range(often(RUNS)):
-        for way, epoch in epochs.items():
-            times[way].append(1e3 * seconds(epoch) / steps)
-    return {way: statistics.median(each) for way, each in times.items()}
+                raise RuntimeError(f"{way} cannot train it: {why}")
+            print(f"{name}: {way} cannot train it ({why}).")
+        times: dict[str, list[float]] = {way: [] for way in runners}
+        for _ in range(often(RUNS)):
+            for way, runner in runners.items():
+                times[way].append(runner.step_ms())
+        return {way: statistics.median(each) for way, each in times.items()}
+    finally:
+        for runner in runners.values():
+            runner.end()
 
 
 MOST_MB = {"digits": 70.0, "letters-6.6m": 280.0}
@@ -78,7 +117,18 @@ def measured(report: Report, name: str) -> None:
         raise RuntimeError("The two train differently: nothing to compare.")
     dim = package.manifest.dim
     report.value(f"{name}, parameters", dim, unit="")
-    times = in_turn(package, often(40 if dim < SMALL else 8))
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "package.umbel"
+        file.write_bytes(data)
+        theirs = speed(report, name, network, file, key.public, dim)
+        memory(report, name, network, file, key.public, theirs)
+
+
+def speed(
+    report: Report, name: str, network: Network, file: Path, key: VerifyKey, dim: int
+) -> tuple[str, ...]:
+    """Add how long a step takes; return the ways of Opacus that can train the network."""
+    times = in_turn(name, file, key, often(40 if dim < SMALL else 8))
     at_most = 0.8 if dim < SMALL else 1.05
     report.ratio(f"{name}, SGD, torch beside it", times["onnx"], times["torch"], unit="ms", at_most=at_most)
     private = times["onnx private"]
@@ -88,41 +138,36 @@ def measured(report: Report, name: str) -> None:
         report.ratio(f"{name}, DP-SGD, {OPACUS[way]} beside it", private, taken, unit="ms", at_most=at_most)
     if not theirs:
         report.value(f"{name}, DP-SGD, Opacus beside it", private, unit="ms")
-    memory(report, name, data, key, network.one_pass, list(theirs))
+    return tuple(theirs)
 
 
 def memory(
-    report: Report, name: str, data: bytes, key: SigningKey, one_pass: bool, theirs: list[str]
+    report: Report, name: str, network: Network, file: Path, key: VerifyKey, theirs: tuple[str, ...]
 ) -> None:
     """Add the peak memory of training processes."""
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "package.umbel"
-        file.write_bytes(data)
-        ways = str(Path(__file__).with_name("ways.py"))
 
-        def peaks(way: str, runs: int = 1) -> tuple[float, float]:
-            command = [sys.executable, ways, way, str(file), key.public.raw.hex(), str(often(8))]
-            ran = [
-                subprocess.run(command, capture_output=True, check=True, text=True)
-                for _ in range(often(runs))
-            ]
-            each = zip(*(map(float, one.stdout.split()) for one in ran), strict=True)
-            trains, has_trained = (statistics.median(of) for of in each)
-            return trains, has_trained
+    def peaks(way: str, runs: int = 1) -> tuple[float, float]:
+        command = [sys.executable, WAYS_FILE, way, str(file), key.raw.hex(), str(often(8))]
+        ran = [
+            subprocess.run(command, capture_output=True, check=True, text=True) for _ in range(often(runs))
+        ]
+        each = zip(*(map(float, one.stdout.split()) for one in ran), strict=True)
+        trains, has_trained = (statistics.median(of) for of in each)
+        return trains, has_trained
 
-        def peak(way: str, runs: int = 1) -> float:
-            return peaks(way, runs)[0]
+    def peak(way: str, runs: int = 1) -> float:
+        return peaks(way, runs)[0]
 
-        (ours, beside), private = peaks("apart", runs=3), peak("apart private", runs=3)
-        what = f"{name}, peak RSS, torch beside it"
-        report.value(what, ours, unit="MB", at_most=MOST_MB.get(name), baseline=peak("torch"))
-        what = f"{name}, peak RSS of the process that it trains for, of one that trains itself beside it"
-        report.ratio(what, beside, peak("onnx", runs=3), unit="MB")
-        what = f"{name}, peak RSS of DP-SGD, of SGD beside it"
-        report.ratio(what, private, ours, unit="MB", at_most=1.3 if one_pass else None)
-        for way in theirs:
-            what = f"{name}, peak RSS of DP-SGD, {OPACUS[way]} beside it"
-            report.ratio(what, private, peak(way), unit="MB")
+    (ours, beside), private = peaks("apart", runs=3), peak("apart private", runs=3)
+    what = f"{name}, peak RSS, torch beside it"
+    report.value(what, ours, unit="MB", at_most=MOST_MB.get(name), baseline=peak("torch"))
+    what = f"{name}, peak RSS of the process that it trains for, of one that trains itself beside it"
+    report.ratio(what, beside, peak("onnx", runs=3), unit="MB")
+    what = f"{name}, peak RSS of DP-SGD, of SGD beside it"
+    report.ratio(what, private, ours, unit="MB", at_most=1.3 if network.one_pass else None)
+    for way in theirs:
+        what = f"{name}, peak RSS of DP-SGD, {OPACUS[way]} beside it"
+        report.ratio(what, private, peak(way), unit="MB")
 
 
 if __name__ == "__main__":

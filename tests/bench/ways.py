@@ -1,4 +1,4 @@
-"""The ways to train a network that are timed, and one of them alone in a process, for its memory.
+"""The ways to train a network that are timed, each in a process of its own.
 
 Its own imports are part of what is measured: none here that training does not need.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -140,14 +141,32 @@ def peak_mb(process: str = "self") -> float:
 
 def child(way: str, package: Path, key: bytes, steps: int) -> None:
     """Train one epoch and print the peak memory of the process that did, and of the one that had it done."""
-    warnings.simplefilter("ignore")
     opened = read_package(package.read_bytes(), release_key=VerifyKey(key))
     if way in APART:
-        sys.stdout.write("{} {}\n".format(*apart(opened, steps, private=APART[way])))
+        say("{} {}".format(*apart(opened, steps, private=APART[way])))
         return
     WAYS[way](opened, steps)()
-    sys.stdout.write(f"{peak_mb()} 0\n")
+    say(f"{peak_mb()} 0")
+
+
+def by_turns(way: str, package: Path, key: bytes, steps: int) -> None:
+    """Train an epoch, say so, and then one for every line that comes: print how long a step took, ms."""
+    epoch = WAYS[way](read_package(package.read_bytes(), release_key=VerifyKey(key)), steps)
+    epoch()  # Caches and lazy imports are not what is measured.
+    say("ready")
+    for _ in sys.stdin:
+        begin = time.perf_counter()
+        epoch()
+        say(repr(1e3 * (time.perf_counter() - begin) / steps))
+
+
+def say(line: str) -> None:
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
 
 
 if __name__ == "__main__":
-    child(sys.argv[1], Path(sys.argv[2]), bytes.fromhex(sys.argv[3]), steps=int(sys.argv[4]))
+    warnings.simplefilter("ignore")
+    does = by_turns if sys.argv[1:2] == ["--by-turns"] else child
+    way, package, key, steps = sys.argv[-4:]
+    does(way, Path(package), bytes.fromhex(key), int(steps))
