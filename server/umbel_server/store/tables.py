@@ -87,6 +87,8 @@ devices = Table(
     UniqueConstraint("token_hash", "enrolled_key", name="devices_enrollment"),
     UniqueConstraint("node_key", name="devices_node_key"),
     UniqueConstraint("identity_key", name="devices_identity_key"),
+    Index("devices_certificate", "certificate_not_after_s", "id"),
+    Index("devices_enrolled", "enrolled_s", "id"),
 )
 
 batches = Table(
