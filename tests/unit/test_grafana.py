@@ -116,7 +116,7 @@ def test_alerts_are_counted_by_severity_and_state_and_none_is_zero(tmp_path: Pat
         assert sum(firing().values()) == 2
 
 
-def test_memory_is_summed_by_service_and_only_of_this_fleet(tmp_path: Path) -> None:
+def test_memory_is_summed_by_service_with_what_it_started_and_only_of_this_fleet(tmp_path: Path) -> None:
     page, fleet = os.sysconf("SC_PAGE_SIZE"), Path("/srv/garden")
     commands = {
         "10": "python -m umbel serve gateway --fleet /srv/garden",
@@ -125,11 +125,24 @@ def test_memory_is_summed_by_service_and_only_of_this_fleet(tmp_path: Path) -> N
         "13": "umbel serve health --fleet /srv/garden2",
         "14": "umbel fleet devices --fleet /srv/garden",
         "15": "",
+        "20": "python -m umbel serve console --fleet /srv/garden",
+        "21": "python -m umbel_server.console.seen.worker",
+        "22": "sh -c sort",
+        "23": "python -m umbel serve opener --fleet /srv/garden",
+        "24": "python -m umbel_server.console.seen.worker",
         "self": "umbel serve ca --fleet /srv/garden",
     }
+    started_by = {"21": 20, "22": 21, "23": 20, "24": 13}
     for pid, command in commands.items():
         (tmp_path / pid).mkdir()
+        parent = started_by.get(pid, 1)
+        (tmp_path / pid / "stat").write_text(f"{pid} (a) b) S {parent} {pid} {pid} 0 -1 4194304 0\n")
         (tmp_path / pid / "cmdline").write_bytes(command.replace(" ", "\0").encode() + b"\0")
         (tmp_path / pid / "statm").write_text("100 7 3 1 0 9 0\n")
     (tmp_path / "16").mkdir()  # It has ended meanwhile.
-    assert resident_bytes(fleet, root=tmp_path) == {"gateway": 14 * page, "health": 7 * page}
+    assert resident_bytes(fleet, root=tmp_path) == {
+        "gateway": 14 * page,
+        "health": 7 * page,
+        "console": 21 * page,
+        "opener": 7 * page,
+    }
