@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import HealthCheck, settings
 
+import umbel_server  # noqa: F401  # Before gRPC: tests fork, and gRPC's handlers of forks have stopped a worker for good.
+
 if TYPE_CHECKING:
     from sqlalchemy import URL
 
