@@ -68,9 +68,15 @@ class Cable:
             self._limit = self.down + size
 
     def hold_after(self, size: int) -> None:
-        """Hold back what the server sends after so many more bytes, until the next cut."""
+        """Hold back what the server sends after so many more bytes, until the next cut or ``let_go``."""
         with self._lock:
             self._hold = self.down + size
+
+    def let_go(self) -> None:
+        """Carry what is held back, and hold no more."""
+        with self._lock:
+            self._hold = None
+            self._moved.notify_all()
 
     def mute(self) -> None:
         """Lose whatever the server answers, until the next cut."""

@@ -8,6 +8,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -69,6 +70,28 @@ def test_a_fetch_goes_on_from_where_it_was_cut(world: World) -> None:
         # Begun anew, it would be the whole package more than what came before the cut.
         assert installed.version == 2
         assert cable.down < (1 << 20) + len(package) - (1 << 19) + (128 << 10)
+
+
+def test_of_two_that_ask_at_once_one_fetches_and_both_have_it(world: World) -> None:
+    """A background thread and ``sync``, or two processes: what comes goes to the end of one file."""
+    home, package = world.device("d1"), large_package()
+    publish(world.fleet, world.store, package)
+    with Cable(world.fleet.settings.gateway) as cable:
+        through(home, cable.address)
+        with open_device(home) as slow, open_device(home) as quick, ThreadPoolExecutor(2) as pool:
+            cable.hold_after(1 << 20)
+            first = pool.submit(slow.sync)
+            eventually(lambda: any(part.stat().st_size >= 1 << 19 for part in home.incoming.glob("*.part")))
+            through(home, world.fleet.settings.gateway)
+            second = pool.submit(quick.sync)
+            with pytest.raises(TimeoutError):
+                second.result(timeout=1)
+            cable.let_go()
+            assert [each.version for each in first.result(timeout=60)] == [2]
+            assert second.result(timeout=60) == ()
+            assert [each.status().models[0].version for each in (slow, quick)] == [2, 2]
+        assert cable.down < len(package) + (256 << 10)
+    assert list(home.incoming.iterdir()) == []
 
 
 def test_a_fetch_that_was_given_up_goes_on_in_the_next_process(world: World) -> None:

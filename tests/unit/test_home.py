@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
 import stat
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from umbel._home.directory import DeviceHome, Identity, Validity
-from umbel._home.files import read_file, storage_error, write_atomically
+from umbel._home.files import locked, read_file, storage_error, write_atomically
 from umbel_proto.errors import StorageError, UsageError
 from umbel_proto.ids import DeviceId, FleetId
 from umbel_proto.keys import SigningKey
@@ -161,6 +162,25 @@ def test_a_killed_agent_leaves_no_lock(home: DeviceHome) -> None:
     assert home.lock_file.exists()
     with home.lock():
         pass
+
+
+def test_what_was_locked_is_free_when_the_block_ends_though_a_process_was_forked_in_it(
+    tmp_path: Path,
+) -> None:
+    path, (ends, goes_on) = tmp_path / "lock", os.pipe()
+    with locked(path):
+        child = os.fork()
+        if not child:
+            os.close(goes_on)
+            os.read(ends, 1)
+            os._exit(0)
+    try:
+        with path.open() as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    finally:
+        os.close(goes_on)
+        os.waitpid(child, 0)
+        os.close(ends)
 
 
 def test_the_default_home_is_the_environments(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

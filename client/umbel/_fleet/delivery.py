@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, BinaryIO
 from umbel._fleet.approval import facts
 from umbel._fleet.channel import Gateway, call
 from umbel._home.directory import DeviceHome
-from umbel._home.files import make_private_directory, storage_error
+from umbel._home.files import locked, make_private_directory, storage_error
 from umbel._releases.slots import Beside
 from umbel_proto.delta import ReadAt, patched, worth_sending
 from umbel_proto.errors import (
@@ -116,6 +116,14 @@ class Delivery:
         shadows = {shadow.release.model: shadow for shadow in reply.shadows if _checked(shadow.release)}
         # In this order: what is offered was signed before.
         listed = Listed(self._home, gateway, now_s=self._clock())
+        # Whoever comes second, of all threads and processes with this device, finds installed what it would have fetched.
+        with locked(self._home.delivery_lock):
+            return self._bring(gateway, listed, offers, shadows)
+
+    def _bring(
+        self, gateway: Gateway, listed: Listed, offers: Sequence[pb.Release], shadows: Mapping[str, pb.Shadow]
+    ) -> list[Installed]:
+        """Fetch, verify and install what is offered and newer than ours; return what was installed."""
         wanted = [release for release in offers if self._is_wanted(release)]
         coming = [*wanted, *(shadow.release for shadow in shadows.values())]
         self._tidy({sha256 for release in coming for sha256 in (release.sha256, release.delta.sha256)})

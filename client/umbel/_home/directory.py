@@ -123,6 +123,7 @@ class DeviceHome:
         self.consent: Path = path / "consent.json"
         self.conditions: Path = path / "conditions.json"
         self.lock_file: Path = path / "agent.lock"
+        self.delivery_lock: Path = path / "delivery.lock"
         self.settings_file: Path = path / "device.toml"
 
     @classmethod

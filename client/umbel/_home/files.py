@@ -109,7 +109,11 @@ def locked(path: Path) -> Iterator[None]:
         raise storage_error(exc, path) from exc
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
+        try:
+            yield
+        finally:
+            # Closing is not enough where a process was forked meanwhile: that has the file open as well.
+            fcntl.flock(descriptor, fcntl.LOCK_UN)
     finally:
         os.close(descriptor)
 
