@@ -57,6 +57,26 @@ def test_predicting_on_the_command_line_fetches_predicts_and_reports(world: Worl
     assert done.stderr.startswith("Error: Row 0: ")
 
 
+def test_lines_of_json_on_the_standard_input_are_answered_with_lines_and_reported(world: World) -> None:
+    publish(world.fleet, world.store, release(2))
+    home = world.device("d1").path
+    x, y = digits().held_out.x[:20], digits().held_out.y[:20]
+    lines = [*map(json.dumps, x.tolist()), json.dumps({"x": x[0].tolist()}), "[1, 2]"]
+    done = umbel("predict", "digits", "-", "--home", home, input="\n".join(lines))
+    answers = [json.loads(line) for line in done.stdout.splitlines()]
+    assert np.mean([said["label"] for said in answers[:20]] == y) > 0.9
+    assert answers[20] == answers[0]
+    # The line that does not fit ends it, and those before it count.
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert done.stderr.startswith("Error: Line 22: ")
+    assert world.predictions() == 21
+
+    done = umbel("predict", "digits", "-", "--home", home, "--offline", input=lines[0])
+    assert json.loads(done.stdout) == answers[0]
+    assert json.loads(umbel("status", "--home", home, "--json").stdout)["spooled_batches"] == 1
+    assert world.predictions() == 21
+
+
 def test_without_the_gateway_the_command_line_predicts_and_keeps_its_report(tmp_path: Path) -> None:
     clock = ManualClock()
     fleet = make_world(tmp_path, clock)

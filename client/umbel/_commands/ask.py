@@ -1,4 +1,4 @@
-"""``umbel predict``: ask a model about rows of an .npz file, or a local one about JSON lines as they come."""
+"""``umbel predict``: ask a model about rows of an .npz file, or about JSON lines as they come."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def answer_lines(
     """Answer every line of JSON, an example or an object of named inputs, with a line of JSON.
 
     Args:
-        model: A local one.
+        model: An installed or a local one.
         lines: What it is asked about; in an object about a package's input, ``at`` says when that was measured.
         write: Takes an answer.
         at_s: When examples were measured whose line does not say, Unix seconds.

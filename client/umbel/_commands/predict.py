@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     required=False,
     type=PATH,
     metavar="INPUT",
-    help="An .npz file: x, and y to compare with.",
+    help="An .npz file: x, and y to compare with; or - for lines of JSON.",
 )
 @home_option
 @click.option("--variant", default="auto", help="fp32, int8, or auto: the fastest here.")
@@ -65,15 +65,15 @@ def predict(
     at: str | None,
     as_json: bool,
 ) -> None:
-    """Ask a model about every row of a file, one at a time, and report on it."""
+    """Ask a model about every row of a file, or about lines of JSON as they come, and report on it."""
     from umbel._commands.ask import answer_lines, moment, open_file
     from umbel._data.examples import read_examples
 
     at_s = None if at is None else moment(at)
+    chosen = None if variant == "auto" else variant
     if file is not None or data is not None:
         if file is None or data is None or model is not None or offline:
             raise UsageError("A local model needs both:  umbel predict --file FILE --data DATA")
-        chosen = None if variant == "auto" else variant
         local = open_file(file, release_key=release_key, variant=chosen, labels=labels, logits=logits)
         if str(data) == "-":
             answer_lines(local, sys.stdin, click.echo, at_s=at_s)
@@ -86,12 +86,19 @@ def predict(
         )
     from umbel._device import Device
 
+    path = device_home(home).path
+    if str(inputs) == "-":
+        # For as long as somebody asks: what is counted is reported meanwhile, and the rest when the device closes.
+        with Device.open(path, online=not offline) as device:
+            if not offline:
+                _sync(device)
+            answer_lines(device.model(model, variant=chosen), sys.stdin, click.echo, at_s=at_s)
+        return
     examples = read_examples(inputs)
-    with Device.open(device_home(home).path, online=False) as device:
+    with Device.open(path, online=False) as device:
         if not offline:
             _sync(device)
-        loaded = device.model(model, variant=None if variant == "auto" else variant)
-        result = _predict(loaded, examples, at_s)
+        result = _predict(device.model(model, variant=chosen), examples, at_s)
         if not offline:
             _sync(device)
     _report(result, as_json=as_json)
