@@ -232,7 +232,7 @@ def evidence_of(fleet: FleetDir, store: Store, model: str, version: int) -> tupl
     """
     with store.database.read() as connection:
         found = required(version_of(connection, model, version), model, version)
-    return gather(package_of(fleet, found), found.run, store.runs), found
+    return gather(package_of(fleet, found), found.run, store.runs, store.attempts), found
 
 
 def give_up(

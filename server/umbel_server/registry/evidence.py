@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,8 +11,9 @@ from umbel_proto.encoding import digest
 from umbel_proto.ids import RunId
 from umbel_proto.package import Package
 from umbel_server.registry.figures import COHORT, contract_sha256, figures_of, variants_of
+from umbel_server.store.attempts import Attempts, Reached
 from umbel_server.store.audit import canonical
-from umbel_server.store.runs import RoundRecord, RunRecord, Runs
+from umbel_server.store.runs import RunRecord, Runs
 
 LABEL = "umbel/1/registry/evidence"
 _PRIVACY = ("epsilon_server", "epsilon_release", "participations")
@@ -37,7 +37,7 @@ class Evidence:
         return dict(json.loads(self.text))
 
 
-def gather(package: Package, run: RunId | None, runs: Runs) -> Evidence:
+def gather(package: Package, run: RunId | None, runs: Runs, attempts: Attempts) -> Evidence:
     """Return the evidence for a package, as it is now.
 
     What the package says of itself is beside what the fleet's own records say of the run that trained it: the one is
@@ -46,7 +46,8 @@ def gather(package: Package, run: RunId | None, runs: Runs) -> Evidence:
     Args:
         package: The package.
         run: The run that trained it; None where none is known.
-        runs: The fleet's records.
+        runs: The fleet's records of runs.
+        attempts: And of the attempts at their rounds.
 
     Raises:
         PackageError: Its card is no model card.
@@ -63,7 +64,7 @@ def gather(package: Package, run: RunId | None, runs: Runs) -> Evidence:
         "quantization": dict(figures.sections.get("quantization", {})),
         "privacy": {
             "claimed": dict(figures.sections.get("privacy", {})),
-            "run": None if record is None else _of_run(record, runs.rounds(record.id, with_devices=False)),
+            "run": None if record is None else _of_run(record, attempts.reached(record.id)),
         },
         "lineage": dict(manifest.lineage),
     }
@@ -71,17 +72,15 @@ def gather(package: Package, run: RunId | None, runs: Runs) -> Evidence:
     return Evidence(text, digest(LABEL, text))
 
 
-def _of_run(record: RunRecord, rounds: Sequence[RoundRecord]) -> dict[str, Any]:
-    opened = [each for each in rounds if each.state == "opened"]
-    spent = opened[-1].figures if opened else {}
+def _of_run(record: RunRecord, reached: Reached) -> dict[str, Any]:
     plan = json.loads(record.plan)
     return {
         "run": record.id,
         "state": record.state,
-        "rounds": len(opened),
-        "attempts": len(rounds),
+        "rounds": reached.opened,
+        "attempts": reached.attempts,
         "delta": plan.get("privacy", {}).get("delta"),
-        **{name: _finite(spent.get(name)) for name in _PRIVACY},
+        **{name: _finite(reached.learned.get(name)) for name in _PRIVACY},
     }
 
 

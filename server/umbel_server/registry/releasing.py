@@ -51,7 +51,8 @@ def admit(fleet: FleetDir, store: Store, package: Package, actor: Actor) -> Vers
     with store.database.read() as connection:
         seen = version_of(connection, manifest.model, manifest.version)
     # Read before the transaction, and held against what is found in it.
-    evidence = gather(package, None if seen is None else seen.run, store.runs) if rules.approvals else None
+    run = None if seen is None else seen.run
+    evidence = gather(package, run, store.runs, store.attempts) if rules.approvals else None
     with store.database.write() as connection:
         found = version_of(connection, manifest.model, manifest.version, for_change=True)
         if found is None or (found.sha256 != sha256 and not rules.approvals):
