@@ -4,6 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 ONLY ?=
 
+# The three distributions, as they lie here: umbel, whose extras require the other two.
+DISTRIBUTIONS := pyproject.toml server/pyproject.toml models/pyproject.toml
+
 .PHONY: demo test check bench clean
 .DELETE_ON_ERROR:
 
@@ -39,10 +42,10 @@ $(VENV)/.venv:
 	$(PYTHON) -m venv $(VENV)
 	touch $@
 
-$(VENV)/.demo: $(VENV)/.venv pyproject.toml constraints.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[demo]'
+$(VENV)/.demo: $(VENV)/.venv $(DISTRIBUTIONS) constraints.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[demo]' -e server -e models
 	touch $@
 
-$(VENV)/.dev: $(VENV)/.venv pyproject.toml constraints.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[all,dev]'
+$(VENV)/.dev: $(VENV)/.venv $(DISTRIBUTIONS) constraints.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[all,dev]' -e server -e models
 	touch $@ $(VENV)/.demo

@@ -7,8 +7,6 @@ WORKDIR /src
 COPY pyproject.toml constraints.txt README.md LICENSE ./
 COPY proto proto
 COPY client client
-COPY server server
-COPY models models
 RUN python3 -m venv /opt/umbel && /opt/umbel/bin/pip install --no-cache-dir --disable-pip-version-check -c constraints.txt '.[learn]'
 
 FROM debian:12.11-slim

@@ -8,8 +8,7 @@ COPY pyproject.toml constraints.txt README.md LICENSE ./
 COPY proto proto
 COPY client client
 COPY server server
-COPY models models
-RUN python3 -m venv /opt/umbel && /opt/umbel/bin/pip install --no-cache-dir --disable-pip-version-check -c constraints.txt '.[server]'
+RUN python3 -m venv /opt/umbel && /opt/umbel/bin/pip install --no-cache-dir --disable-pip-version-check -c constraints.txt '.[server]' ./server
 
 FROM debian:12.11-slim
 RUN apt-get update && apt-get install -y --no-install-recommends python3 ca-certificates && rm -rf /var/lib/apt/lists/*

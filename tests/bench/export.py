@@ -5,7 +5,7 @@
 - Opening: the median of several sessions, inference with its parameters as on a device, and training.
 - Install: the files of a distribution and of all that it needs, by their own records (``RECORD``), on this
   machine; beside it the same for torch and Opacus. Compiled caches are not counted. MB are 10**6 bytes. Of
-  umbel all files of its wheel count, the server's and the workbench's too. torch is the one built for CPUs.
+  umbel all files of the device's wheel count. torch is the one built for CPUs.
 - Imports: from an interpreter's start to having imported what trains on a device, files in the page cache;
   beside it torch and Opacus.
 """
@@ -43,7 +43,7 @@ RUNS = 15
 
 
 OURS, THEIRS = "import umbel, umbel.train.onnx", "import torch, opacus"
-ROOMS = ("umbel", "umbel_proto", "umbel_server", "umbel_models")
+ROOMS = ("umbel", "umbel_proto")
 
 
 def child(code: str, *arguments: str) -> float:

@@ -1,4 +1,4 @@
-"""The commands of the other rooms, found by name and loaded only when one is asked for."""
+"""The commands of the other rooms, found by name if they are installed, and loaded only when one is asked for."""
 
 from __future__ import annotations
 
@@ -50,7 +50,14 @@ class UmbelGroup(Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Find the command that is to run, and load it if it is not ours."""
+        """Find the command that is to run, and load it if it is not ours.
+
+        Raises:
+            MissingExtraError: Its room, or what that needs, is not installed.
+        """
+        asked = args[0]
+        if asked in _KNOWN and self.get_command(ctx, asked) is None and not ctx.resilient_parsing:
+            raise MissingExtraError(_KNOWN[asked][0], f"umbel {asked}")
         name, command, rest = super().resolve_command(ctx, args)
         if name is not None and name not in self.commands and (point := _entry_points().get(name)):
             try:

@@ -39,7 +39,7 @@ def demo(
 ) -> None:
     """Bring up a fleet on this machine, train it privately, deliver the result and watch it."""
     # Looked for and not imported: that takes seconds, and only the commands that the demo starts need them.
-    if not all(map(importlib.util.find_spec, ("flwr", "matplotlib", "onnx", "sklearn"))):
+    if not all(map(importlib.util.find_spec, ("flwr", "matplotlib", "onnx", "sklearn", "umbel_models"))):
         raise MissingExtraError("demo", "The demo")
     try:
         from umbel_server.demo.story import Story
