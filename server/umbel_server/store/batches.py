@@ -16,6 +16,7 @@ from sqlalchemy import Connection, Row, func, select, update
 from umbel_proto.errors import RefusedError
 from umbel_proto.ids import DeviceId
 from umbel_server.clock import Clock
+from umbel_server.store import arrays
 from umbel_server.store.admission import another_key, require_active
 from umbel_server.store.database import Database
 from umbel_server.store.quarantine import keep_apart
@@ -229,7 +230,7 @@ def _store(connection: Connection, uploads: Sequence[_Upload]) -> tuple[int, int
     ]
     new = 0
     if rows and connection.dialect.name == "postgresql":
-        new = connection.exec_driver_sql(_INSERT_ARRAYS, tuple(map(list, zip(*rows, strict=True)))).rowcount
+        new = connection.exec_driver_sql(_INSERT_ARRAYS, _arrays(rows)).rowcount
     else:
         for begin in range(0, len(rows), _MOST_ROWS):
             some = rows[begin : begin + _MOST_ROWS]
@@ -243,6 +244,20 @@ def _store(connection: Connection, uploads: Sequence[_Upload]) -> tuple[int, int
     if stale:
         note_seen(connection, stale)
     return len(rows), new
+
+
+def _arrays(rows: Sequence[_Row]) -> tuple[arrays.Array, ...]:
+    """Return rows by column."""
+    names, ids, keys, headers, ciphertexts, months, received = zip(*rows, strict=True)
+    return (
+        arrays.of_texts(names),
+        arrays.of_bytes(ids),
+        arrays.of_texts(keys),
+        arrays.of_bytes(headers),
+        arrays.of_bytes(ciphertexts),
+        arrays.of_integers(months),
+        arrays.of_floats(received),
+    )
 
 
 def _known(connection: Connection, names: list[DeviceId]) -> Sequence[_Known]:

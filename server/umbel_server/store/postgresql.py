@@ -12,6 +12,7 @@ from typing import Any
 from sqlalchemy import URL, Connection, Engine, create_engine, event
 
 from umbel_proto.errors import StorageError, UnavailableError, UsageError
+from umbel_server.store.arrays import Array
 from umbel_server.store.failures import RepeatableError, busy, damaged, disk_full
 
 BUSY_TIMEOUT_MS = 10_000
@@ -185,6 +186,9 @@ def _is_operational(exc: BaseException | None) -> bool:
 
 
 def _configure(connection: Any, _record: object) -> None:
+    from umbel_server.store.array_dumper import ArrayDumper
+
+    connection.adapters.register_dumper(Array, ArrayDumper)
     autocommit, connection.autocommit = connection.autocommit, True
     # A server whose commits do not wait for its disk would have us acknowledge what it may yet lose.
     connection.execute(
