@@ -62,6 +62,15 @@ def states(store: Store) -> list[tuple[str, str | None]]:
     return [(row.state, row.reason) for row in rows]
 
 
+def test_who_reads_a_key_that_opens_reports_is_on_record(fleet: Fleet) -> None:
+    directory, store, _ = fleet
+    turns = iter([False, True])
+    opener(fleet).run(lambda _: next(turns), poll_s=0)
+    key = directory.telemetry_private().public.key_id
+    read = [entry.object for entry in store.audit.all() if entry.action == "telemetry-key.read"]
+    assert read == [f"telemetry-key:{key}"]
+
+
 def test_what_a_device_reported_becomes_sums(fleet: Fleet) -> None:
     _, store, device = fleet
     deliver(fleet, batch(window(), window(start_s=7300)))
