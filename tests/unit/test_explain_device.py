@@ -22,7 +22,8 @@ from model_packages import digits, first, opened, release, resigned
 from regression_tasks import diabetes, patients
 from umbel._explain.explain import Explainer
 from umbel._explain.occlusion import MAX_PATCHES, _patch, occlude
-from umbel._predict.model import Loaded, Model
+from umbel._predict.loaded import Loaded
+from umbel._predict.model import Model
 from umbel.engines import load_engine
 from umbel_models.quantize import embed
 from umbel_models.tasks.digits.task import module

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from model_packages import digits, first, opened, release, resigned
 from umbel._predict.model import Model, Prediction
+from umbel._telemetry.log import ROW, Log
 from umbel.engines import Seat, load_engine
 from umbel_proto.errors import UmbelError, UsageError
 
@@ -24,8 +25,15 @@ class Counts:
     errors: int = 0
     counts: dict[str, int] = field(default_factory=dict)
 
-    def observe(self, latency_ns: int, label: int | None, confidence: float | None, example: object) -> None:
-        self.seen.append((latency_ns, label, confidence, np.shape(example)))
+    @property
+    def log(self) -> Log:
+        log = Log(lambda example: self._told(log, example))
+        log.due = 0
+        return log
+
+    def _told(self, log: Log, example: object) -> None:
+        for latency_ns, confidence, label in np.frombuffer(log.taken(), ROW).tolist():
+            self.seen.append((latency_ns, label, confidence, np.shape(example)))  # type: ignore[arg-type]
 
     def observe_batch(
         self,
@@ -35,7 +43,7 @@ class Counts:
         batch: NDArray[Any],
     ) -> None:
         for label, confidence, example in zip(labels, confidences, batch, strict=True):
-            self.observe(latency_ns, label, confidence, example)
+            self.seen.append((latency_ns, label, confidence, example.shape))
 
     def count(self, name: str, by: int = 1) -> None:
         self.counts[name] = self.counts.get(name, 0) + by

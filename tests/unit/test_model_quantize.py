@@ -22,7 +22,8 @@ import umbel
 from model_packages import RELEASE, digits, opened, release, resigned
 from regression_tasks import diabetes, patients
 from umbel._predict.answer import Estimate
-from umbel._predict.model import Loaded, Model
+from umbel._predict.loaded import Loaded
+from umbel._predict.model import Model
 from umbel._predict.shadow import Candidate
 from umbel._quantize.here import parts, quantize_here
 from umbel._quantize.quantize import quantize

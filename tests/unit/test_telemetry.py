@@ -135,8 +135,18 @@ def test_of_a_large_input_evenly_spaced_values_are_counted() -> None:
     window = new_window()
     window.observe(1000, 0, 1.0, np.arange(3_000_000, dtype=np.float32))
     counted = taken(window)[1]["input"]
-    assert 900 <= counted.count <= 1024
+    assert 450 <= counted.count <= 500
     assert counted.mean == pytest.approx(1_500_000, rel=0.01)
+
+
+@pytest.mark.parametrize("shape", [(128, 9), (501, 2), (1, 28, 28), (600, 1)])
+def test_of_a_large_series_every_channel_is_counted_alike(shape: tuple[int, ...]) -> None:
+    window = new_window()
+    channels = np.arange(shape[-1], dtype=np.float32)
+    window.observe(1000, 0, 1.0, np.broadcast_to(channels, shape))
+    counted = taken(window)[1]["input"]
+    assert 100 <= counted.count <= 500
+    assert counted.mean == pytest.approx(channels.mean(), rel=0.02, abs=0.02)
 
 
 def test_labels_beyond_the_bound_are_counted_together() -> None:

@@ -88,7 +88,7 @@ def filled(scope: Scope, x: NDArray[np.float32]) -> dict[str, Histogram]:
     for _ in scope.columns.groups:
         for row in x:
             window.observe_batch(1000, [0], [1.0], row[np.newaxis])
-            window._due = 1
+            window.log.due = 1
         found |= told(window)
     return {name: each for name, each in found.items() if name.startswith("column.")}
 

@@ -31,7 +31,7 @@ from umbel_proto.manifest import CLASSIFICATION
 from umbel_proto.package import Package
 
 if TYPE_CHECKING:
-    from umbel._predict.model import Loaded
+    from umbel._predict.loaded import Loaded
 
 CANDIDATES = 19
 """Values tried for a column of which only the range is known."""

@@ -23,7 +23,7 @@ from umbel_proto.manifest import CLASSIFICATION, EXPLAIN, REGRESSION, FloatVecto
 from umbel_proto.package import Package
 
 if TYPE_CHECKING:
-    from umbel._predict.model import Loaded
+    from umbel._predict.loaded import Loaded
 
 Method = Literal["gradients", "occlusion"]
 GRADIENTS: Method = "gradients"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Literal
 
 import numpy as np
@@ -52,7 +52,7 @@ class Prediction:
             should have a look: ``review``.
         model_version: Version of the model that said so.
         number: Of ``new_id``.
-        probabilities: Of every class, in the precision of float32.
+        probabilities: Of every class, in the precision of float32: an array, or its bytes.
     """
 
     # A frozen data class takes five times as long to make as a small model to answer.
@@ -66,7 +66,7 @@ class Prediction:
         decision: Decision,
         model_version: int,
         number: int,
-        probabilities: Sequence[float] | NDArray[np.float32],
+        probabilities: bytes | NDArray[np.float32],
     ) -> None:
         self.label: int = label
         self.name: str = name
@@ -86,8 +86,8 @@ class Prediction:
     @property
     def probabilities(self) -> NDArray[np.float32]:
         """Of every class, shape (classes,)."""
-        if not isinstance(self._probabilities, np.ndarray):
-            self._probabilities = np.array(self._probabilities, np.float32)
+        if isinstance(self._probabilities, bytes):
+            self._probabilities = np.frombuffer(self._probabilities, np.float32).copy()
         return self._probabilities
 
     def __repr__(self) -> str:

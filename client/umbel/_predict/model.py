@@ -2,160 +2,30 @@
 
 from __future__ import annotations
 
-import threading
-import weakref
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from time import perf_counter, time
-from typing import TYPE_CHECKING, Any, NoReturn, Protocol
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
-from umbel._fork import renew_in_child
 from umbel._predict.answer import Decision as Decision
 from umbel._predict.answer import Estimate as Estimate
 from umbel._predict.answer import Prediction as Prediction
 from umbel._predict.answer import new_id as new_id
-from umbel._predict.place import Place, Saying
+from umbel._predict.loaded import Loaded
 from umbel.engines import Engine
-from umbel_proto.contract import Field
 from umbel_proto.errors import ContractError, UmbelError, UsageError
 from umbel_proto.manifest import CLASSIFICATION, REGRESSION, Target, TensorSpec
-from umbel_proto.package import GOLDEN, Package
+from umbel_proto.package import Package
 
 if TYPE_CHECKING:
     from umbel._explain.counterfactual import Counterfactual
     from umbel._explain.explain import Explaining, Explanation, Method
+    from umbel._predict.listeners import Shadow, Window
     from umbel._quantize.here import Made
     from umbel._quantize.report import Quantization
     from umbel._review.review import Feedback, Queue, Review
-
-
-class Window(Protocol):
-    """What a model tells telemetry. It counts and keeps no input; it never blocks."""
-
-    def observe(
-        self, latency_ns: float, label: int | None, confidence: float | None, example: object
-    ) -> None:
-        """Count one prediction.
-
-        Args:
-            latency_ns: Time it took, nanoseconds.
-            label: The label given; None where the model gives none.
-            confidence: Its probability, in [0, 1]; None where there is no label.
-            example: The input, for statistics; the window looks at one in many.
-        """
-
-    def observe_batch(
-        self,
-        latency_ns: float,
-        labels: Sequence[int | None],
-        confidences: Sequence[float | None],
-        batch: NDArray[Any],
-    ) -> None:
-        """Count the predictions of a batch.
-
-        Args:
-            latency_ns: Each one's share of the time it took, nanoseconds.
-            labels: The label of each.
-            confidences: The probability of each.
-            batch: The inputs, shape (n, *example).
-        """
-
-    def error(self) -> None:
-        """Count an input that was refused, or a prediction that failed."""
-
-    def count(self, name: str, by: int = 1) -> None:
-        """Count something that happens to few predictions: ``contract.COLUMN.below``."""
-
-    def judged(self, *, agreed: bool, confidence: float | None) -> None:
-        """Count a label that arrived after its prediction, which had this confidence."""
-
-
-class Shadow(Protocol):
-    """A version that is asked beside the one that answers. It never raises, and never blocks."""
-
-    def offer(self, x: object, said: Prediction | Estimate) -> None:
-        """Take note of an answer, if it is this one's turn.
-
-        Args:
-            x: What was asked: one example, an array; it is the application's, who may change it later.
-            said: What was answered.
-        """
-
-    def offer_batch(self, batch: NDArray[Any], said: Sequence[Prediction] | Sequence[Estimate]) -> None:
-        """Take note of one of a batch's answers at most.
-
-        Args:
-            batch: What was asked, shape (n, *example).
-            said: What was answered of each.
-        """
-
-
-@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
-class Loaded:
-    """A version of a model that is ready to answer: all that a question reads, so that one step replaces it.
-
-    Args:
-        package: Where it comes from.
-        engine: What runs it.
-        window: What counts its predictions, if telemetry is on.
-    """
-
-    package: Package
-    engine: Engine
-    window: Window | None = None
-    # Looked up once: a prediction takes microseconds.
-    contract: Field = field(init=False)
-    check: Callable[[object], tuple[NDArray[Any], bool]] = field(init=False)
-    labels: Sequence[str] = field(init=False)
-    thresholds: Sequence[float] = field(init=False)
-    version: int = field(init=False)
-    local: threading.local = field(init=False)
-    taken: weakref.WeakSet[Place] = field(init=False)
-    ready: list[Place] = field(init=False)
-
-    def __post_init__(self) -> None:
-        manifest = self.package.manifest
-        object.__setattr__(self, "contract", manifest.contract.fields[0])
-        object.__setattr__(self, "check", manifest.contract.fields[0].check)
-        object.__setattr__(self, "labels", manifest.labels)
-        object.__setattr__(self, "thresholds", manifest.thresholds)
-        object.__setattr__(self, "version", manifest.version)
-        self._renew()
-        renew_in_child(self._renew)
-
-    def _renew(self) -> None:
-        """Forget the places of threads: they belong to one process."""
-        object.__setattr__(self, "local", threading.local())
-        object.__setattr__(self, "taken", weakref.WeakSet())
-        object.__setattr__(self, "ready", [])
-
-    def sit(self) -> Place:
-        """Return a place for the thread that asks, which finds it under ``local`` from now on."""
-        try:
-            place = self.ready.pop()
-        except IndexError:
-            place = self._place()
-        self.local.place, self.local.ask = place, place.ask
-        self.taken.add(place)
-        return place
-
-    def expect(self, threads: int) -> None:
-        """Make places for threads that are about to ask, each of which has answered once.
-
-        A first answer takes ten times as long as the next, and threads that all come at once wait for each other.
-        """
-        examples, _ = self.check(self.package.tensors(GOLDEN)["x"])
-        for _ in range(threads):
-            place = self._place()
-            place.ask(examples[0])
-            self.ready.append(place)
-
-    def _place(self) -> Place:
-        saying = Saying(self.version, self.labels, self.thresholds)
-        return Place(self.contract, self.engine.seat(), saying)
 
 
 class Model:
@@ -266,32 +136,27 @@ class Model:
         Raises:
             UsageError: The input breaks the data contract, or the model answers with numbers: ``estimate``.
         """
-        begin = perf_counter()
         loaded = self._loaded
         try:
             ask = loaded.local.ask
         except AttributeError:
             ask = loaded.sit().ask
-        # The ordinary question: one array, as the graph takes it, with nothing wrong.
+        # The ordinary question: one array, as the graph takes it, with nothing wrong. It is counted there.
         try:
             said = ask(x)
         except Exception as exc:
             _fail(loaded, exc)
         if type(said) is not Prediction:
             self._require(CLASSIFICATION, "answers with numbers: call estimate")
-            return self._predict(loaded, x, at, begin)
+            return self._predict(loaded, x, at)
         if self._queue is not None and said.decision == "review":
             self._queue.offer(said, x)
-        if loaded.window is not None:
-            latency_ns = 1e9 * (perf_counter() - begin)
-            loaded.window.observe(latency_ns, said.label, said.confidence, x)
         if (shadow := self._shadow) is not None:  # It may end meanwhile.
             shadow.offer(x, said)
         return said
 
-    def _predict(
-        self, loaded: Loaded, x: object, at: float | None, begin: float
-    ) -> Prediction | list[Prediction]:
+    def _predict(self, loaded: Loaded, x: object, at: float | None) -> Prediction | list[Prediction]:
+        begin = perf_counter()
         batch, single, flagged, probabilities = self._run(loaded, x, at)
         labels, confidences = probabilities.argmax(axis=1).tolist(), probabilities.max(axis=1).tolist()
         said = []
@@ -317,7 +182,6 @@ class Model:
         Raises:
             UsageError: The input breaks the data contract, or the model is a classifier: ``predict``.
         """
-        begin = perf_counter()
         loaded = self._loaded
         try:
             ask = loaded.local.ask
@@ -328,12 +192,11 @@ class Model:
         except Exception as exc:
             _fail(loaded, exc)
         if type(estimate) is Estimate:
-            if loaded.window is not None:
-                loaded.window.observe(1e9 * (perf_counter() - begin), None, None, x)
             if (shadow := self._shadow) is not None:  # It may end meanwhile.
                 shadow.offer(x, estimate)
             return estimate
         self._require(REGRESSION, "tells labels apart: call predict")
+        begin = perf_counter()
         batch, single, _, values = self._run(loaded, x, at)
         said = [Estimate(row, loaded.version, new_id()) for row in np.asarray(values)]
         nothing = [None] * len(said)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from math import nan
+from time import perf_counter
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,12 +16,16 @@ from umbel._predict.answer import Decision, Estimate, Prediction, numbers
 from umbel.engines import Seat
 from umbel_proto.contract import Field
 
+if TYPE_CHECKING:
+    from umbel._predict.listeners import Window
+
 FEW = 12
 """Of up to so many classes the likeliest is found faster in a list than by numpy."""
 SHORT = 1024
 """Up to so many values a bound is repeated for each: numpy compares arrays of one shape faster."""
 
 _ALL = slice(None)
+_NO_LABEL = -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,17 +50,20 @@ class Place:
         field: The contract of its input.
         seat: The thread's seat at the engine; None where there is none: then it answers nothing.
         saying: What the version says beside its numbers.
+        window: What counts its answers, if telemetry is on.
     """
 
     # `ask` gives None where the example is not as the graph wants it: the contract's own check says what is so.
     __slots__ = ("__weakref__", "ask", "seat")
 
-    def __init__(self, field: Field, seat: Seat | None, saying: Saying) -> None:
+    def __init__(self, field: Field, seat: Seat | None, saying: Saying, window: Window | None = None) -> None:
         self.seat = seat  # It may keep alive what the run needs.
-        self.ask = _nothing if seat is None else asker(field, seat, saying)
+        self.ask = _nothing if seat is None else asker(field, seat, saying, window)
 
 
-def asker(field: Field, seat: Seat, saying: Saying) -> Callable[[object], Prediction | Estimate | None]:
+def asker(
+    field: Field, seat: Seat, saying: Saying, window: Window | None = None
+) -> Callable[[object], Prediction | Estimate | None]:
     """Return what answers about an example that is as the graph wants it and keeps the contract, in one call.
 
     It never answers about one that does not; one that it leaves alone, giving None, may keep the contract yet. An
@@ -63,6 +73,7 @@ def asker(field: Field, seat: Seat, saying: Saying) -> Callable[[object], Predic
         field: The contract of the input.
         seat: Where to ask: the example's type is the field's.
         saying: What to say beside the engine's numbers.
+        window: What counts the answers, if telemetry is on.
     """
     within = _within(field, seat.example[0, ...])
     if within is None:
@@ -72,12 +83,20 @@ def asker(field: Field, seat: Seat, saying: Saying) -> Callable[[object], Predic
     checked, taken = example.data.cast("B"), seat.example.data.cast("B")
     answer, run, number = seat.answer[0, ...], seat.run, numbers()
     version, labels, thresholds = saying.version, saying.labels, saying.thresholds
-    few = 0 < len(labels) <= FEW
-    read, blank = answer.tolist if few else answer.copy, Prediction.__new__
+    few, classes = 0 < len(labels) <= FEW, range(len(labels))
+    # Bytes, and no list: what an application keeps of predictions is then one object each for the collector of
+    # garbage, not two, and it goes through all objects of a process half as often.
+    read, floats = answer.tobytes, struct.Struct(f"{answer.size}f").unpack
+    likeliest, chances, blank = answer.argmax, answer.data, Prediction.__new__
+    clock, counted = perf_counter, window is not None
+    if window is not None:
+        log = window.log
+        rows, row, extend, settle = log.rows, log.row, log.rows.extend, log.settle
 
     # All in one function: what a call costs more than its own steps is that the model's weights have
     # driven everything it looks at from the processor's cache.
     def ask(x: object) -> Prediction | Estimate | None:
+        begin = clock()
         if type(x) is not array or x.dtype is not dtype or x.shape != shape:
             return None
         # As bytes, and not by numpy: from 500 values on it lets other threads run meanwhile, and where there are
@@ -89,24 +108,34 @@ def asker(field: Field, seat: Seat, saying: Saying) -> Callable[[object], Predic
         if apart:
             taken[_ALL] = checked
         run()
-        values: Any = read()
         if few:
+            probabilities = read()
+            values = floats(probabilities)
             confidence = values[0]
             for value in values:  # Of so few `max` takes longer, to look at how it was called.
                 if value > confidence:
                     confidence = value
             label = values.index(confidence)
         elif labels:
-            label = int(values.argmax())
-            confidence = values.item(label)
+            label = classes[likeliest()]
+            confidence = chances[label]
+            probabilities = read()
         else:
-            return Estimate(values, version, number())
+            if counted:
+                extend(row(1e9 * (clock() - begin), nan, _NO_LABEL))
+                if len(rows) >= log.due:
+                    settle(x)
+            return Estimate(answer.copy(), version, number())
         decision: Decision = "automatic" if confidence >= thresholds[label] else "review"
         # Filled in here: to call its `__init__` takes twice as long.
         said = blank(Prediction)
         said.label, said.name, said.confidence = label, labels[label], confidence
         said.decision, said.model_version = decision, version
-        said._number, said._probabilities = number(), values
+        said._number, said._probabilities = number(), probabilities
+        if counted:
+            extend(row(1e9 * (clock() - begin), confidence, label))
+            if len(rows) >= log.due:
+                settle(x)
         return said
 
     return ask
@@ -152,10 +181,9 @@ def _within(field: Field, example: NDArray[Any]) -> _Within | None:
     if kind is np.float32 and not low.any() and (high > 0).all():
         # Floats in [0, high] have the order of their bits; of negative ones, NaN and inf these are larger.
         if high.ndim or size <= SHORT:
-            high = np.broadcast_to(high, example.shape).copy()
-        found = bytearray(size)
-        mask = np.frombuffer(found, np.bool_).reshape(example.shape)
-        return _Within(example, False, example.view(np.uint32), high.view(np.uint32), mask, found)
+            high = np.broadcast_to(high, example.shape).reshape(-1)
+        bits, found = example.view(np.uint32).reshape(-1), bytearray(size)
+        return _Within(example, False, bits, high.view(np.uint32), np.frombuffer(found, np.bool_), found)
     # Low, the example and high in a row: low is at most the example, and the example at most high. NaN is neither.
     row = np.empty((3, *example.shape), kind)
     row[0], row[1], row[2] = low, 0, high

@@ -22,7 +22,8 @@ from umbel_proto.package import Package
 from umbel_proto.quantization import MIN_CALIBRATION
 
 if TYPE_CHECKING:
-    from umbel._predict.model import Loaded, Window
+    from umbel._predict.listeners import Window
+    from umbel._predict.loaded import Loaded
 
 MIN_SAMPLES = MIN_CALIBRATION + MIN_HELD_BACK
 _HELD_BACK = 4

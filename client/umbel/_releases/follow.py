@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from umbel._fork import Lock, leave_alone, renew_in_child
-from umbel._predict.model import Loaded, Model, Window
+from umbel._predict.listeners import Window
+from umbel._predict.loaded import Loaded
+from umbel._predict.model import Model
 from umbel._releases.package import verify_golden
 from umbel._releases.packages import QUANTIZED, Installed
 from umbel._releases.shelf import Shelf

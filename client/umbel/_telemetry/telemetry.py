@@ -20,7 +20,7 @@ from umbel._telemetry.spool import Sealed, Spool, new_batch_id
 from umbel._telemetry.window import ApplicationWindow, PredictionWindow
 
 if TYPE_CHECKING:
-    from umbel._predict.model import Window
+    from umbel._predict.listeners import Window
     from umbel_proto.wire import telemetry_pb2 as pb
 
 MAX_BATCH_BYTES = 128 * 1024

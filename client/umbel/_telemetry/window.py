@@ -10,7 +10,6 @@ from __future__ import annotations
 import bisect
 import math
 import secrets
-import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +17,7 @@ import numpy as np
 
 from umbel._fork import Lock, renew_in_child
 from umbel._telemetry.gauges import Rapl, resident_bytes
+from umbel._telemetry.log import NO_LABEL, ROW, Log
 from umbel._telemetry.scope import JUDGED_RIGHT, JUDGED_WRONG, MAX_LABELS, NOTHING, Scope
 from umbel_proto.errors import UsageError
 from umbel_proto.histogram import AMOUNT, CONFIDENCE, INPUT, LATENCY_US, Histogram
@@ -29,18 +29,16 @@ if TYPE_CHECKING:
 
     from umbel_proto.wire import telemetry_pb2 as pb
 
-SAMPLED_INPUTS = 1024
-"""Values of one input that are counted: of a larger one, evenly spaced values."""
+SAMPLED_INPUTS = 500
+"""Values of one input that are counted: of a larger one, evenly spaced values. Of more numpy lets other threads run
+after each of its steps, and where eight predict, each time it waits for its turn among them."""
 CLOSELY = 16
 """Inputs at the beginning of a window that are looked at one by one."""
 ONE_IN = 251
 """After them, one input in so many: a prime, so that nothing an application repeats falls in step with it."""
 MAX_METRICS = 64
 """Names of the application's own that one process may count and observe."""
-_ROW = np.dtype([("latency_ns", np.float64), ("confidence", np.float64), ("label", np.int64)])
-_row = struct.Struct("=ddq").pack
-_NONE = -1
-_FULL = 4096 * _ROW.itemsize
+_FULL = 4096 * ROW.itemsize
 """Bytes of a log that is counted, 96 KB: to count takes numpy as long for 16 rows as for 251."""
 
 
@@ -107,15 +105,10 @@ class PredictionWindow:
         self._forked = False
         self._of = {"model": model, "version": version, "variant": variant, "engine": engine}
         self._turn = 0
-        self._new_log()
+        self._log = Log(self._settle)
         self._lock = Lock()
         self._begin(now_s)
         renew_in_child(self._renew)
-
-    def _new_log(self) -> None:
-        # Of predictions that are not counted yet. To append a row and to cut off the beginning are one step each,
-        # whatever other threads do; numbers in a row leave the processor's cache to the model.
-        self._log = bytearray()
 
     def _begin(self, now_s: float) -> None:
         self._start_s = now_s
@@ -127,7 +120,12 @@ class PredictionWindow:
         self._columns = self._next_columns()
         self._judged: dict[str, Tally] = {}
         self._looks = 0
-        self._due = _ROW.itemsize
+        self._log.due = ROW.itemsize
+
+    @property
+    def log(self) -> Log:
+        """Where predictions are written down; another one in a forked process."""
+        return self._log
 
     def observe(
         self,
@@ -145,13 +143,10 @@ class PredictionWindow:
             example: What it was made from, any shape; looked at once in a while, not kept.
         """
         log = self._log
-        log.extend(
-            _row(
-                latency_ns, math.nan if confidence is None else confidence, _NONE if label is None else label
-            )
-        )
-        if len(log) >= self._due:
-            self._settle(example)
+        sure, given = math.nan if confidence is None else confidence, NO_LABEL if label is None else label
+        log.rows.extend(log.row(latency_ns, sure, given))
+        if len(log.rows) >= log.due:
+            log.settle(example)
 
     def observe_batch(
         self,
@@ -169,12 +164,12 @@ class PredictionWindow:
             batch: What they were made from, shape (n, *example).
         """
         log = self._log
-        rows = np.empty(len(labels), _ROW)
+        rows = np.empty(len(labels), ROW)
         rows["latency_ns"], rows["confidence"] = latency_ns, np.array(confidences, np.float64)
-        rows["label"] = [_NONE if label is None else label for label in labels]
-        log.extend(rows.tobytes())
-        if len(log) >= self._due:
-            self._settle(batch[0])
+        rows["label"] = [NO_LABEL if label is None else label for label in labels]
+        log.rows.extend(rows.tobytes())
+        if len(log.rows) >= log.due:
+            log.settle(batch[0])
 
     def mind(self, scope: Scope) -> None:
         """Do what a package asks, from the window that is open now on."""
@@ -246,7 +241,7 @@ class PredictionWindow:
     def _renew(self) -> None:
         """In a forked process: what the parent predicted it reports itself."""
         self._turn = self._anywhere()
-        self._new_log()
+        self._log = Log(self._settle)
         self._begin(self._start_s)
         self._forked = True
 
@@ -255,12 +250,12 @@ class PredictionWindow:
         if not self._lock.acquire(blocking=False):
             return
         try:
-            if len(self._log) >= _FULL:
+            if len(self._log.rows) >= _FULL:
                 self._fold()
             if example is not None:
                 self._look(example)
             self._looks += 1
-            self._due = len(self._log) + _ROW.itemsize * (1 if self._looks < CLOSELY else ONE_IN)
+            self._log.due = len(self._log.rows) + ROW.itemsize * (1 if self._looks < CLOSELY else ONE_IN)
         finally:
             self._lock.release()
         if self._forked:
@@ -268,14 +263,12 @@ class PredictionWindow:
             self._wake()
 
     def _fold(self) -> None:
-        part = self._log[:]
-        del self._log[: len(part)]
-        rows = np.frombuffer(part, _ROW)
+        rows = np.frombuffer(self._log.taken(), ROW)
         if not rows.size:
             return
         latencies_us, confidences, labels = rows["latency_ns"] / 1000, rows["confidence"], rows["label"]
         self._count("predictions", rows.size)
-        for label, often in zip(*np.unique(labels[labels != _NONE], return_counts=True), strict=True):
+        for label, often in zip(*np.unique(labels[labels != NO_LABEL], return_counts=True), strict=True):
             name = f"label.{label}"
             crowded = name not in self._counters and len(self._counters) >= MAX_LABELS
             if LABELS in self._scope.epsilon:
@@ -445,9 +438,12 @@ def _closed(
 
 def _sample(example: object) -> tuple[NDArray[np.float64], int]:
     """Return the finite ones of at most ``SAMPLED_INPUTS`` values, and how many were not finite."""
-    flat = np.asarray(example).reshape(-1)
-    step = -(-flat.size // SAMPLED_INPUTS) or 1
-    values = flat[::step].astype(np.float64)
+    array = np.asarray(example)
+    step = -(-array.size // SAMPLED_INPUTS) or 1
+    # Of a series with several channels it meets each of them alike.
+    while step > 1 and array.ndim > 1 and math.gcd(step, array.shape[-1]) > 1:
+        step += 1
+    values = array.reshape(-1)[::step].astype(np.float64)
     finite = np.isfinite(values)
     if 0 not in finite.tobytes():
         return values, 0

@@ -1,0 +1,86 @@
+"""A version of a model that is ready to answer, and the places of the threads that ask it."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from numpy.typing import NDArray
+
+from umbel._fork import renew_in_child
+from umbel._predict.place import Place, Saying
+from umbel.engines import Engine
+from umbel_proto.contract import Field
+from umbel_proto.package import GOLDEN, Package
+
+if TYPE_CHECKING:
+    from umbel._predict.listeners import Window
+
+
+@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
+class Loaded:
+    """A version of a model that is ready to answer: all that a question reads, so that one step replaces it.
+
+    Args:
+        package: Where it comes from.
+        engine: What runs it.
+        window: What counts its predictions, if telemetry is on.
+    """
+
+    package: Package
+    engine: Engine
+    window: Window | None = None
+    # Looked up once: a prediction takes microseconds.
+    contract: Field = field(init=False)
+    check: Callable[[object], tuple[NDArray[Any], bool]] = field(init=False)
+    labels: Sequence[str] = field(init=False)
+    thresholds: Sequence[float] = field(init=False)
+    version: int = field(init=False)
+    local: threading.local = field(init=False)
+    taken: weakref.WeakSet[Place] = field(init=False)
+    ready: list[Place] = field(init=False)
+
+    def __post_init__(self) -> None:
+        manifest = self.package.manifest
+        object.__setattr__(self, "contract", manifest.contract.fields[0])
+        object.__setattr__(self, "check", manifest.contract.fields[0].check)
+        object.__setattr__(self, "labels", manifest.labels)
+        object.__setattr__(self, "thresholds", manifest.thresholds)
+        object.__setattr__(self, "version", manifest.version)
+        self._renew()
+        renew_in_child(self._renew)
+
+    def _renew(self) -> None:
+        """Forget the places of threads: they belong to one process."""
+        object.__setattr__(self, "local", threading.local())
+        object.__setattr__(self, "taken", weakref.WeakSet())
+        object.__setattr__(self, "ready", [])
+
+    def sit(self) -> Place:
+        """Return a place for the thread that asks, which finds it under ``local`` from now on."""
+        try:
+            place = self.ready.pop()
+        except IndexError:
+            place = self._place()
+        self.local.place, self.local.ask = place, place.ask
+        self.taken.add(place)
+        return place
+
+    def expect(self, threads: int) -> None:
+        """Make places for threads that are about to ask, each of which has answered once.
+
+        A first answer takes ten times as long as the next, and threads that all come at once wait for each other.
+        """
+        examples, _ = self.check(self.package.tensors(GOLDEN)["x"])
+        for _ in range(threads):
+            self.ready.append(self._place(examples[0]))
+
+    def _place(self, example: NDArray[Any] | None = None) -> Place:
+        """Return a place; one that has answered about an example, if there is one, and has not counted it."""
+        saying, seat = Saying(self.version, self.labels, self.thresholds), self.engine.seat()
+        if example is not None:
+            Place(self.contract, seat, saying).ask(example)
+        return Place(self.contract, seat, saying, self.window)

@@ -1,0 +1,110 @@
+"""Laws of what predictions leave to be counted: each once, whatever eight threads and one that closes windows do."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from time import perf_counter
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from umbel._predict.answer import Prediction
+from umbel._predict.place import FEW, Saying, asker
+from umbel._telemetry.window import PredictionWindow
+from umbel.engines import Seat
+from umbel_proto.contract import Field
+from umbel_proto.wire import telemetry_pb2 as pb
+
+THREADS = 8
+FIELD = Field("x", "float32", (3,), 0.0, 1000.0)
+
+
+def seat(classes: int) -> Seat:
+    """Return a seat at an engine that is sure of the class that the first value names."""
+    example, answer = np.zeros((1, 3), np.float32), np.zeros((1, classes), np.float32)
+
+    def run() -> None:
+        answer[:] = 0.0
+        answer[0, int(example[0, 0])] = 0.75
+
+    return Seat(example, answer, run)
+
+
+def sums(closed: list[pb.Window | None]) -> tuple[Counter[str], Counter[str]]:
+    """Return the counters of windows, and how many values each histogram of theirs has."""
+    counters: Counter[str] = Counter()
+    values: Counter[str] = Counter()
+    for window in filter(None, closed):
+        counters.update(dict(window.counters))
+        for histogram in window.histograms:
+            values[histogram.name] += sum(histogram.counts)
+    return counters, values
+
+
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 2**32), classes=st.sampled_from([2, FEW, FEW + 50]), often=st.integers(1, 900))
+def test_every_answer_of_eight_threads_is_counted_once_while_windows_are_closed(
+    seed: int, classes: int, often: int
+) -> None:
+    window, closed, done = (
+        PredictionWindow(model="m", version=1, variant="fp32", engine="onnx", now_s=0.0),
+        [],
+        threading.Event(),
+    )
+    saying = Saying(1, [f"c{number}" for number in range(classes)], [0.5] * classes)
+    labels = np.random.default_rng(seed).integers(0, classes, (THREADS, often))
+
+    def predict(mine: list[int]) -> list[int]:
+        ask, said = asker(FIELD, seat(classes), saying, window), []
+        for label in mine:
+            answer = ask(np.array([label, 1.0, 2.0], np.float32))
+            assert isinstance(answer, Prediction)
+            said.append(answer.label)
+        return said
+
+    def close() -> None:
+        while not done.is_set():
+            closed.append(window.take(1.0))
+
+    begin, interval = perf_counter(), sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        with ThreadPoolExecutor(THREADS + 1) as pool:
+            closing = pool.submit(close)
+            try:
+                assert list(pool.map(predict, labels.tolist())) == labels.tolist()
+            finally:
+                done.set()
+            closing.result()
+    finally:
+        sys.setswitchinterval(interval)
+    closed.append(window.take(1.0))
+    counters, values = sums(closed)
+    expected = Counter(f"label.{label}" for label in labels.ravel().tolist())
+    assert {name: count for name, count in counters.items() if name.startswith("label.")} == expected
+    assert counters["predictions"] == values["latency_us"] == values["confidence"] == labels.size
+    # Times are nanoseconds, and no thread's is longer than the whole.
+    spent_us = sum(
+        each.sum for window in filter(None, closed) for each in window.histograms if each.name == "latency_us"
+    )
+    assert 0.5 * labels.size < spent_us < 1e6 * THREADS * (perf_counter() - begin)
+
+
+def test_what_is_told_of_one_thread_is_in_no_window_but_its_own() -> None:
+    one, other = (
+        PredictionWindow(model="m", version=version, variant="fp32", engine="onnx", now_s=0.0)
+        for version in (1, 2)
+    )
+    saying = Saying(1, ["a", "b"], [0.5, 0.5])
+    for window, often in ((one, 3), (other, 5)):
+        ask = asker(FIELD, seat(2), saying, window)
+        for _ in range(often):
+            ask(np.array([1.0, 0.0, 0.0], np.float32))
+        # What is no array of the graph's type, or not in range, is not answered here, nor counted.
+        assert ask([1.0, 0.0, 0.0]) is None
+        assert ask(np.array([-1.0, 0.0, 0.0], np.float32)) is None
+    assert [sums([window.take(1.0)])[0]["predictions"] for window in (one, other)] == [3, 5]
