@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from model_packages import RELEASE, first
 from service_fleet import ManualClock, PlainDevice, make_fleet
 from umbel_proto.errors import RefusedError, UnavailableError, UsageError
-from umbel_proto.ids import ModelName, RunId
+from umbel_proto.ids import DeviceId, ModelName, RunId
 from umbel_server.access.actor import local_actor
 from umbel_server.control import Control
 from umbel_server.fleet.layout import FleetDir
@@ -260,9 +260,9 @@ def test_a_hastened_schedule_begins_now_and_keeps_its_distance(
         store.schedules.hasten("daily", ME)
 
 
-def reported(store: Store, hour_s: float, **counters: int) -> None:
-    """Let a device's report of an hour arrive and be opened."""
-    device = store.devices.all()[0].id
+def reported(store: Store, hour_s: float, *, by: DeviceId | None = None, **counters: int) -> None:
+    """Let a device's report of an hour arrive and be opened: the first one's, unless it is said whose."""
+    device = by or store.devices.all()[0].id
     named = {name.replace("__", "."): count for name, count in counters.items()}
     hour = int(hour_s)
     window = Rollup(device, ModelName("digits"), 1, "fp32", "onnx", hour, 1, hour + 60, named, {})
@@ -292,6 +292,26 @@ def test_a_run_that_waits_for_labels_begins_when_so_many_new_ones_are_reported(
     clock.advance(8 * DAY_S)
     keeper.turn()
     assert superlink.started == ["weekly-1"]
+
+
+def test_no_device_alone_begins_a_run_by_the_labels_that_it_claims(
+    store: Store, keeper: Keeper, superlink: PlayedSuperLink, clock: ManualClock
+) -> None:
+    rose, tulip, liar, banned = (
+        store.devices.enroll(
+            PlainDevice().application(store.tokens.issue(valid_s=60)), certificate_life_s=60
+        ).id
+        for _ in range(4)
+    )
+    store.schedules.add(a_schedule(labels=71), ME)
+    for device, count in ((rose, 10), (tulip, 10), (liar, 10**9), (banned, 10)):
+        reported(store, NOON + 3600, by=device, feedback=count)
+    reported(store, NOON + 9 * 3600, by=rose, feedback=10**6)  # Of the future.
+    store.devices.quarantine(banned, reason="it lies")
+    clock.advance(7200)
+    assert store.schedules.labels_since(ModelName("digits"), NOON) == 10 + 10 + 5 * 10
+    keeper.turn()
+    assert superlink.started == []
 
 
 def test_a_run_is_driven_on_when_its_server_process_is_lost(

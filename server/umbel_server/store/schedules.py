@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from statistics import median_low
 from typing import Any, Literal
 
 from sqlalchemy import Row, delete, insert, select, update
@@ -17,12 +19,14 @@ from umbel_server.access.actor import Actor
 from umbel_server.clock import Clock
 from umbel_server.store.audit import Audit
 from umbel_server.store.database import Database
-from umbel_server.store.tables import rollups
+from umbel_server.store.tables import devices, rollups
 from umbel_server.store.tables_schedules import schedules
 
 HOUR_S = 3600
 _LABELS = ("feedback", "review.resolved")
 """Counters of labels that a device's data has gained: docs/spec/telemetry.md, 1.1."""
+MOST_USUAL = 5
+"""A device's labels count for those of so many usual devices at most."""
 
 State = Literal["active", "paused"]
 
@@ -209,13 +213,30 @@ class Schedules:
             return connection.execute(update(schedules).where(*same).values(**new)).rowcount == 1
 
     def labels_since(self, model: ModelName, since_s: float) -> int:
-        """Return how many labels devices have reported for a model, in the whole hours from a time on."""
-        query = select(rollups.c.counters).where(
-            rollups.c.model == model, rollups.c.hour_s >= math.ceil(since_s / HOUR_S) * HOUR_S
+        """Return how many labels devices have reported for a model, in the whole hours from a time until now.
+
+        A run spends privacy, and no device alone is to begin one: those that are revoked or quarantined do not count,
+        and none counts for more than a few usual ones of those that reported any.
+        """
+        query = (
+            select(rollups.c.device_id, rollups.c.counters)
+            .join(devices, devices.c.id == rollups.c.device_id)
+            .where(
+                rollups.c.model == model,
+                rollups.c.hour_s >= math.ceil(since_s / HOUR_S) * HOUR_S,
+                rollups.c.hour_s <= self._clock(),
+                devices.c.status == "active",
+                devices.c.quarantined_s.is_(None),
+            )
         )
+        told: Counter[str] = Counter()
         with self._database.read() as connection:
-            counters = map(json.loads, connection.execute(query).scalars())
-            return sum(each.get(name, 0) for each in counters for name in _LABELS)
+            for device, text in connection.execute(query):
+                counters = json.loads(text)
+                told[device] += sum(counters.get(name, 0) for name in _LABELS)
+        gained = [count for count in told.values() if count]
+        most = MOST_USUAL * median_low(gained or [0])
+        return sum(min(count, most) for count in gained)
 
     @staticmethod
     def _unknown(name: str) -> UsageError:
