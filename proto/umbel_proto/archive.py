@@ -72,7 +72,8 @@ def read_archive(data: bytes) -> dict[str, memoryview]:
                 "The package is damaged, or is no package: a file's header is unreadable."
             ) from exc
         offset = begin + size
-        if name in files or offset > len(data) or len(files) == MAX_ENTRIES:
+        named = 0 < name_size <= MAX_NAME_BYTES and name not in files
+        if not named or offset > len(data) or len(files) == MAX_ENTRIES:
             raise PackageError("The package is damaged, or is no package: its list of files does not add up.")
         files[name] = view[begin:offset]
     position = 0
