@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
 from http import HTTPStatus
 from typing import Any
-from urllib.parse import urlencode
+from urllib.parse import quote, urlencode
 
 from fastapi import Request, Response
 from fastapi.responses import HTMLResponse
@@ -123,6 +123,21 @@ def here(request: Request) -> Callable[..., str]:
     return made
 
 
+def _api(request: Request) -> Callable[[str, Mapping[str, object]], str]:
+    """Return what makes the URL of a call of the API; a parameter that is None or empty is left out.
+
+    The API has a port of its own on the host that the browser has the console from. Nothing in the URL ends a shell's quotes.
+    """
+    settings = service_of(request).fleet.settings
+    host = address(request.url.hostname or settings.host, settings.api.port)
+
+    def made(path: str, asked: Mapping[str, object]) -> str:
+        query = urlencode([(name, str(value)) for name, value in asked.items() if value not in (None, "")])
+        return f"https://{host}/api/v1{quote(path)}" + (f"?{query}" if query else "")
+
+    return made
+
+
 def _around(request: Request, title: str) -> dict[str, Any]:
     settings = service_of(request).fleet.settings
     session, now_s = session_or_none(request), service_of(request).store.clock()
@@ -133,7 +148,7 @@ def _around(request: Request, title: str) -> dict[str, Any]:
         "title": title or (current.title if current else "umbel"),
         "fleet": settings.name,
         "banner": settings.console.banner,
-        "api": f"https://{address(settings.host, settings.api.port)}/api/v1",
+        "api": _api(request),
         "session": session,
         "csrf": session.csrf if session else "",
         "allowed": lambda name: Permission(name) in permissions,

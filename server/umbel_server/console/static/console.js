@@ -103,7 +103,7 @@
     if (copy) {
       const before = copy.textContent;
       try {
-        await navigator.clipboard.writeText(copy.dataset.copy.replaceAll("ORIGIN", location.origin));
+        await navigator.clipboard.writeText(copy.dataset.copy);
         copy.textContent = "Copied";
       } catch {
         copy.textContent = "Not copied: the browser forbids it";
