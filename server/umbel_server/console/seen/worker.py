@@ -128,7 +128,8 @@ class Worker:
         if self._process is not None:
             process, self._process = self._process, None
             process.kill()
-            with process:  # Closes the pipes, and waits for it.
+            # Closes the pipes, and waits for it; what was not read of the last request cannot be written any more.
+            with contextlib.suppress(BrokenPipeError), process:
                 pass
 
 
