@@ -348,7 +348,8 @@ class Placements:
         """Return what devices reported of a version since some hour began, summed.
 
         Of whole days the sums are read, and hours of the first one only: a look at a
-        step of weeks reads little more than one at a step of a day.
+        step of weeks reads little more than one at a step of a day. What a device's
+        clock dates after now does not count, until its time has come.
 
         Args:
             names: The devices.
@@ -360,16 +361,18 @@ class Placements:
         """
         hour_s = int(since_s // HOUR_S * HOUR_S)
         day_s = -(-hour_s // DAY_S) * DAY_S
+        now_s = int(self._clock())
         hours = select(rollups.c.device_id, rollups.c.counters, rollups.c.histograms).where(
-            rollups.c.hour_s >= hour_s, rollups.c.hour_s < day_s
+            rollups.c.hour_s >= hour_s, rollups.c.hour_s < day_s, rollups.c.hour_s <= now_s
         )
         days = select(device_days.c.device_id, device_days.c.counters, device_days.c.histograms).where(
-            device_days.c.day_s >= day_s
+            device_days.c.day_s >= day_s, device_days.c.day_s <= now_s
         )
         sums: dict[str, _Sums] = {}
+        queries = [(rollups, hours), (device_days, days)] if hour_s < day_s else [(device_days, days)]
         with self._database.read() as connection:
             for some in _chunks(list(names)):
-                for table, query in ((rollups, hours), (device_days, days)):
+                for table, query in queries:
                     of = (table.c.device_id.in_(some), table.c.model == model, table.c.version == version)
                     for name, counters, histograms in connection.execute(query.where(*of)):
                         sums.setdefault(name, _Sums()).add(counters, histograms, wanted)
