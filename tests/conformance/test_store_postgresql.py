@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from sqlalchemy import URL, text
+from sqlalchemy import URL, select, text
 
 from postgresql_server import PostgresqlServer
 from service_fleet import PlainDevice
@@ -24,6 +24,7 @@ from umbel_server.store.failures import RepeatableError
 from umbel_server.store.postgresql import WRITERS_LOCK, postgresql_url
 from umbel_server.store.settings import ENVIRONMENT, StoreSettings, store_place
 from umbel_server.store.store import Store, open_store
+from umbel_server.store.tables import devices
 
 ROSE = DeviceId("rose")
 PASSWORD = "correct-horse"
@@ -75,6 +76,17 @@ def test_what_the_server_says_is_one_sentence_of_ours(
 def test_a_reader_cannot_write(store: Store) -> None:
     with pytest.raises(StorageError, match="cannot be changed"), store.database.read() as connection:
         connection.execute(text("DELETE FROM tokens"))
+
+
+def test_a_question_that_is_asked_often_is_planned_for_what_it_asks(store: Store) -> None:
+    with store.database.read() as connection:
+        for _ in range(20):
+            connection.execute(select(devices.c.facts).where(devices.c.id == ROSE)).all()
+        generic, custom = connection.exec_driver_sql(
+            "SELECT sum(generic_plans), sum(custom_plans) FROM pg_prepared_statements"
+        ).one()
+    assert custom
+    assert not generic
 
 
 def test_an_acknowledged_commit_waits_for_the_disk_whatever_the_server_is_set_to(

@@ -199,6 +199,8 @@ def _configure(connection: Any, _record: object) -> None:
         # Where nobody set it, it is that of disks with arms: an index would be passed by for all of a table.
         "CASE current_setting('random_page_cost') WHEN '4' "
         "THEN set_config('random_page_cost', '1.1', false) END, "
+        # A plan for any list of devices, which it makes after some lists, reads a whole version for five hundred of them.
+        "set_config('plan_cache_mode', 'force_custom_plan', false), "
         # What is counted beside a page shall leave the other cores to pages.
         "set_config('max_parallel_workers_per_gather', '0', false)"
     )
