@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from umbel_server.store.wanted import Wanted
 
 LATEST_S = 4_000_000_000
-"""The last moment that a service is asked about, Unix seconds: also what clocks that are ahead told is shown."""
+"""The last moment that a service is asked about, Unix seconds: it tells of nothing that begins after now."""
 _T = TypeVar("_T")
 
 

@@ -68,7 +68,7 @@ class CohortSum:
 
 
 class Cohorts:
-    """The sums by cohort of a store."""
+    """The sums by cohort of a store, up to now: what begins in the future is of clocks that are wrong."""
 
     def __init__(self, database: Database, clock: Clock) -> None:
         self._database = database
@@ -134,10 +134,14 @@ class Cohorts:
         return tuple(_sum(key, sums) for _, (key, sums) in sorted(totals.items()))
 
     def names(self, *, since_s: float = 0) -> tuple[str, ...]:
-        """Return the cohorts with a day that began since, by name; the first is that of all devices."""
+        """Return the cohorts with a day that began since, until now, by name; the first is that of all devices."""
         query = (
             select(cohort_rollups.c.cohort)
-            .where(cohort_rollups.c.span == "day", cohort_rollups.c.start_s >= since_s)
+            .where(
+                cohort_rollups.c.span == "day",
+                cohort_rollups.c.start_s >= since_s,
+                cohort_rollups.c.start_s <= int(self._clock()),
+            )
             .distinct()
             .order_by(cohort_rollups.c.cohort)
         )
@@ -145,7 +149,7 @@ class Cohorts:
             return tuple(connection.execute(query).scalars())
 
     def models(self, *, since_s: float = 0) -> tuple[tuple[ModelName, int], ...]:
-        """Return the models and versions that any device told of on a day that began since, by name."""
+        """Return the models and versions that any device told of on a day that began since, until now, by name."""
         query = (
             select(cohort_rollups.c.model, cohort_rollups.c.version)
             .where(
@@ -154,6 +158,7 @@ class Cohorts:
                 cohort_rollups.c.model != "",
                 # Not by the index of times, which has every cohort's rows: the primary key has these alone.
                 cohort_rollups.c.start_s + 0 >= since_s,
+                cohort_rollups.c.start_s + 0 <= int(self._clock()),
             )
             .distinct()
             .order_by(cohort_rollups.c.model, cohort_rollups.c.version)
@@ -178,6 +183,7 @@ class Cohorts:
                 of.cohort == EVERYBODY,
                 of.model != "",
                 of.start_s + 0 >= since_s,  # As above.
+                of.start_s + 0 <= int(self._clock()),
             )
             .group_by(of.model, of.version)
             .order_by(of.model, of.version)
@@ -202,6 +208,7 @@ class Cohorts:
             of.model == model,
             of.start_s >= since_s,
             of.start_s < until_s,
+            of.start_s <= int(self._clock()),
         )
         if version is not None:
             query = query.where(of.version == version)

@@ -10,6 +10,7 @@ from sqlalchemy import ColumnElement, Connection, Row, Select, literal, select
 
 from umbel_proto.histogram import Histogram
 from umbel_proto.ids import DeviceId, ModelName
+from umbel_server.clock import Clock
 from umbel_server.store.database import Database
 from umbel_server.store.sums import Sums, add_up
 from umbel_server.store.tables_devices import device_days
@@ -52,10 +53,11 @@ class DeviceSum:
 
 
 class DeviceDays:
-    """The sums by device and day of a store."""
+    """The sums by device and day of a store, up to today: days of the future are of clocks that are wrong."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, clock: Clock) -> None:
         self._database = database
+        self._clock = clock
 
     def days(
         self, device: DeviceId, *, since_s: float = 0, wanted: Collection[str] | None = None
@@ -70,7 +72,12 @@ class DeviceDays:
         return tuple(_sum(key, sums) for key, sums in self._read((device,), since_s, wanted))
 
     def totals(
-        self, devices: Collection[DeviceId], *, since_s: float = 0, wanted: Collection[str] | None = None
+        self,
+        devices: Collection[DeviceId],
+        *,
+        since_s: float = 0,
+        wanted: Collection[str] | None = None,
+        model: str | None = None,
     ) -> tuple[DeviceSum, ...]:
         """Return what ``days`` does of some devices, summed over time.
 
@@ -78,12 +85,13 @@ class DeviceDays:
             devices: The devices: a page of them, for each has a row for each day.
             since_s: From when on, Unix seconds.
             wanted: The histograms to read, by name; None: all. Each costs time.
+            model: Of this model only; empty: what applications counted; None: of any.
 
         Returns:
             One for each device, model, version, variant and engine, in this order.
         """
         totals: dict[tuple[object, ...], tuple[_Key, Sums]] = {}
-        for key, sums in self._read(devices, since_s, wanted):
+        for key, sums in self._read(devices, since_s, wanted, model):
             if key[:-1] in totals:
                 totals[key[:-1]][1].add(sums)
             else:
@@ -91,15 +99,23 @@ class DeviceDays:
         return tuple(_sum(key, sums) for key, sums in totals.values())
 
     def _read(
-        self, devices: Collection[DeviceId], since_s: float, wanted: Collection[str] | None
+        self,
+        devices: Collection[DeviceId],
+        since_s: float,
+        wanted: Collection[str] | None,
+        model: str | None = None,
     ) -> list[tuple[_Key, Sums]]:
         shapes: ColumnElement[str] = device_days.c.histograms
         if wanted is not None and not wanted:
             shapes = literal("[]")  # Most of a row: what nobody wants to see need not travel.
         others = [column for column in device_days.columns if column is not device_days.c.histograms]
         query: Select[Any] = select(*others, shapes.label("histograms")).where(
-            device_days.c.device_id.in_(devices), device_days.c.day_s >= since_s
+            device_days.c.device_id.in_(devices),
+            device_days.c.day_s >= since_s,
+            device_days.c.day_s <= int(self._clock()),
         )
+        if model is not None:
+            query = query.where(device_days.c.model == model)
         with self._database.read() as connection:
             rows: Sequence[Row[Any]] = connection.execute(query.order_by(*device_days.primary_key)).all()
         return [(_Key._make(row[:6]), Sums.of_row(row, wanted)) for row in rows]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, TableClause, and_, column, delete, select, table, tuple_
+from sqlalchemy import Column, ColumnElement, TableClause, and_, column, delete, select, table, tuple_
 
 from umbel_server.clock import Clock
 from umbel_server.store import partitions
@@ -52,7 +52,9 @@ class Retention:
     def expire(self, policy: RetentionPolicy) -> Expired:
         """Delete what is older than the policy keeps it, and make room for the months to come.
 
-        In steps, each a transaction: interrupted, it goes on the next time. What nobody has opened yet stays.
+        Sums that begin more than a day from now go too: they are of clocks that are wrong, count nowhere, and would stay
+        until that time has come. In steps, each a transaction: interrupted, it goes on the next time. What nobody has
+        opened yet stays.
 
         Raises:
             UnavailableError: The store is busy; what was deleted until then is gone.
@@ -63,11 +65,13 @@ class Retention:
         )
         done = self._batches(now_s, raw_s)
         done += self._delete(quarantined_batches, quarantined_batches.c.received_s < raw_s)
-        hours = self._delete(rollups, rollups.c.hour_s < hour_s)
-        hours += self._delete(device_days, device_days.c.day_s < hour_s - DAY_S)
-        hours += self._delete(cohort_rollups, _older("hour", hour_s))
+        ahead_s = int(now_s + DAY_S)
+        of = cohort_rollups.c
+        hours = self._outside(rollups.c.hour_s, hour_s, ahead_s)
+        hours += self._outside(device_days.c.day_s, hour_s - DAY_S, ahead_s)
+        hours += self._outside(of.start_s, hour_s, ahead_s, of.span == "hour")
         hours += self._delete(reviews, reviews.c.announced_s < hour_s)
-        return Expired(done, hours, self._delete(cohort_rollups, _older("day", day_s)))
+        return Expired(done, hours, self._outside(of.start_s, day_s, ahead_s, of.span == "day"))
 
     def _batches(self, now_s: float, raw_s: float) -> int:
         old = and_(batches.c.received_s < raw_s, batches.c.state != SEALED)
@@ -78,6 +82,13 @@ class Retention:
         other = table(partitions.OTHER, column("id"), column("received_s"), column("state"))
         deleted = self._delete(other, and_(other.c.received_s < raw_s, other.c.state != SEALED), other.c.id)
         return deleted + partitions.drop_before(self._database, raw_s)
+
+    def _outside(
+        self, begins_s: Column[int], old_s: float, ahead_s: float, *which: ColumnElement[bool]
+    ) -> int:
+        """Delete rows that began before a time or begin after another; return how many."""
+        ends = begins_s < old_s, begins_s > ahead_s  # One by one, each by the index.
+        return sum(self._delete(begins_s.table, and_(end, *which)) for end in ends)
 
     def _delete(self, of: TableClause, old: ColumnElement[bool], *key: ColumnElement[Any]) -> int:
         """Delete rows in steps; return how many."""
@@ -90,7 +101,3 @@ class Retention:
             deleted += step
             if step < ROWS_PER_STEP:
                 return deleted
-
-
-def _older(span: str, start_s: float) -> ColumnElement[bool]:
-    return and_(cohort_rollups.c.span == span, cohort_rollups.c.start_s < start_s)

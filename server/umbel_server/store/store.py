@@ -66,7 +66,7 @@ class Store:
         self.batches = Batches(database, clock)
         self.rollups = Rollups(database, clock)
         self.delivered = Delivered(database)
-        self.device_days = DeviceDays(database)
+        self.device_days = DeviceDays(database, clock)
         self.cohorts = Cohorts(database, clock)
         self.reports = DeviceReports(database)
         self.retention = Retention(database, clock)
