@@ -53,6 +53,7 @@ class Opener:
         self._others = others
         self._retention = retention
         self._expired_s = -math.inf
+        self._recorded: set[str] = set()
 
     def run_once(self) -> int:
         """Open the oldest sealed batches; return how many there were, at most ``BATCHES_PER_PASS``.
@@ -79,10 +80,10 @@ class Opener:
         Raises:
             StorageError: The store is damaged; the batches stay sealed.
         """
-        self._on_record(self._keys)
         opened = 1
         while not stopped(0 if opened else poll_s):
             try:
+                self._on_record(self._keys)
                 opened = self.run_once()
                 self.expire()
             except (DiskFullError, UnavailableError) as exc:
@@ -90,14 +91,15 @@ class Opener:
                 opened = 0
 
     def _on_record(self, keys: Iterable[str]) -> None:
-        """Keep in the audit log that keys were read which open what devices report."""
-        for key_id in keys:
+        """Keep in the audit log that keys were read which open what devices report, each once."""
+        for key_id in sorted(set(keys) - self._recorded):
             self._store.audit.record(
                 ITSELF,
                 action="telemetry-key.read",
                 object=f"telemetry-key:{key_id}",
                 after={"pid": os.getpid()},
             )
+            self._recorded.add(key_id)
 
     def expire(self) -> None:
         """Delete what the store kept for long enough, if that was not done within the hour.
