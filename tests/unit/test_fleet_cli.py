@@ -346,6 +346,23 @@ def test_telemetry_is_summed_for_people_and_for_programs(umbel: Terminal, fleet:
     assert re.search(r"rose +1 +\d s ago +digits@1 int8 onnx +4 +0 +\d+ +\d+ +0\.750", table)
 
 
+def test_telemetry_shows_people_no_row_of_a_window_that_only_counts_reviews(
+    umbel: Terminal, fleet: FleetDir
+) -> None:
+    device = PlainDevice()
+    reviews = {"variant": "none", "engine": "none", "counters": {"review.agreed": 1}, "histograms": []}
+    with fleet.open_store() as store:
+        device.admit(fleet, store, name="rose")
+        sealed = device.sealed(fleet, plaintext=batch(window(), window(**reviews)))
+        key_id = fleet.telemetry_public().key_id
+        store.batches.append(device.id, [Arrival(bytes(16), key_id, sealed.header, sealed.ciphertext)])
+        Opener(store, fleet.telemetry_private()).run_once()
+    assert len(umbel("fleet", "telemetry", "--json").json[0]["models"]) == 2
+    for words in ((), ("--sum",)):
+        table = umbel("fleet", "telemetry", *words).out
+        assert ("digits@1" in table, "none" in table) == (True, False)
+
+
 # publish
 
 

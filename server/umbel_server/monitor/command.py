@@ -67,7 +67,7 @@ def _show(lines: Sequence[TelemetryLine], *, as_json: bool) -> None:
         batches = f"{line.opened}" + (f" (+{line.sealed})" if line.sealed else "")
         batches += f" ({line.rejected} rejected)" if line.rejected else ""
         last = "-" if line.last_received_s is None else f"{duration(now_s - line.last_received_s)} ago"
-        for model in line.models or (None,):
+        for model in list(filter(_ran, line.models)) or (None,):
             rows.append((line.device, batches, last, *_model_cells(model)))
             batches = last = ""
     print_table(
@@ -97,7 +97,7 @@ def _show_sum(lines: Sequence[ModelLine], *, as_json: bool) -> None:
         return
     print_table(
         ("model", "predictions", "errors"),
-        [(_name(line), f"{line.predictions:,}", f"{line.errors:,}") for line in lines],
+        [(_name(line), f"{line.predictions:,}", f"{line.errors:,}") for line in filter(_ran, lines)],
     )
     rows = [
         (_name(line), *_histogram_cells(each))
@@ -176,6 +176,11 @@ def _quantiles(histogram: Histogram | None) -> dict[str, Any] | None:
     if histogram.epsilon is not None:
         told |= {f"{name}_interval": [each.low, each.high] for name, each in found.items()}
     return told
+
+
+def _ran(model: ModelLine) -> bool:
+    """Whether anything was asked of it there, or it was given up: reviews are counted of models that no engine ran."""
+    return bool(model.predictions or model.errors or model.fell_back)
 
 
 def _model_cells(model: ModelLine | None) -> tuple[str, ...]:
