@@ -10,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 import umbel_server  # noqa: F401  # Before gRPC: tests fork, and gRPC's handlers of forks have stopped a worker for good.
+from port_shares import take_share
 
 if TYPE_CHECKING:
     from sqlalchemy import URL
@@ -21,6 +22,7 @@ settings.register_profile(
     "umbel", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("umbel")
+take_share()
 
 
 @pytest.fixture(scope="session")

@@ -9,8 +9,8 @@ import socket
 from umbel_proto.errors import UnavailableError
 
 # Below the range from which Linux takes the ports of outgoing connections (32768 on): a port found
-# free here stays free until its service binds it.
-_LOWEST, _HIGHEST = 20000, 32767
+# free here stays free until its service binds it. Tests that run at once take each a part of it.
+LOWEST, HIGHEST = 20000, 32767
 _ATTEMPTS = 1000
 
 
@@ -25,7 +25,7 @@ def free_ports(count: int, *, listen: str = "127.0.0.1", taken: frozenset[int] =
         for _ in range(_ATTEMPTS):
             if len(found) == count:
                 return found
-            port = _LOWEST + secrets.randbelow(_HIGHEST - _LOWEST + 1)
+            port = LOWEST + secrets.randbelow(HIGHEST - LOWEST + 1)
             if port in taken or port in found:
                 continue
             family = socket.AF_INET6 if ":" in listen else socket.AF_INET
@@ -35,7 +35,7 @@ def free_ports(count: int, *, listen: str = "127.0.0.1", taken: frozenset[int] =
             except OSError:
                 continue
             found.append(port)
-    raise UnavailableError(f"No {count} free ports were found on {listen} between {_LOWEST} and {_HIGHEST}.")
+    raise UnavailableError(f"No {count} free ports were found on {listen} between {LOWEST} and {HIGHEST}.")
 
 
 def is_free(port: int, *, listen: str = "127.0.0.1") -> bool:
