@@ -13,9 +13,9 @@ from umbel_proto.ids import DeviceId
 from umbel_server.store.became import Became, became
 from umbel_server.store.database import Database
 from umbel_server.store.placements import Member, member
-from umbel_server.store.rollouts import Rollout
+from umbel_server.store.rollouts import Rollout, _rollout
 from umbel_server.store.tables import devices
-from umbel_server.store.tables_rollouts import device_models, pins, rollout_devices
+from umbel_server.store.tables_rollouts import device_models, pins, rollout_devices, rollouts
 from umbel_server.store.tables_shadows import rollout_shadows
 
 BUCKETS = 120
@@ -55,6 +55,25 @@ class Bucket:
     until_s: float
     offered: int
     failed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Deployment:
+    """A rollout's candidate that a device was offered.
+
+    Args:
+        rollout: The rollout.
+        admitted_s: When it first was, Unix seconds.
+        became: What became of it there.
+        version: The version that answers there by its own word; None if it never said.
+        since_s: When it first said so, Unix seconds; None if it never did.
+    """
+
+    rollout: Rollout
+    admitted_s: float
+    became: Became
+    version: int | None
+    since_s: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +136,29 @@ class Progress:
             return tuple(
                 map(member, connection.execute(query.order_by(rollout_devices.c.device_id).limit(limit)))
             )
+
+    def deployments(self, device: DeviceId, *, limit: int) -> tuple[Deployment, ...]:
+        """Return the rollouts that offered a device their candidate, and what became of it there, the newest first.
+
+        Args:
+            device: The device.
+            limit: At most so many.
+        """
+        offered = (
+            select(rollouts, rollout_devices.c.admitted_s)
+            .join(rollout_devices, rollout_devices.c.rollout_id == rollouts.c.id)
+            .where(rollout_devices.c.device_id == device)
+            .order_by(rollout_devices.c.admitted_s.desc(), rollouts.c.id)
+            .limit(limit)
+        )
+        found = []
+        with self._database.read() as connection:
+            for row in connection.execute(offered).all():
+                rollout = _rollout(row)
+                of = _members(rollout).add_columns(device_models.c.since_s)
+                told = connection.execute(of.where(rollout_devices.c.device_id == device)).one()
+                found.append(Deployment(rollout, row.admitted_s, told.became, told.version, told.since_s))
+        return tuple(found)
 
     def failures(self, rollout: Rollout) -> tuple[tuple[str, str | None, int], ...]:
         """Return why how many devices do not run a candidate: what, by its facts (JSON) or its own word, how many.

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,7 @@ from fastapi import APIRouter, Request, Response
 from umbel_proto.enrollment import fingerprint
 from umbel_proto.errors import UsageError
 from umbel_proto.ids import DeviceId, ModelName, check_name
+from umbel_proto.report import CONTRACT
 from umbel_server.access.permissions import Permission
 from umbel_server.api.problems import missing
 from umbel_server.api.service import StoreOf
@@ -20,6 +22,7 @@ from umbel_server.console.form import FormOf
 from umbel_server.console.guard import ScreenRoute, may
 from umbel_server.console.page import done, page
 from umbel_server.console.range import Window, WindowOf
+from umbel_server.console.seen.deployed import deployed
 from umbel_server.console.seen.waiting import waiting_of
 from umbel_server.console.session import ActorOf, SessionOf
 from umbel_server.monitor.report import ERRORS, FELL_BACK, LATENCY, PREDICTIONS, status_of
@@ -31,6 +34,15 @@ from umbel_server.store.store import Store
 
 router = APIRouter(route_class=ScreenRoute)
 TIMELINE = 50
+SAYS = {
+    "offered": "offered",
+    "answers": "answers since then:",
+    "back": "answers again:",
+    "taken back": "rolled back for all:",
+    "failed": "failed, at that time or later:",
+    "fell back": "given up on that day:",
+}
+"""What each word of its deployments is on the page."""
 _DAY_S = 86400
 
 
@@ -109,6 +121,37 @@ def latency(store: Store, device: DeviceId, window: Window) -> dict[str, Any]:
     }
 
 
+@dataclass(frozen=True, slots=True)
+class Broken:
+    """Values of a column that broke a model's data contract on a device.
+
+    Args:
+        model: The model.
+        version: Its version.
+        column: The column, or ``input`` of a model whose contract names none.
+        kind: How: ``missing``, ``below``, ``above`` or ``unknown``.
+        count: How many values.
+    """
+
+    model: ModelName
+    version: int
+    column: str
+    kind: str
+    count: int
+
+
+def broken(days: Sequence[DeviceSum]) -> list[Broken]:
+    """Return which values broke data contracts on a device, the most first."""
+    counts: Counter[tuple[ModelName, int, str, str]] = Counter()
+    for day in days:
+        for name, count in day.counters.items():
+            if day.model and count and name.startswith(CONTRACT):
+                column, _, kind = name.removeprefix(CONTRACT).rpartition(".")
+                counts[day.model, day.version, column, kind] += count
+    found = [Broken(*of, count) for of, count in counts.items()]
+    return sorted(found, key=lambda each: (-each.count, each.model, each.version, each.column, each.kind))
+
+
 @router.get("/devices/{name}", dependencies=[may(Permission.DEVICES_READ)])
 def show_device(
     request: Request, store: StoreOf, session: SessionOf, name: Named, window: WindowOf
@@ -116,6 +159,7 @@ def show_device(
     """Show a device."""
     device = _found(store, name)
     placed = store.placed.of([device.id])[device.id]
+    days = store.device_days.days(device.id, since_s=window.since_s - _DAY_S, wanted=())
     may_audit = Permission.AUDIT_READ in session.permissions
     return page(
         request,
@@ -132,6 +176,9 @@ def show_device(
         slots=slots(store, device.id, placed.versions, since_s=window.since_s - _DAY_S),
         latency=latency(store, device.id, window),
         waiting=waiting_of(store, device.id, since_s=window.since_s - _DAY_S),
+        broken=broken(days),
+        events=deployed(store, device.id, days),
+        says=SAYS,
         rounds=store.runs.ledger([device.id]),
         timeline=store.audit.latest(Sought(object=f"device:{name}"), limit=TIMELINE) if may_audit else None,
         most=TIMELINE,

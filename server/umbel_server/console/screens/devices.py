@@ -19,6 +19,7 @@ from umbel_server.console.export import export
 from umbel_server.console.guard import ScreenRoute, may
 from umbel_server.console.page import page
 from umbel_server.console.seen.counted import counted_soon
+from umbel_server.console.seen.waiting import waiting_lately
 from umbel_server.monitor.report import status_of
 from umbel_server.rollouts.classes import class_of
 from umbel_server.store.batches import Deliveries
@@ -34,7 +35,8 @@ _CHUNK = 500
 _SOON_S = 8 * 3600
 COLUMNS = (
     "device", "status", "last_seen_s", "enrolled_s", "certificate_not_after_s",
-    "versions", "pins", "engine", "class", "tags", "batches_waiting", "batches_rejected", "quarantine_reason",
+    "versions", "pins", "engine", "class", "tags",
+    "batches_on_device", "batches_not_opened", "batches_rejected", "quarantine_reason",
 )  # fmt: skip
 
 
@@ -58,6 +60,7 @@ class Line:
         status: Its status, by its word.
         placed: What it has.
         delivered: What it sent; None: nothing yet.
+        waits: Batches that waited on it on average when a window closed lately; None: it told nothing of itself.
         device_class: What class it is of.
         soon: Whether its certificate ends soon though it is still heard of: it does not renew it.
     """
@@ -66,6 +69,7 @@ class Line:
     status: Status
     placed: Placed
     delivered: Deliveries | None
+    waits: float | None
     device_class: str
     soon: bool
 
@@ -74,12 +78,14 @@ def lines(store: Store, found: Sequence[Device]) -> list[Line]:
     """Return devices, a page of them, as the list shows them."""
     names, now_s = [device.id for device in found], store.clock()
     placed, delivered = store.placed.of(names), store.delivered.of(names)
+    waits = waiting_lately(store, names)
     return [
         Line(
             device,
             status_of(device, now_s),
             placed[device.id],
             delivered.get(device.id),
+            waits.get(device.id),
             class_of(device.facts),
             device.certificate_not_after_s - now_s < _SOON_S,
         )
@@ -156,7 +162,7 @@ def _row(line: Line) -> Sequence[object]:
     return (
         device.id, line.status, device.last_seen_s, device.enrolled_s, device.certificate_not_after_s,
         _pairs(line.placed.versions), _pairs(line.placed.pins), device.facts.get("engine", ""), line.device_class,
-        " ".join(line.placed.tags), delivered.sealed if delivered else 0, delivered.rejected if delivered else 0,
+        " ".join(line.placed.tags), line.waits, delivered.sealed if delivered else 0, delivered.rejected if delivered else 0,
         device.quarantine_reason,
     )  # fmt: skip
 

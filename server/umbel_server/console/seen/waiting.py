@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from umbel_proto.ids import DeviceId
-from umbel_server.store.device_days import DeviceSum
+from umbel_server.store.device_days import DAY_S, DeviceSum
 from umbel_server.store.store import Store
 
 BATCHES, AGE = "spool.waiting", "spool_age_s"
@@ -53,6 +54,19 @@ def waiting_of(store: Store, device: DeviceId, *, since_s: float) -> Waiting | N
         newest_mean=newest.counters.get(BATCHES, 0) / newest.windows,
         longest=max(spans, key=lambda span: span[0]) if spans else None,
     )
+
+
+def waiting_lately(store: Store, devices: Collection[DeviceId]) -> dict[DeviceId, float]:
+    """Return how many batches waited on devices, a page of them, on average when a window closed since yesterday.
+
+    Who told nothing of itself since then is not among them.
+    """
+    since_s = store.clock() // DAY_S * DAY_S - DAY_S
+    return {
+        each.device: each.counters.get(BATCHES, 0) / each.windows
+        for each in store.device_days.totals(devices, since_s=since_s, wanted=(), model="")
+        if each.windows
+    }
 
 
 def _longest(day: DeviceSum) -> tuple[float, float | None] | None:
