@@ -116,7 +116,7 @@ def _run(directory: Path) -> None:
 
 def services_of(fleet: FleetDir) -> list[Service]:
     """Return what to run for a fleet."""
-    from umbel_server.cli import serve
+    from umbel_server.serve import serve
     from umbel_server.services.supervise import Service
 
     there = {
