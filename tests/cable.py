@@ -6,6 +6,7 @@ import contextlib
 import socket
 import threading
 import time
+from collections import deque
 from types import TracebackType
 
 BLOCK = 4096
@@ -16,13 +17,14 @@ class Cable:
 
     Args:
         target: ``host:port`` of the real server.
+        others: More of them, as behind a balancer: each connection goes to the next that takes it.
         delay_s: How late every block of bytes arrives, seconds.
         host: Where devices find it.
     """
 
-    def __init__(self, target: str, *, delay_s: float = 0.0, host: str = "127.0.0.1") -> None:
-        name, port = target.rsplit(":", 1)
-        self._target = (name, int(port))
+    def __init__(self, target: str, *others: str, delay_s: float = 0.0, host: str = "127.0.0.1") -> None:
+        places = [each.rsplit(":", 1) for each in (target, *others)]
+        self._targets = deque((name, int(port)) for name, port in places)
         self._delay_s = delay_s
         self._listener = socket.create_server((host, 0))
         self.address = f"{host}:{self._listener.getsockname()[1]}"
@@ -100,7 +102,7 @@ class Cable:
                     self._sockets.append(device)
                 if self._silent:
                     continue
-                server = socket.create_connection(self._target)
+                server = self._connect()
                 with self._lock:
                     is_cut = device not in self._sockets  # While the server was called.
                     if not is_cut:
@@ -110,6 +112,14 @@ class Cable:
                     continue
                 self._start(self._forward, device, server, False)
                 self._start(self._forward, server, device, True)
+
+    def _connect(self) -> socket.socket:
+        for _ in range(len(self._targets) - 1):
+            target = self._targets[0]
+            self._targets.rotate(-1)
+            with contextlib.suppress(ConnectionRefusedError):
+                return socket.create_connection(target)
+        return socket.create_connection(self._targets[0])
 
     def _forward(self, source: socket.socket, sink: socket.socket, counted: bool) -> None:
         with contextlib.suppress(OSError):
