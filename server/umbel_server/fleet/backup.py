@@ -26,6 +26,7 @@ from umbel_server.files import SECRET_MODE, storage_error, sync_directory
 from umbel_server.fleet.layout import DIRECTORIES, SETTINGS_FILE, FleetDir
 from umbel_server.store.copying import copy_store
 from umbel_server.store.database import Database
+from umbel_server.store.schema import HEAD, prepare, schema_of
 
 FORMAT = 1
 ABOUT, CONTENTS = "backup.json", "contents.json"
@@ -91,14 +92,15 @@ def back_up(fleet: FleetDir, where: Path, *, keys: bool = True) -> Backup:
 def restore(where: Path, directory: Path) -> Backup:
     """Make a fleet's directory of a copy: all of it, or nothing.
 
-    Where its settings keep the store in PostgreSQL, that database gets the rows; it must be empty.
+    A copy that an older umbel made is brought up to date. Where its settings keep the store in PostgreSQL, that database
+    gets the rows; it must be empty.
 
     Args:
         where: The file.
         directory: The directory to make; it may exist if it is empty.
 
     Raises:
-        UsageError: The directory or the database is not empty, or the file is no copy of a fleet.
+        UsageError: The directory or the database is not empty, or the file is no copy of a fleet or one of a newer umbel.
         StorageError: The copy is damaged, or the disk is full.
     """
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
@@ -112,6 +114,7 @@ def restore(where: Path, directory: Path) -> Backup:
         contents = _extract(where, draft)
         fleet = FleetDir.open(draft)
         place = fleet.store_place()
+        _bring_up_to_date(draft / STORE, where)
         if not isinstance(place, Path):
             with_rows, empty = Database(draft / STORE), Database(place)
             try:
@@ -129,6 +132,21 @@ def restore(where: Path, directory: Path) -> Backup:
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     return contents
+
+
+def _bring_up_to_date(store: Path, where: Path) -> None:
+    database = Database(store)
+    try:
+        schema = schema_of(database)
+        if schema is None:
+            raise _damaged(where)
+        if schema > HEAD:
+            raise UsageError(
+                f"The copy {where} is of a newer umbel, its store's schema is {schema} and this umbel knows {HEAD}: update umbel."
+            )
+        prepare(database)
+    finally:
+        database.close()
 
 
 def _names(root: Path, *, keys: bool) -> Iterator[PurePosixPath]:
