@@ -127,6 +127,7 @@ def pack(
     judged = files.sections(sections)
     package = read_package(files.read(base), release_key=signing.public)
     inputs, labels = files.calibration(calibration)
+    notes: list[str] = []
     data = pack_module.repack(
         package,
         files.parameters(params, package),
@@ -139,9 +140,12 @@ def pack(
         sections_of=judged.parameters,
         held_out=None if heldout is None else files.examples(heldout),
         progress=progress(),
+        note=notes.append,
     )
     files.write(out, data)
     typer.echo(f"{out}: {package.manifest.model} {version}, {len(data):,} bytes")
+    for sentence in notes:
+        typer.echo(f"Note: {sentence}")
 
 
 @app.command()

@@ -13,7 +13,7 @@ import numpy as np
 import safetensors.numpy
 from numpy.typing import NDArray
 
-from umbel_models import baseline, tflite
+from umbel_models import baseline, int8_gate, tflite
 from umbel_models.card import Card, Figures
 from umbel_models.confidence import calibrated, confidence
 from umbel_models.evaluation import evaluate, evaluate_numbers
@@ -58,6 +58,7 @@ FP32_TOLERANCE = 1e-4
 INT8_TOLERANCE = 0.1
 # LiteRT computes int8 in integers from end to end: its kernels differ by a level or two of the last layer.
 LITE_INT8_TOLERANCE = 0.03
+_LITE_FILES = (tflite.FLOAT_FILE, tflite.INT8_FILE)
 _DOCUMENTS = {CARD: "card.json", BASELINE: "baseline.json"}
 DATASHEET_FILE = "datasheet.md"
 _EVALUATION_BATCH = 256
@@ -91,6 +92,21 @@ class _Judged:
     fitted_on: int = 0
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Seen:
+    """What the variants of a version say.
+
+    Args:
+        inputs: Of what they say it: of the examples, or of the calibration inputs where there are none.
+        examples: With answers as the manifest wants them.
+        answers: Their outputs, by variant and name.
+    """
+
+    inputs: NDArray[np.float32]
+    examples: Examples | None
+    answers: Mapping[str, Arrays]
+
+
 def build(
     task: Task,
     *,
@@ -106,6 +122,8 @@ def build(
     note: Progress = _silent,
 ) -> bytes:
     """Return the first package of a task, with its initial parameters.
+
+    An int8 form that loses too much of the task's metric on held-out examples is left out: see ``int8_gate``.
 
     Args:
         task: The task. Its graphs are exported and verified here, unless they are kept beside it.
@@ -180,7 +198,7 @@ def build(
     if lite:
         progress("writing TFLite")
         manifest, added = _lite(manifest, files, parameters, inputs)
-    return _pack(manifest, {**files, **added}, parameters, inputs, judged, key, progress)
+    return _pack(manifest, {**files, **added}, parameters, inputs, judged, key, progress, note)
 
 
 def repack(
@@ -196,10 +214,12 @@ def repack(
     sections: Sections | None = None,
     sections_of: str = "",
     progress: Progress = _silent,
+    note: Progress = _silent,
 ) -> bytes:
     """Return the package of new parameters for the model of ``base``: quantized and with golden vectors anew.
 
-    Figures of the base are not of these parameters: the card gets new ones, or none.
+    Figures of the base are not of these parameters: the card gets new ones, or none. An int8 form that loses too
+    much on ``held_out`` is left out, and from versions that are made from this one too.
 
     Args:
         base: The package whose graphs, labels and contract to keep.
@@ -213,6 +233,7 @@ def repack(
         sections: Sections to add to its card: figures by name.
         sections_of: SHA-256 of the ``params.safetensors`` that the sections are about; others are then refused.
         progress: Told of each step before it begins.
+        note: Told what came out otherwise than one might expect, in plain sentences; the card has them too.
 
     Raises:
         UsageError: The parameters are not the model's, the version is not newer, the calibration inputs or the
@@ -241,8 +262,8 @@ def repack(
         progress("writing TFLite")
         inputs, _ = manifest.contract.check(calibration)
         manifest, added = _lite(manifest, files, arrays, inputs)
-        files |= added
-    return _pack(manifest, files, arrays, calibration, judged, key, progress)
+        files = {name: data for name, data in files.items() if name not in _LITE_FILES} | added
+    return _pack(manifest, files, arrays, calibration, judged, key, progress, note)
 
 
 def _pack(
@@ -253,6 +274,7 @@ def _pack(
     judged: _Judged,
     key: SigningKey,
     progress: Progress,
+    note: Progress,
 ) -> bytes:
     manifest.part(parameters)  # refuses values that are not finite
     calibration, _ = manifest.contract.check(calibration)
@@ -261,9 +283,32 @@ def _pack(
     if CALIBRATION in manifest.graphs:
         contents[INT8_TENSORS] = safetensors.numpy.save(requantize(files, parameters, calibration))
     progress("evaluating every variant")
+    seen = _seen(manifest, contents, calibration, judged.examples)
+    said = {name: values[manifest.answer] for name, values in seen.answers.items()}
+    figures = int8_gate.figures(manifest, contents, said, seen.examples) if int8_gate.INT8 in said else {}
+    why = int8_gate.refused(manifest.kind, said, seen.examples)
+    manifest, contents = int8_gate.without(manifest, contents, why)
+    seen = replace(seen, answers={name: seen.answers[name] for name in manifest.variants})
+    for name, sentence in why.items():
+        figures[f"left out {name}"] = sentence
+        note(sentence)
     contents[GOLDEN] = golden(manifest, contents, calibration)
     manifest = replace(manifest, documents={**manifest.documents, **_DOCUMENTS})
-    return write_package(manifest, contents | _documents(manifest, contents, calibration, judged), key)
+    return write_package(manifest, contents | _documents(manifest, contents, seen, judged, figures), key)
+
+
+def _seen(
+    manifest: Manifest,
+    files: Mapping[str, bytes],
+    calibration: NDArray[np.float32],
+    examples: Examples | None,
+) -> _Seen:
+    inputs = calibration
+    if examples is not None:
+        inputs, _ = manifest.contract.check(examples.x)
+        examples = examples._replace(y=checked_answers(manifest, examples.y, len(inputs)))
+    answers = {name: run_variant(manifest, files, name, inputs) for name in manifest.variants}
+    return _Seen(inputs, examples, answers)
 
 
 def _require_about(sha256: str, parameters: Arrays) -> None:
@@ -316,7 +361,9 @@ def _lite(
         for name, (file, tolerance) in forms.items()
         if file in made
     }
-    return replace(manifest, variants={**manifest.variants, **added}), made
+    # Those of a base hold its parameters, and int8 may be refused for these.
+    kept = {name: each for name, each in manifest.variants.items() if each.engine != "tflite"}
+    return replace(manifest, variants={**kept, **added}), made
 
 
 def golden(manifest: Manifest, files: Mapping[str, bytes], inputs: NDArray[np.float32]) -> bytes:
@@ -355,75 +402,31 @@ def run_variant(
 
 
 def _documents(
-    manifest: Manifest, files: Mapping[str, bytes], calibration: NDArray[np.float32], judged: _Judged
+    manifest: Manifest, files: Mapping[str, bytes], seen: _Seen, judged: _Judged, quantization: Figures
 ) -> dict[str, bytes]:
     """Return the card and the baseline of this version, by file."""
-    inputs = calibration
-    if judged.examples is not None:
-        inputs, _ = manifest.contract.check(judged.examples.x)
-    answers = {name: run_variant(manifest, files, name, inputs) for name in manifest.variants}
-    said = {name: values[manifest.answer] for name, values in answers.items()}
-    card, examples = judged.card, judged.examples
+    said = {name: values[manifest.answer] for name, values in seen.answers.items()}
+    card, examples = judged.card, seen.examples
     if examples is not None:
-        examples = examples._replace(y=checked_answers(manifest, examples.y, len(inputs)))
         if manifest.kind == REGRESSION:
             metrics = evaluate_numbers(said["fp32"], examples, manifest.targets, judged.cohorts)
         else:
             metrics = evaluate(said["fp32"], examples, manifest.labels, judged.cohorts)
         card = replace(card, metrics=metrics)
     if manifest.kind != REGRESSION:
-        worth = confidence(files[manifest.variants["fp32"].file], answers, examples, judged.fitted_on)
+        worth = confidence(files[manifest.variants["fp32"].file], seen.answers, examples, judged.fitted_on)
         card = card.with_section("confidence", worth)
-    if "int8" in said:
-        card = card.with_section("quantization", _quantization(manifest, files, said, examples))
+    if quantization:
+        card = card.with_section("quantization", quantization)
     for name, figures in judged.sections.items():
         card = card.with_section(name, figures)
     card = card.with_section("privacy", _privacy(manifest.lineage)).with_section("lineage", manifest.lineage)
     return {
         _DOCUMENTS[CARD]: card.to_json(),
         _DOCUMENTS[BASELINE]: baseline.to_json(
-            baseline.baseline(inputs, said[manifest.default_variant], kind=manifest.kind)
+            baseline.baseline(seen.inputs, said[manifest.default_variant], kind=manifest.kind)
         ),
     }
-
-
-def _quantization(
-    manifest: Manifest,
-    files: Mapping[str, bytes],
-    said: Mapping[str, NDArray[np.float32]],
-    examples: Examples | None,
-) -> dict[str, Scalar]:
-    figures: dict[str, Scalar] = {}
-    for name, variant in manifest.variants.items():
-        weights = 0 if variant.weights == INSIDE else len(files[variant.weights])
-        figures[f"bytes {name}"] = len(files[variant.file]) + weights
-    if manifest.kind == REGRESSION:
-        return {**figures, **_growth(said, examples)}
-    agree = said["int8"].argmax(1) == said["fp32"].argmax(1)
-    figures["share of equal answers int8"] = float(agree.mean())
-    if examples is not None:
-        for name, probabilities in said.items():
-            figures[f"accuracy {name}"] = float((probabilities.argmax(1) == examples.y).mean())
-    return figures
-
-
-def _growth(said: Mapping[str, NDArray[np.float32]], examples: Examples | None) -> dict[str, Scalar]:
-    """Return how much larger than fp32's the error of each form is; without examples, how far apart they are."""
-    if examples is None:
-        return {
-            f"root mean square from fp32 {name}": _rms(each - said["fp32"]) for name, each in said.items()
-        }
-    errors = {name: _rms(each - examples.y) for name, each in said.items()}
-    figures: dict[str, Scalar] = {f"root mean squared error {name}": error for name, error in errors.items()}
-    if errors["fp32"]:
-        figures |= {
-            f"growth of error {name}": errors[name] / errors["fp32"] - 1 for name in said if name != "fp32"
-        }
-    return figures
-
-
-def _rms(values: NDArray[np.float32]) -> float:
-    return float(np.sqrt(np.mean(values.astype(np.float64) ** 2)))
 
 
 def _privacy(lineage: Mapping[str, Scalar]) -> dict[str, Scalar]:
