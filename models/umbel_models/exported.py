@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import safetensors.numpy
 
+from umbel_models.committed import require_compared
 from umbel_models.task import Task
 from umbel_proto.errors import MissingExtraError, PackageError, UsageError
 from umbel_proto.manifest import CLIPPED_GRADIENT, EXPLAIN, GRADIENT, REGRESSION, Parameter
@@ -16,6 +17,8 @@ from umbel_proto.package import PARAMETERS, load_tensors
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from umbel_models.graphs.truth import Truth
 
 INFER = "infer.onnx"
 GRAPH_FILES = {GRADIENT: "grad.onnx", CLIPPED_GRADIENT: "dpgrad.onnx", EXPLAIN: "explain.onnx"}
@@ -45,12 +48,14 @@ def exported(task: Task, *, progress: Progress) -> Exported:
     """Return a task's graphs, from its committed files or with torch.
 
     Raises:
-        MissingExtraError: The task has no committed files, and torch is not installed.
+        MissingExtraError: The task has no committed files, or some that must be compared with torch, and torch is not
+            installed.
         UsageError: The module holds what cannot be exported; the message names the layer and the cure.
         PackageError: A graph does not compute what torch does.
     """
     if task.committed is not None:
         files: Mapping[str, bytes] = task.committed()
+        require_compared(task, files, lambda: truth_of(task), progress)
         notes: tuple[str, ...] = ()
     else:
         progress("exporting and verifying graphs with torch")
@@ -77,22 +82,17 @@ def _export(task: Task) -> tuple[dict[str, bytes], tuple[str, ...]]:
         from umbel_models.graphs.export import export
     except ImportError as exc:
         raise MissingExtraError("models", "Exporting a torch module") from exc
-    module = task.module()
-    bounds = (field.minimum, field.maximum)
-    targets, answer = None, (len(task.labels),)
-    if task.kind == REGRESSION:
-        y = task.data().calibration.y  # A loss may fail on targets that are unlike the task's.
-        targets, answer = (float(y.min()), float(y.max())), y.shape[1:]
+    module, facts = task.module(), _facts(task)
     try:
         graphs = export(
             module,
             task.loss,
             field.shape,
             trainable=task.trainable,
-            bounds=bounds,
+            bounds=facts.bounds,
             kind=task.kind,
-            targets=targets,
-            answer=answer,
+            targets=facts.targets,
+            answer=facts.answer,
         )
     except (PackageError, UsageError) as exc:
         raise type(exc)(f"Task {task.model} cannot be packed: {exc}") from exc
@@ -104,6 +104,43 @@ def _export(task: Task) -> tuple[dict[str, bytes], tuple[str, ...]]:
         PARAMETERS: _parameters(module),
     }
     return {name: data for name, data in files.items() if data is not None}, graphs.notes
+
+
+class _Facts(NamedTuple):
+    """What of a task's data its graphs are compared on: see ``export``."""
+
+    bounds: tuple[float, float]
+    targets: tuple[float, float] | None
+    answer: tuple[int, ...]
+
+
+def _facts(task: Task) -> _Facts:
+    field = task.contract.fields[0]
+    bounds = (field.minimum, field.maximum)
+    if task.kind != REGRESSION:
+        return _Facts(bounds, None, (len(task.labels),))
+    y = task.data().calibration.y  # A loss may fail on targets that are unlike the task's.
+    return _Facts(bounds, (float(y.min()), float(y.max())), y.shape[1:])
+
+
+def truth_of(task: Task) -> Truth:
+    """Return what torch, which must be installed, says of a task's module at random parameters.
+
+    Raises:
+        UsageError: The module cannot be run.
+    """
+    from umbel_models.graphs.truth import Truth
+
+    facts = _facts(task)
+    return Truth(
+        task.module(),
+        task.loss,
+        task.contract.fields[0].shape,
+        list(task.trainable) or None,
+        facts.bounds,
+        kind=task.kind,
+        targets=facts.targets,
+    )
 
 
 def parameters_sha256(module: nn.Module) -> str:

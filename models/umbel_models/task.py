@@ -100,8 +100,8 @@ class Task:
         cohorts: Name of each cohort of ``Examples.cohort``.
         columns: Name of each input, or of each channel of a series, for explanations; none where they have none.
         shifted: Returns other labelled data to judge a model on, by name: what devices may meet later.
-        committed: Returns the graphs and ``params.safetensors`` by name where they are kept beside the task,
-            so that packing needs no torch; otherwise they are exported.
+        committed: Returns the graphs and ``params.safetensors`` by name where they are kept beside the task, so that
+            they need not be exported; they are compared with the module all the same when they are packed.
     """
 
     model: ModelName

@@ -111,6 +111,24 @@ def verify_opacus(graph: bytes, truth: Truth) -> str:
     return ""
 
 
+def verify_every(graphs: Mapping[str, bytes], truth: Truth) -> None:
+    """Compare graphs that were made before, with torch and with Opacus where it can be asked.
+
+    Args:
+        graphs: ``infer.onnx``, ``grad.onnx``, ``dpgrad.onnx``, and ``explain.onnx`` where there is one.
+        truth: What torch says.
+
+    Raises:
+        PackageError: A graph is none, or differs.
+    """
+    verify_inference(graphs["infer.onnx"], truth)
+    verify_gradient(graphs["grad.onnx"], truth)
+    verify_clipped(graphs["dpgrad.onnx"], truth)
+    verify_opacus(graphs["dpgrad.onnx"], truth)
+    if "explain.onnx" in graphs:
+        verify_explain(graphs["explain.onnx"], truth)
+
+
 def _inference(truth: Truth, batch: int) -> list[_Case]:
     x, _, _ = truth.examples(batch)
     outputs = truth.logits(x)
