@@ -104,3 +104,12 @@ def test_a_form_after_the_session_ended_does_nothing_and_says_so(world: ConsoleW
     page.get_by_label("Password").fill(PASSWORD)
     page.get_by_role("button", name="Sign in").click()
     page.wait_for_url("**/devices/rose/quarantine")
+    # Nothing that was typed is lost, and nobody else is shown it.
+    expect(page.get_by_label(re.compile("^Why"))).to_have_value("late")
+    expect(page.get_by_label(re.compile("^Type"))).to_have_value("rose")
+    assert page.evaluate("sessionStorage.getItem('umbel-typed')") is None
+    page.get_by_role("button", name="Quarantine").click()
+    page.wait_for_url("**/devices/rose")
+    device = world.store.devices.get(DeviceId("rose"))
+    assert device
+    assert device.quarantine_reason == "late"

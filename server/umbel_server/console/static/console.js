@@ -143,13 +143,51 @@
     if (event.target.method !== "post") return;
     if (event.target.dataset.sent) { event.preventDefault(); return; }
     event.target.dataset.sent = "1";
+    keep(event.target);
   });
   addEventListener("pageshow", (event) => {
     if (!event.persisted) return;
     for (const form of document.querySelectorAll("form[data-sent]")) delete form.dataset.sent;
   });
 
+  // ---- What somebody typed into a form that was sent after the session had ended ---------------------------------
+  // It stays in this tab until the next page: only one that comes after signing in again, as the same, takes it back.
+  const KEPT = "umbel-typed", KEPT_MS = 30 * 60 * 1000, SIGNED_IN = ["/sign-in", "/api/v1/oidc/callback"];
+  const me = () => document.querySelector(".account p")?.firstChild?.textContent.trim() ?? "";
+  const posts = () => [...document.querySelectorAll("#screen form[method=post]")];
+  const typed = (form) => [...form.elements].filter((each) => each.name && !["hidden", "password", "file", "submit", "button"].includes(each.type));
+
+  function keep(form) {
+    const at = posts().indexOf(form);
+    const fields = typed(form).map((each) => [each.name, each.value, Boolean(each.checked)]);
+    const told = { at, fields, action: form.getAttribute("action"), here: location.pathname + location.search, who: me(), since: Date.now() };
+    try {
+      if (at < 0) sessionStorage.removeItem(KEPT); else sessionStorage.setItem(KEPT, JSON.stringify(told));
+    } catch { /* There is no room, or none is allowed: it is typed again. */ }
+  }
+
+  function giveBack() {
+    let told = null;
+    try {
+      told = JSON.parse(sessionStorage.getItem(KEPT) ?? "null");
+      sessionStorage.removeItem(KEPT);
+    } catch { return; }
+    const from = document.referrer && new URL(document.referrer);
+    if (!told || !from || from.origin !== location.origin || !SIGNED_IN.includes(from.pathname)) return;
+    if (told.here !== location.pathname + location.search || told.who !== me() || Date.now() - told.since > KEPT_MS) return;
+    const form = posts()[told.at];
+    if (!form || form.getAttribute("action") !== told.action) return;
+    typed(form).forEach((each, place) => {
+      const [name, value, checked] = told.fields[place] ?? [];
+      if (name !== each.name) return;
+      if (!["checkbox", "radio"].includes(each.type)) each.value = value;
+      else if (value === each.value) each.checked = checked;
+    });
+    form.dataset.changed = "";
+  }
+
   // ---- Begin -----------------------------------------------------------------------------------------------------
+  giveBack();
   setInterval(tick, 1000);
   listen();
   draw();
