@@ -36,6 +36,7 @@ FILTERED = {
     "/audit?actor=a-admin&action=version&range=24h": {"actor": "a-admin", "action": "version"},
     "/reviews?show=ended&model=digits": {"waiting": "false", "model": "digits"},
     "/settings/tokens?user=a-admin": {"user": "a-admin"},
+    "/alerts?state=silenced": {"state": "silenced"},
 }
 """Lists as somebody filters them, and what the API is to be asked."""
 BY_FORM = "/models/digits/compare?before=2&after=3"

@@ -126,13 +126,18 @@ def here(request: Request) -> Callable[..., str]:
 def _api(request: Request) -> Callable[[str, Mapping[str, object]], str]:
     """Return what makes the URL of a call of the API; a parameter that is None or empty is left out.
 
-    The API has a port of its own on the host that the browser has the console from. Nothing in the URL ends a shell's quotes.
+    One of several values is given once for each. The API has a port of its own on the host that the browser has the console from. Nothing in the URL ends a shell's quotes.
     """
     settings = service_of(request).fleet.settings
     host = address(request.url.hostname or settings.host, settings.api.port)
 
     def made(path: str, asked: Mapping[str, object]) -> str:
-        query = urlencode([(name, str(value)) for name, value in asked.items() if value not in (None, "")])
+        each = (
+            (name, one)
+            for name, value in asked.items()
+            for one in (value if isinstance(value, tuple) else (value,))
+        )
+        query = urlencode([(name, str(one)) for name, one in each if one not in (None, "")])
         return f"https://{host}/api/v1{quote(path)}" + (f"?{query}" if query else "")
 
     return made

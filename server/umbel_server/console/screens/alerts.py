@@ -88,6 +88,7 @@ def show_alerts(
         next=cursor + ROWS if len(rows) > cursor + ROWS else None,
         counts=_counts(service.store),
         state=state,
+        states=() if state == "any" else tuple(states),
         severity=severity,
         severities=SEVERITIES,
         rule=rule,
@@ -224,6 +225,11 @@ def _shown(
 ) -> Response:
     rules, wrong = rules_now(service.fleet)
     row = AlertRow(alert, rules.rules.get(alert.rule))
+    events = tuple(reversed(service.store.alerts.events(alert.fingerprint)))
+    cells = ((each.at_s, each.event, each.actor, each.reason) for each in events)
+    file = export(request, f"alert-{alert.rule}", ("at_s", "event", "actor", "reason"), cells)
+    if file is not None:
+        return file
     return page(
         request,
         "alert.html",
@@ -234,7 +240,7 @@ def _shown(
         alert=alert,
         word=WORDS[alert.status],
         tones=SEVERITY_TONES,
-        events=tuple(reversed(service.store.alerts.events(alert.fingerprint))),
+        events=events,
         proposals=[
             each for each in service.store.proposed_runs.all() if each.fingerprint == alert.fingerprint
         ],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
@@ -38,6 +38,7 @@ router = APIRouter(route_class=ScreenRoute)
 
 _READ = [may(Permission.REGISTRY_READ)]
 _APPROVE = [may(Permission.REGISTRY_APPROVE)]
+EVIDENCE = ("figure", "on", "value", "low", "high")
 COLUMNS = (
     "model",
     "version",
@@ -236,6 +237,9 @@ def _case(
 ) -> Response:
     found = found_version(service, name, version)
     seen = case(service, name, version, actor)
+    file = export(request, f"evidence-{name}-{version}", EVIDENCE, _figures(seen) if seen else ())
+    if file is not None:
+        return file
     with service.store.database.read() as connection:
         earlier = [each for each in requests_of(connection, found) if each.closed]
     return page(
@@ -250,6 +254,13 @@ def _case(
         problem=problem,
         comment=comment,
     )
+
+
+def _figures(seen: Case) -> Iterator[Sequence[object]]:
+    """Yield the figures of the evidence: kind, what it is on, value, and its interval."""
+    for bar in (*seen.overall, *seen.cohorts):
+        low, high = bar.metric.interval or (None, None)
+        yield bar.metric.kind, bar.metric.part, bar.metric.value, low, high
 
 
 def _beside(service: Service, found: Version, other: Version) -> Beside:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from umbel_server.api.problems import missing
 from umbel_server.api.service import StoreOf
 from umbel_server.api.texts import Named
 from umbel_server.console.confirm import Deed, ask, conflict, refusal
+from umbel_server.console.export import export
 from umbel_server.console.form import FormOf
 from umbel_server.console.guard import ScreenRoute, may
 from umbel_server.console.page import done, page
@@ -73,6 +75,9 @@ class Slot:
     p50_us: float | None
     p99_us: float | None
     until_s: int
+
+
+SLOT_COLUMNS = tuple(each.name for each in dataclasses.fields(Slot))
 
 
 def slots(store: Store, device: DeviceId, versions: dict[ModelName, int], *, since_s: float) -> list[Slot]:
@@ -160,6 +165,10 @@ def show_device(
     device = _found(store, name)
     placed = store.placed.of([device.id])[device.id]
     days = store.device_days.days(device.id, since_s=window.since_s - _DAY_S, wanted=())
+    of_models = slots(store, device.id, placed.versions, since_s=window.since_s - _DAY_S)
+    file = export(request, f"device-{name}", SLOT_COLUMNS, map(dataclasses.astuple, of_models))
+    if file is not None:
+        return file
     may_audit = Permission.AUDIT_READ in session.permissions
     return page(
         request,
@@ -173,7 +182,7 @@ def show_device(
         device_class=class_of(device.facts),
         placed=placed,
         delivered=store.delivered.of([device.id]).get(device.id),
-        slots=slots(store, device.id, placed.versions, since_s=window.since_s - _DAY_S),
+        slots=of_models,
         latency=latency(store, device.id, window),
         waiting=waiting_of(store, device.id, since_s=window.since_s - _DAY_S),
         broken=broken(days),

@@ -11,6 +11,7 @@ from fastapi import APIRouter, Request, Response
 
 from umbel_server.access.permissions import Permission
 from umbel_server.api.service import Service, ServiceOf
+from umbel_server.console.export import export
 from umbel_server.console.guard import ScreenRoute, may
 from umbel_server.console.page import page
 from umbel_server.console.seen.counted import arrived, counted
@@ -121,11 +122,15 @@ def overview(request: Request, service: ServiceOf, session: SessionOf) -> Respon
     """Show how the fleet is."""
     store, policy = service.store, service.fleet.policy()
     may_admit = Permission.ENROLLMENT_READ in session.permissions
+    facets = counted(store)
+    file = export(request, "versions", ("model", "version", "devices"), facets.versions)
+    if file is not None:
+        return file
     return page(
         request,
         "overview.html",
         live="overview",
-        facets=counted(store),
+        facets=facets,
         pending=len(store.applications.pending()) if may_admit else None,
         rollouts=_live(store.rollouts.all()),
         runs=store.runs.driven(),

@@ -132,18 +132,23 @@ def budget(service: Service) -> Budget:
 def show_fleet(request: Request, service: ServiceOf) -> Response:
     """Show the fleet's policy, what it takes to release a version, and how long what is kept."""
     settings = service.fleet.settings
+    tables = {
+        "Releases": ("registry", tuple(table_of(settings.registry))),
+        "Retention": ("retention", tuple(table_of(settings.retention))),
+        "Admission of devices": ("admission", tuple(table_of(settings.admission))),
+        "Signed metadata": ("trust", tuple(table_of(settings.trust))),
+    }
+    cells = ((name, each.name, each.value, each.about) for name, rows in tables.values() for each in rows)
+    file = export(request, "settings", ("table", "setting", "value", "about"), cells)
+    if file is not None:
+        return file
     return page(
         request,
         "settings.html",
         title="Settings",
         **tabs(request),
         policy=service.fleet.policy(),
-        tables={
-            "Releases": ("registry", tuple(table_of(settings.registry))),
-            "Retention": ("retention", tuple(table_of(settings.retention))),
-            "Admission of devices": ("admission", tuple(table_of(settings.admission))),
-            "Signed metadata": ("trust", tuple(table_of(settings.trust))),
-        },
+        tables=tables,
         file=SETTINGS_FILE,
         apart=settings.ca.apart,
     )
