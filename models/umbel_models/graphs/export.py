@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from umbel_models.graphs.blame import blamed
+from umbel_models.graphs.culprit import culprit
 from umbel_models.graphs.explain import integrated_gradients
 from umbel_models.graphs.layers import check_layers
 from umbel_models.graphs.model import externalize, finish
@@ -105,7 +106,8 @@ def export(
     Raises:
         UsageError: The module holds a layer that cannot be exported, or fails on such inputs, or gives answers of
             another shape, or there is no such parameter; the message names it.
-        PackageError: A graph does not compute what torch does.
+        PackageError: A graph does not compute what torch does; the message names the layer that is exported wrong, or
+            says what to try next where none is by itself.
     """
     check_layers(module)
     values = {name: value.detach().clone() for name, value in module.named_parameters()}
@@ -169,15 +171,23 @@ def export(
             raise blamed(exc, module, truth.examples(2)[0]) from exc
         return finish(externalize(graph, external))
 
+    def verified(
+        verify: Callable[[bytes, Truth], object], graph: bytes, *, trains: bool, backward: bool
+    ) -> None:
+        try:
+            verify(graph, truth)
+        except PackageError as exc:
+            raise PackageError(f"{exc} {culprit(module, truth, trains=trains, backward=backward)}") from exc
+
     inference = made(infer, {"x": x}, OUTPUTS[kind], list(values))
     _check_used(inference, list(values))
     infer_graph = _bytes(inference)
-    verify_inference(infer_graph, truth)
+    verified(verify_inference, infer_graph, trains=False, backward=False)
 
     examples = {"x": x, "y": y, "w": w}
     training = made(gradient, examples, [*(f"grad.{name}" for name in trained), "loss"], frozen)
     gradient_graph = _bytes(training)
-    verify_gradient(gradient_graph, truth)
+    verified(verify_gradient, gradient_graph, trains=True, backward=True)
 
     try:
         # In one pass where every layer has a rule, or else, or where the rules do not hold, by scan.
@@ -187,7 +197,7 @@ def export(
     except (NoRuleError, PackageError) as exc:
         notes.append(_looped(exc))
         clipped_graph = _bytes(finish(per_example(training, trained)))
-        verify_clipped(clipped_graph, truth)
+        verified(verify_clipped, clipped_graph, trains=True, backward=True)
 
     if unasked := verify_opacus(clipped_graph, truth):
         notes.append(unasked)
@@ -197,7 +207,7 @@ def export(
         places = {"x": x, "baseline": torch.zeros_like(x), "target": place}
         outputs = ["attributions", OUTPUTS[kind][-1], "residual"]
         explain_graph = _bytes(made(explain, places, outputs, list(values)))
-        verify_explain(explain_graph, truth)
+        verified(verify_explain, explain_graph, trains=False, backward=True)
     else:
         notes.append("There is no explanation graph: no output follows the input smoothly.")
     return Graphs(infer_graph, gradient_graph, clipped_graph, explain_graph, tuple(notes))
