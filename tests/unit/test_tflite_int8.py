@@ -275,9 +275,41 @@ def test_a_file_that_computes_something_else_than_its_graph_is_refused() -> None
         tflite.verify(tflite.convert(other, batch=None), graph, x)
 
 
+@pytest.mark.parametrize(("off", "right"), [(1e-5, True), (4e-5, False)])
+def test_two_parts_in_a_hundred_thousand_are_the_bound(off: float, right: bool) -> None:
+    x = np.random.default_rng(0).normal(size=(20, 3)).astype(np.float32)
+    layer = nn.Linear(3, 2, bias=False)
+    graph = exported(layer, (3,))
+    layer.weight.data *= 1 + off
+    file = tflite.convert(exported(layer, (3,)), batch=None)
+    if right:
+        tflite.verify(file, graph, x)
+        return
+    with pytest.raises(PackageError, match="y of calibration inputs"):
+        tflite.verify(file, graph, x)
+
+
+class Bent(nn.Module):
+    """Adds something where two inputs are large together."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x[:, :1] + torch.relu(x.sum(1, keepdim=True) - 1.2)
+
+
+class Straight(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x[:, :1]
+
+
+def test_random_inputs_find_what_calibration_never_meets() -> None:
+    x = np.eye(2, dtype=np.float32)[np.arange(20) % 2]
+    with pytest.raises(PackageError, match="y of random inputs"):
+        tflite.verify(tflite.convert(exported(Bent(), (2,)), batch=None), exported(Straight(), (2,)), x)
+
+
 def test_no_variant_is_made_that_could_not_be_compared() -> None:
     x = np.full((20, 3), np.nan, np.float32)
-    with pytest.raises(PackageError, match="LiteRT computes y nan away"):
+    with pytest.raises(PackageError, match="LiteRT computes y of calibration inputs nan away"):
         tflite.variants(exported(nn.Linear(3, 2), (3,)), {}, x)
 
 
