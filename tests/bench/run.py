@@ -27,7 +27,7 @@ GROUPS = {
     "models": ("export", "training", "inference", "quantized", "tflite", "compression"),
     "device": ("sdk", "sdk_switch", "startup"),
     "service": ("service", "soak_service", "store", "rollouts"),
-    "console": ("console",),
+    "console": ("console", "drift"),
 }
 LIMIT_S = 1800.0
 """No benchmark takes half of it on a quiet machine."""

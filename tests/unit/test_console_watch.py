@@ -12,6 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from console_world import ConsoleWorld, Visitor, console_world, text_of
 from monitor_world import DAY_S, Reporters
@@ -24,7 +26,7 @@ from umbel_server.console.range import Window
 from umbel_server.console.seen.drift import drifted
 from umbel_server.console.seen.energy import spent
 from umbel_server.console.seen.explanations import explained
-from umbel_server.console.seen.fairness import treated
+from umbel_server.console.seen.fairness import scale, treated
 from umbel_server.console.seen.marks import marks_of
 from umbel_server.console.seen.performance import performed
 from umbel_server.console.seen.watched import Watched
@@ -242,6 +244,23 @@ def test_a_rounds_energy_is_the_median_devices_training_times_the_devices_and_co
         assert rows["round 1, energy, all devices"]["value"] == pytest.approx(0.6)
 
 
+def test_a_thousand_predictions_cost_their_energy_and_their_traffic_at_the_prices(
+    world: ConsoleWorld,
+) -> None:
+    """Of each device and day: 100 predictions, 9 J, 2,000 bytes up, 9,000 bytes down and 30,000 that deltas saved."""
+    window = Window("7d", world.clock() - 7 * DAY_S, world.clock())
+
+    def cost(prices: Prices) -> float:
+        fleet = FleetDir(world.fleet.path, replace(world.fleet.settings, prices=prices))
+        return spent(fleet, world.store, Watched(((MODEL, 1),), MODEL, 1, window, 7)).cost_per_thousand
+
+    energy, traffic = 1000 * 0.09 / 3.6e6, 1000 * (2000 + 9000) / 100 / 1e9
+    assert cost(Prices(kwh=0.3)) == pytest.approx(0.3 * energy)
+    assert cost(Prices(gb=5.0)) == pytest.approx(5 * traffic)
+    assert cost(Prices(kwh=0.3, gb=5.0)) == pytest.approx(0.3 * energy + 5 * traffic)
+    assert cost(Prices()) == 0
+
+
 def test_explanations_say_what_is_not_reported_and_how_to_get_it(viewer: Visitor) -> None:
     text = text_of(settled(viewer, "/explanations"))
     assert "does not tell which inputs decide" in text
@@ -298,3 +317,12 @@ def test_without_any_report_each_screen_says_why_it_is_empty(
             assert answer.status_code == 200
             assert "No device has reported of a model in this time." in text_of(answer.text)
             assert "umbel run" in answer.text
+
+
+@given(st.lists(st.floats(-1, 1), min_size=1))
+def test_an_axis_of_gaps_holds_them_all_and_begins_and_ends_with_one_of_few_lines(shown: list[float]) -> None:
+    axis = scale(shown)
+    assert axis["min"] <= min(shown) <= max(shown) <= axis["max"]
+    lines = (axis["max"] - axis["min"]) / axis["interval"]
+    assert lines == pytest.approx(round(lines))
+    assert lines <= 8

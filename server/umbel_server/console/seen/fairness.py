@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +31,8 @@ FIGURES = (SELECTION, ACCURACY, TPR, FPR, CALIBRATION)
 TONES = ("accent", "info", "warn", "ok", "bad", "muted")
 MOST = 6
 """Cohorts that one chart of the trend has."""
+MOST_LINES = 6
+"""Lines across the chart of gaps, or two more."""
 NOBODY = Reports((), 0, 0)
 
 
@@ -117,8 +119,7 @@ def gaps(found: Fairness, metric: str) -> dict[str, Any]:
         "unit": "%",
         "y": {
             "name": "gap",
-            "min": math.floor(20 * min([-MATTERS, *(gap.low for _, gap in told)])) / 20,
-            "max": math.ceil(20 * max([MATTERS, *(gap.high for _, gap in told)])) / 20,
+            **scale([MATTERS, -MATTERS, *(end for _, gap in told for end in (gap.low, gap.high))]),
         },
         "series": [
             {
@@ -132,6 +133,13 @@ def gaps(found: Fairness, metric: str) -> dict[str, Any]:
         "bounds": [{"value": sign * MATTERS, "name": "matters", "tone": "warn"} for sign in (-1, 1) if told],
         **({} if told else {"empty": f"No cohort's {metric} is known, or each is hidden."}),
     }
+
+
+def scale(shown: Sequence[float]) -> dict[str, float]:
+    """Return an axis that begins and ends with a line: a chart left to itself draws its last two over each other."""
+    low, high = min(shown), max(shown)
+    step = next((each for each in (0.05, 0.1, 0.2) if high - low <= MOST_LINES * each), 0.5)
+    return {"min": math.floor(low / step) * step, "max": math.ceil(high / step) * step, "interval": step}
 
 
 def trend(found: Treated, metric: str) -> dict[str, Any]:

@@ -29,7 +29,7 @@
       name: of.name && of.unit && !["%", "B"].includes(of.unit) ? `${of.name}, ${of.unit}` : of.name ?? "", nameTextStyle: { color: color("soft"), fontSize: 11, align: horizontal ? "center" : "left" }, nameLocation: horizontal ? "middle" : "end",
       nameGap: horizontal ? 26 : 10, axisLine: line, axisTick: line, axisLabel: text,
       splitLine: { show: !horizontal, lineStyle: { color: color("line-soft") } },
-      min: of.min, max: of.max, scale: true,
+      min: of.min, max: of.max, interval: of.interval, scale: true,
     };
     if (kind === "category") {
       Object.assign(made, { data: of.values.map(String), splitLine: { show: false } });
@@ -94,7 +94,7 @@
     });
     return {
       xAxis: axis(data, data.x, true),
-      yAxis: axis(data, { name: data.y?.name ?? "", unit: data.unit, min: data.y?.min, max: data.y?.max, type: data.y?.type }, false),
+      yAxis: axis(data, { name: data.y?.name ?? "", unit: data.unit, min: data.y?.min, max: data.y?.max, interval: data.y?.interval, type: data.y?.type }, false),
       series: drawn,
       legend: data.series.length > 1 ? { top: 0, type: "scroll", textStyle: { color: color("text"), fontSize: 11 }, data: data.series.map((each) => each.name) } : undefined,
       tooltip: {
