@@ -89,6 +89,33 @@ def test_a_screen_changes_by_itself_but_not_under_somebodys_hands(world: Console
     opened.check()
 
 
+def test_without_the_line_a_screen_asks_by_itself_and_in_a_hidden_tab_it_does_not(
+    world: ConsoleWorld, visit: Open
+) -> None:
+    world.device("moss")
+    page = visit("/devices?q=moss").page
+    page.route("**/live?**", lambda route: route.abort())
+    page.clock.install()
+    page.reload()
+    asked: list[str] = []
+    page.on("request", lambda sent: asked.append(sent.url) if "x-umbel-refresh" in sent.headers else None)
+    row = page.locator("tr", has_text="moss")
+    world.store.devices.quarantine(DeviceId("moss"), reason="x", actor=local_actor())
+    page.clock.run_for(20_000)
+    assert asked == []
+    page.clock.run_for(15_000)
+    expect(row).to_contain_text("quarantined")
+    turned = "Object.defineProperty(document, 'hidden', {configurable: true, value: %s}), document.dispatchEvent(new Event('visibilitychange'))"
+    page.evaluate(turned % "true")
+    world.store.devices.release(DeviceId("moss"), reason="x", actor=local_actor())
+    asked.clear()
+    page.clock.run_for(120_000)
+    assert asked == []
+    page.evaluate(turned % "false")
+    expect(row).not_to_contain_text("quarantined")
+    assert len(asked) == 1
+
+
 def test_a_form_after_the_session_ended_does_nothing_and_says_so(world: ConsoleWorld, visit: Open) -> None:
     page = visit("/devices/rose/quarantine", role=Role.OPERATOR).page
     page.get_by_label(re.compile("^Why")).fill("late")

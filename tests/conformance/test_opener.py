@@ -104,6 +104,25 @@ def test_batches_of_old_and_of_new_devices_become_the_same_sums(fleet: Fleet) ->
     assert states(fleet[1]) == [("opened", None)] * 2
 
 
+def test_what_a_newer_device_adds_is_ignored_and_the_rest_counts(fleet: Fleet) -> None:
+    """Fields that this version does not know, in the batch, its windows and their histograms."""
+    numbers = (b"\xba\x3e\x03new", b"\xc0\x3e\x07")  # Field 999 as a text, field 1000 as a number.
+    told = pb.Batch.FromString(batch(window()))
+    (one,) = told.windows
+    for each in (*one.histograms, one, told):
+        each.MergeFromString(b"".join(numbers))
+    newer = told.SerializeToString()
+    assert len(newer) > len(batch(window())) + 2 * len(b"".join(numbers))
+    deliver(fleet, batch(window()))
+    deliver(fleet, newer)
+    arrive(fleet, fleet[2].sealed(fleet[0], plaintext=pack(told), schema=PACKED))
+    assert opener(fleet).run_once() == 3
+    assert states(fleet[1]) == [("opened", None)] * 3
+    (row,) = fleet[1].rollups.all()
+    assert row.counters == {"label.3": 3, "label.7": 3, "predictions": 6}
+    assert row.windows == 3
+
+
 def test_a_batch_that_is_not_of_its_schema_is_rejected(fleet: Fleet) -> None:
     told = batch(window())
     arrive(fleet, fleet[2].sealed(fleet[0], plaintext=told, schema=PACKED))
