@@ -325,6 +325,17 @@ class Runs:
             ).all()
         return tuple(round_of_row(row, tuple(parts.get((row.round, row.attempt), ()))) for row in rows)
 
+    def opened_rounds(self, model: ModelName, *, since_s: float) -> tuple[tuple[RunId, float], ...]:
+        """Return the rounds of a model's runs whose sum was opened since: run, and when, the oldest first."""
+        query = (
+            select(rounds.c.run_id, rounds.c.finished_s)
+            .join(runs, runs.c.id == rounds.c.run_id)
+            .where(runs.c.model == model, rounds.c.state == "opened", rounds.c.finished_s >= since_s)
+            .order_by(rounds.c.finished_s, rounds.c.run_id)
+        )
+        with self._database.read() as connection:
+            return tuple((RunId(run), at_s) for run, at_s in connection.execute(query))
+
     def attempts(
         self, run: RunId, *, after: tuple[int, int] = (0, 0), limit: int, with_devices: bool = True
     ) -> tuple[RoundRecord, ...]:
