@@ -19,8 +19,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812  (torch's own name for it)
 
+from umbel_models.graphs import blame
 from umbel_models.graphs.export import export
-from umbel_models.graphs.layers import CURES, SUPPORTED, check_layers
+from umbel_models.graphs.layers import CURES, OTHERWISE, SUPPORTED, check_layers
 from umbel_models.graphs.rules import RULES, Weigh
 from umbel_models.task import cross_entropy
 from umbel_proto.errors import UsageError
@@ -473,3 +474,6 @@ def test_the_guide_lists_what_is_exported_and_every_cure() -> None:
     for kind, cure in CURES.items():
         (row,) = [row for row in rows if f"`nn.{kind.__name__}`" in row]
         assert cure in row.replace("`", "")
+    plain = [row.replace("`", "") for row in rows]
+    for cure in (*blame.CURES.values(), OTHERWISE):
+        assert [row for row in plain if cure in row], cure

@@ -13,6 +13,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from umbel_proto.errors import UsageError
 
 _OPERATOR = re.compile(r"op='(\w+)\.(\w+)'|\b(aten)\.(\w+)")
+CURES = {
+    "decides by the values": "choose with torch.where",
+    "complex numbers": "take a Fourier transform before the model, or write it as a product with sines and cosines",
+    "no graph": "write it with other operators, or compute it before the model",
+    "cannot be exported": "leave parts of it out until it can be, and write the part that cannot with other operators",
+}
+"""What to do about what no list of layers can name, by what the error says."""
 _DEPENDS = ("DataDependent", "data-dependent", "Data-dependent")
 
 
@@ -29,26 +36,22 @@ def blamed(exc: Exception, module: nn.Module, x: Tensor) -> UsageError:
     if any(word in text for word in _DEPENDS):
         return UsageError(
             "The module decides by the values of its input what to compute, as with if or .item(), and a graph "
-            "computes the same for all: choose with torch.where."
+            f"computes the same for all: {CURES['decides by the values']}."
         )
     if "complex" in text:
         return UsageError(
-            f"{_caller(module, x, 'fft')} computes with complex numbers, which graphs lack: take a Fourier "
-            "transform before the model, or write it as a product with sines and cosines."
+            f"{_caller(module, x, 'fft')} computes with complex numbers, which graphs lack: {CURES['complex numbers']}."
         )
     found = _OPERATOR.search(text)
     if found is None:
         return UsageError(
-            f"The module cannot be exported ({type(causes[-1]).__name__}: {str(causes[-1])[:300]}): leave parts of "
-            "it out until it can be, and write the part that cannot with other operators."
+            f"The module cannot be exported ({type(causes[-1]).__name__}: {str(causes[-1])[:300]}): "
+            f"{CURES['cannot be exported']}."
         )
     operator = found[2] or found[4]
     forward = re.sub(r"_backward$", "", operator).strip("_")
     lacks = "which has no graph" if forward == operator.strip("_") else "whose gradient has no graph"
-    return UsageError(
-        f"{_caller(module, x, forward)} uses {forward}, {lacks}: write it with other operators, or compute it "
-        "before the model."
-    )
+    return UsageError(f"{_caller(module, x, forward)} uses {forward}, {lacks}: {CURES['no graph']}.")
 
 
 def _causes(exc: BaseException) -> Sequence[BaseException]:

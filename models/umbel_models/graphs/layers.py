@@ -42,6 +42,8 @@ CURES: dict[type[nn.Module], str] = {
     nn.RReLU: "use nn.LeakyReLU, as a graph draws no random numbers",
 }
 """What to use instead of a layer that is not exported."""
+OTHERWISE = "write it with layers or operators that are"
+"""What to do about any other layer of torch."""
 
 
 def check_layers(module: nn.Module) -> None:
@@ -68,10 +70,7 @@ def check_layers(module: nn.Module) -> None:
             raise UsageError(f"{where} is a {kind}, which is not exported: {cure}.")
         ours = next(layer.children(), None) is not None or not type(layer).__module__.startswith("torch.nn")
         if not (ours or isinstance(layer, SUPPORTED)):
-            raise UsageError(
-                f"{where} is a {kind}, not exported yet: write it with layers or operators that are, as {GUIDE} "
-                "lists them."
-            )
+            raise UsageError(f"{where} is a {kind}, not exported yet: {OTHERWISE}, as {GUIDE} lists them.")
 
 
 def _problem(layer: nn.Module) -> str | None:
