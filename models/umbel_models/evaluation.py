@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from umbel_models.card import Metric
-from umbel_models.task import Examples
-from umbel_proto.errors import UsageError
+from umbel_models.task import Examples, OwnMetric
+from umbel_proto.errors import UmbelError, UsageError
 from umbel_proto.manifest import Target
 
 _Z = 1.959964  # of a two-sided 95 % interval
@@ -101,6 +102,34 @@ def evaluate_numbers(
             name = cohorts[each] if cohorts else str(each)
             metrics.append(_mean("mean absolute error", np.abs(off[rows]).mean(1), f"cohort {name}"))
     return tuple(metrics)
+
+
+def evaluate_own(
+    metrics: Mapping[str, OwnMetric], said: NDArray[np.float32], examples: Examples
+) -> tuple[Metric, ...]:
+    """Return a task's own figures.
+
+    Args:
+        metrics: What computes each, by name.
+        said: What the model says of the examples, probabilities or values.
+        examples: With labels or targets.
+
+    Raises:
+        UsageError: One fails, or gives no finite number.
+    """
+    return tuple(Metric(name, _figure(name, metric, said, examples.y)) for name, metric in metrics.items())
+
+
+def _figure(name: str, metric: OwnMetric, said: NDArray[np.float32], y: NDArray[Any]) -> float:
+    try:
+        value = float(metric(said.copy(), y.copy()))
+    except UmbelError:
+        raise
+    except Exception as exc:  # whatever the caller's own function raises
+        raise UsageError(f"The metric {name!r} fails on the held-out examples: {exc}.") from exc
+    if not math.isfinite(value):
+        raise UsageError(f"The metric {name!r} is {value} on the held-out examples: return a finite number.")
+    return value
 
 
 def _errors(off: NDArray[np.float64], right: NDArray[np.float32], part: str = "") -> list[Metric]:

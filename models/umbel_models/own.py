@@ -34,6 +34,7 @@ def guarded(task: Task, path: Path) -> Task:
         module=_asked(task.module, "module", path, _network),
         loss=_asked(task.loss, "loss", path),
         data=_asked(task.data, "data", path, functools.partial(_data, task)),
+        metrics={name: _asked(each, f"metric {name!r}", path) for name, each in task.metrics.items()},
         shifted=task.shifted and _asked(task.shifted, "shifted", path, functools.partial(_shifted, task)),
         committed=task.committed and _asked(task.committed, "committed", path),
     )

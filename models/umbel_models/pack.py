@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from umbel_models import baseline, int8_gate, tflite
 from umbel_models.card import Card, Figures
 from umbel_models.confidence import calibrated, confidence
-from umbel_models.evaluation import evaluate, evaluate_numbers
+from umbel_models.evaluation import evaluate, evaluate_numbers, evaluate_own
 from umbel_models.exported import GRAPH_FILES, INFER, Progress, exported
 from umbel_models.requantize import requantize
-from umbel_models.task import Examples, Task
+from umbel_models.task import Examples, OwnMetric, Task
 from umbel_models.variants import open_variant
 from umbel_proto.answers import checked_answers
 from umbel_proto.contract import Column, DataContract, Field
@@ -83,6 +83,7 @@ class _Judged:
         cohorts: Name of each cohort of the examples.
         sections: Sections of the card that others made.
         fitted_on: How many examples the temperature was fitted on; 0 where there is none.
+        metrics: The task's own, by name.
     """
 
     card: Card
@@ -90,6 +91,7 @@ class _Judged:
     cohorts: tuple[str, ...]
     sections: Sections
     fitted_on: int = 0
+    metrics: Mapping[str, OwnMetric] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -191,7 +193,7 @@ def build(
     judged = _Judged(card, data.held_out, task.cohorts, {**noted, **(sections or {})})
     files = {**made.files, **added}
     files, fitted_on = calibrated(manifest, files, parameters, inputs, y)
-    judged = replace(judged, fitted_on=fitted_on)
+    judged = replace(judged, fitted_on=fitted_on, metrics=task.metrics)
     if task.about.datasheet:
         manifest = replace(manifest, documents={**manifest.documents, DATASHEET: DATASHEET_FILE})
         files[DATASHEET_FILE] = task.about.datasheet.encode()
@@ -211,6 +213,7 @@ def repack(
     key: SigningKey,
     lineage: Mapping[str, Scalar] | None = None,
     held_out: Examples | None = None,
+    metrics: Mapping[str, OwnMetric] | None = None,
     sections: Sections | None = None,
     sections_of: str = "",
     progress: Progress = _silent,
@@ -230,6 +233,7 @@ def repack(
         key: The fleet's release key.
         lineage: Facts about where the parameters come from; the base's hash and version are added.
         held_out: Labelled examples to evaluate on.
+        metrics: Figures of the task's own to tell of them too, as ``Task.metrics``.
         sections: Sections to add to its card: figures by name.
         sections_of: SHA-256 of the ``params.safetensors`` that the sections are about; others are then refused.
         progress: Told of each step before it begins.
@@ -257,7 +261,7 @@ def repack(
     files, fitted_on = calibrated(
         manifest, files, arrays, manifest.contract.check(calibration)[0], calibration_y
     )
-    judged = _Judged(card, held_out, (), sections or {}, fitted_on)
+    judged = _Judged(card, held_out, (), sections or {}, fitted_on, metrics or {})
     if any(variant.engine == "tflite" for variant in manifest.variants.values()):
         progress("writing TFLite")
         inputs, _ = manifest.contract.check(calibration)
@@ -412,7 +416,8 @@ def _documents(
             metrics = evaluate_numbers(said["fp32"], examples, manifest.targets, judged.cohorts)
         else:
             metrics = evaluate(said["fp32"], examples, manifest.labels, judged.cohorts)
-        card = replace(card, metrics=metrics)
+        own = evaluate_own(judged.metrics, said["fp32"], examples)
+        card = replace(card, metrics=(*metrics, *own))
     if manifest.kind != REGRESSION:
         worth = confidence(files[manifest.variants["fp32"].file], seen.answers, examples, judged.fitted_on)
         card = card.with_section("confidence", worth)

@@ -20,6 +20,15 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 
+OwnMetric = Callable[[NDArray[np.float32], NDArray[Any]], float]
+"""Maps what a model says of examples, and their right answers, to a figure."""
+FIXED_METRICS = frozenset(
+    {"examples", "accuracy", "log loss", "recall", "precision"}
+    | {"mean squared error", "root mean squared error", "mean absolute error", "R2"}
+)
+"""What ``umbel_models.evaluation`` computes by itself."""
+
+
 class Examples(NamedTuple):
     """Examples with their right answers.
 
@@ -99,6 +108,9 @@ class Task:
         trainable: Names of the parameters that training changes; all of them where there is none.
         cohorts: Name of each cohort of ``Examples.cohort``.
         columns: Name of each input, or of each channel of a series, for explanations; none where they have none.
+        metrics: Figures of your own on held-out examples, by name, beside those of every task of its kind: each a function
+            of what the model says, probabilities (n, labels) or values (n, *answer), float32, and of the labels (n,)
+            or targets, to a number.
         shifted: Returns other labelled data to judge a model on, by name: what devices may meet later.
         committed: Returns the graphs and ``params.safetensors`` by name where they are kept beside the task, so that
             they need not be exported; they are compared with the module all the same when they are packed.
@@ -119,6 +131,7 @@ class Task:
     trainable: tuple[str, ...] = ()
     cohorts: tuple[str, ...] = ()
     columns: tuple[str, ...] = ()
+    metrics: Mapping[str, OwnMetric] = field(default_factory=dict)
     shifted: Callable[[], Mapping[str, Examples]] | None = None
     committed: Callable[[], Mapping[str, bytes]] | None = None
 
@@ -147,6 +160,12 @@ class Task:
                 f"Task {self.model} is a regression, which has no labels and no decision_threshold: leave them out, "
                 "and name numbers in targets."
             )
+        for name in self.metrics:
+            if not name.strip() or name in FIXED_METRICS:
+                raise UsageError(
+                    f"Task {self.model} has a metric called {name!r}: give it a name of its own, as umbel computes "
+                    f"{', '.join(sorted(FIXED_METRICS))} itself."
+                )
         check_stated(self.telemetry_epsilon, classifies=self.kind == CLASSIFICATION)
 
     def require_labels(self, what: str) -> None:
