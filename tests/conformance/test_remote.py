@@ -146,8 +146,8 @@ READS = [
     "user list --json",
     "audit list --json",
     "audit list --action run --actor service:runs --limit 3 --json",
-    "audit export",
-    "audit export --csv",
+    "audit export --action run",
+    "audit export --action run --csv",
     "audit verify --json",
 ]
 

@@ -120,7 +120,8 @@ def test_an_export_holds_all_of_it_in_json_lines_and_in_csv(where: Path) -> None
     run(user, "add bot --role ci --no-password", where, "--reason", "=1+1, for a pipeline")
     lines = [json.loads(line) for line in run(audit, "export", where).splitlines()]
     rows = list(csv.DictReader(io.StringIO(run(audit, "export --csv", where))))
-    assert [each["sequence"] for each in lines] == [1, 2]
+    assert [each["sequence"] for each in lines] == [1, 2, 3]
+    assert lines[2]["action"] == rows.pop()["action"] == "audit.export"  # Each export is in it.
     assert [(row["sequence"], row["hash"]) for row in rows] == [
         (str(each["sequence"]), each["hash"]) for each in lines
     ]

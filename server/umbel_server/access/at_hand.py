@@ -11,6 +11,7 @@ from umbel_server.access import chain
 from umbel_server.access.actor import Role, local_actor
 from umbel_server.access.passwords import hash_password
 from umbel_server.access.permissions import held, parse_scopes
+from umbel_server.access.reads import Read, on_record
 from umbel_server.access.shown import account_json, entry_json, token_json
 from umbel_server.fleet.layout import FleetDir
 from umbel_server.store.audit import Sought
@@ -116,7 +117,9 @@ class AuditAtHand:
         return [entry_json(each) for each in self._store.audit.latest(sought, limit=limit)]
 
     def all(self, sought: Sought) -> Iterator[dict[str, Any]]:
-        """Yield entries, the oldest first."""
+        """Yield entries, the oldest first; that they leave is one of them."""
+        on_record(self._store, local_actor(), Read.AUDIT, fleet=self._fleet.name)
+        chain.keep_checkpoint(self._fleet, self._store)
         yield from map(entry_json, self._store.audit.all(sought))
 
     def verify(self, others: Sequence[chain.Checkpoint]) -> tuple[int, str]:

@@ -30,6 +30,7 @@ def backup(
 ) -> None:
     """Copy a fleet into one file, while its services run."""
     from umbel_server.access.actor import local_actor
+    from umbel_server.access.reads import Read
     from umbel_server.fleet.backup import back_up
 
     fleet = FleetDir.open(directory)
@@ -37,7 +38,7 @@ def backup(
     with fleet.open_store() as store:
         store.audit.record(
             local_actor(),
-            action="fleet.backup",
+            action=Read.BACKUP.value,
             object=f"fleet:{fleet.name}",
             after={"files": made.files, "keys": made.keys},
         )

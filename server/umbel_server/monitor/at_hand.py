@@ -7,6 +7,7 @@ from pathlib import Path
 
 from umbel_server.access.actor import local_actor
 from umbel_server.access.chain import keep_checkpoint
+from umbel_server.access.reads import Read, on_record
 from umbel_server.fleet.at_hand import pages
 from umbel_server.fleet.layout import FleetDir
 from umbel_server.monitor import drift_report, looks, report
@@ -29,7 +30,7 @@ class MonitorAtHand:
 
     def export(self) -> None:
         """Put on record that what devices reported leaves as data; a look at a table is not."""
-        self._store.audit.record(local_actor(), action="telemetry.export", object=f"fleet:{self._fleet.name}")
+        on_record(self._store, local_actor(), Read.TELEMETRY, fleet=self._fleet.name)
         keep_checkpoint(self._fleet, self._store)
 
     def together(self, *, since_s: float) -> tuple[report.ModelLine, ...]:

@@ -11,6 +11,7 @@ from umbel_proto.errors import UnavailableError, UsageError, VerificationError
 from umbel_proto.report import open_batch
 from umbel_proto.seal import SealPrivateKey
 from umbel_server.access.actor import Actor
+from umbel_server.access.reads import Read
 from umbel_server.monitor.windows import read_report
 from umbel_server.services.metrics import meters
 from umbel_server.store.batches import SealedBatch
@@ -95,7 +96,7 @@ class Opener:
         for key_id in sorted(set(keys) - self._recorded):
             self._store.audit.record(
                 ITSELF,
-                action="telemetry-key.read",
+                action=Read.TELEMETRY_KEY.value,
                 object=f"telemetry-key:{key_id}",
                 after={"pid": os.getpid()},
             )

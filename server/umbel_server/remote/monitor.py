@@ -37,7 +37,7 @@ class MonitorFar:
         self._client = client
 
     def export(self) -> None:
-        """Do nothing: a service keeps on record what is changed there, not what is read."""
+        """Do nothing: a service tells sums over devices, and of no single one."""
 
     def together(self, *, since_s: float) -> tuple[ModelLine, ...]:
         """Return what all devices reported of each model since, summed over them."""

@@ -18,6 +18,9 @@ class ReviewsFar:
     def __init__(self, client: Client) -> None:
         self._client = client
 
+    def export(self) -> None:
+        """Do nothing: the service puts on record whoever lists them."""
+
     def page(
         self, *, waiting: bool | None, model: str | None, device: str | None, limit: int
     ) -> list[dict[str, Any]]:

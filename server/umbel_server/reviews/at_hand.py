@@ -7,6 +7,7 @@ from typing import Any
 
 from umbel_server.access.actor import local_actor
 from umbel_server.access.chain import keep_checkpoint
+from umbel_server.access.reads import Read, on_record
 from umbel_server.fleet.layout import FleetDir
 from umbel_server.reviews.answer import answer, labels_of
 from umbel_server.reviews.shown import agreement_json, review_json
@@ -26,6 +27,11 @@ class ReviewsAtHand:
     def __init__(self, fleet: FleetDir, store: Store, token_file: Path | None = None) -> None:
         self._fleet = fleet
         self._store = store
+
+    def export(self) -> None:
+        """Put on record that what devices announced leaves as data; a look at a table is not."""
+        on_record(self._store, local_actor(), Read.REVIEWS, fleet=self._fleet.name)
+        keep_checkpoint(self._fleet, self._store)
 
     def page(
         self, *, waiting: bool | None, model: str | None, device: str | None, limit: int

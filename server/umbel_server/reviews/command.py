@@ -47,6 +47,8 @@ def list_reviews(
     from umbel_server.clock import system_clock
 
     with reviews_at(directory, server) as reviews:
+        if as_json:
+            reviews.export()
         found = reviews.page(waiting=None if every else True, model=model, device=device, limit=limit)
     if as_json:
         print_json(found)

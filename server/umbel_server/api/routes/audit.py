@@ -13,9 +13,10 @@ from pydantic import AfterValidator, BaseModel, Field
 from umbel_proto.errors import VerificationError
 from umbel_server.access import chain
 from umbel_server.access.permissions import Permission
+from umbel_server.access.reads import Read, on_record
 from umbel_server.api.guard import GuardedRoute, may
 from umbel_server.api.paging import DEFAULT_LIMIT, Cursor, Limit, Page, after_number, page_of
-from umbel_server.api.service import Service, ServiceOf, StoreOf
+from umbel_server.api.service import ActorOf, Service, ServiceOf
 from umbel_server.api.texts import Asked, keepable
 from umbel_server.store.audit import Entry, Sought
 
@@ -63,7 +64,8 @@ class Signed(BaseModel):
 
 @router.get("", dependencies=[may(Permission.AUDIT_READ)])
 def list_audit(
-    store: StoreOf,
+    service: ServiceOf,
+    asking: ActorOf,
     actor: Word = None,
     action: Word = None,
     object: Word = None,  # noqa: A002  # The word that people who read audit logs know.
@@ -72,7 +74,10 @@ def list_audit(
     cursor: Cursor = None,
     oldest_first: Annotated[bool, Query(description="The other way round.")] = False,
 ) -> Page[EntryShown]:
-    """List what was done, the newest first. `action`: a whole one, or its first word."""
+    """List what was done, the newest first. `action`: a whole one, or its first word. The other way round it is an export, and on record."""
+    store = service.store
+    if oldest_first:
+        on_record(store, asking, Read.AUDIT, fleet=service.fleet.name, paged=True)
     sought, last = Sought(actor, action, object, since_s), after_number(cursor)
     found: Sequence[Entry]
     if oldest_first:

@@ -10,10 +10,11 @@ from pydantic import BaseModel, Field
 from umbel_proto.errors import UsageError
 from umbel_proto.reviews import MAX_WORDS
 from umbel_server.access.permissions import Permission
+from umbel_server.access.reads import Read, on_record
 from umbel_server.api.guard import GuardedRoute, may
 from umbel_server.api.paging import DEFAULT_LIMIT, Cursor, Limit, Page, after_number, page_of
 from umbel_server.api.problems import missing
-from umbel_server.api.service import ServiceOf, StoreOf, TokenOf
+from umbel_server.api.service import ActorOf, ServiceOf, StoreOf, TokenOf
 from umbel_server.api.texts import NAME, Asked, Words
 from umbel_server.reviews.answer import answer_by_authority, labels_of
 from umbel_server.reviews.shown import agreement_json, review_json
@@ -92,13 +93,15 @@ class Agreements(BaseModel):
 @router.get("", dependencies=[may(Permission.REVIEWS_READ)])
 def list_reviews(
     service: ServiceOf,
+    actor: ActorOf,
     waiting: Annotated[bool | None, Query(description="Only those that wait, or only the others.")] = None,
     model: _Of = None,
     device: _Of = None,
     limit: Limit = DEFAULT_LIMIT,
     cursor: Cursor = None,
 ) -> Page[ReviewLine]:
-    """List what devices announced, those that came last first."""
+    """List what devices announced, those that came last first. It is on record."""
+    on_record(service.store, actor, Read.REVIEWS, fleet=service.fleet.name, paged=True)
     found = service.store.reviews.page(
         waiting=waiting, model=model, device=device, limit=limit + 1, after=after_number(cursor)
     )

@@ -13,6 +13,7 @@ from pydantic import AfterValidator
 from umbel_proto.errors import UsageError, VerificationError
 from umbel_server.access import chain
 from umbel_server.access.permissions import Permission
+from umbel_server.access.reads import Read, on_record
 from umbel_server.access.shown import time_text
 from umbel_server.api.problems import missing
 from umbel_server.api.service import Service, ServiceOf
@@ -22,6 +23,7 @@ from umbel_server.console.form import FormOf
 from umbel_server.console.guard import ScreenRoute, may
 from umbel_server.console.page import page
 from umbel_server.console.range import Window, window_of
+from umbel_server.console.session import ActorOf
 from umbel_server.store.audit import Entry, Sought
 
 router = APIRouter(route_class=ScreenRoute)
@@ -131,6 +133,7 @@ async def _window(
 def show_audit(
     request: Request,
     service: ServiceOf,
+    asking: ActorOf,
     window: Annotated[Window, Depends(_window)],
     actor: Word = "",
     action: Word = "",
@@ -144,6 +147,7 @@ def show_audit(
     sought = Sought(actor or None, action or None, object or None, window.since_s, until_s)
     file = export(request, f"audit-{service.fleet.name}", COLUMNS, _cells(audit.all(sought)))
     if file is not None:
+        on_record(service.store, asking, Read.AUDIT, fleet=service.fleet.name)
         return file
     found = audit.latest(sought, limit=ROWS + 1, before=cursor)
     newest = audit.newest()

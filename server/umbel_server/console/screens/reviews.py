@@ -11,13 +11,14 @@ from fastapi import APIRouter, Path, Query, Request, Response
 from umbel_proto.errors import RefusedError, UnavailableError, UsageError
 from umbel_proto.reviews import MAX_WORDS
 from umbel_server.access.permissions import Permission
+from umbel_server.access.reads import Read, on_record
 from umbel_server.api.problems import missing, status_of_error
 from umbel_server.api.service import Service, ServiceOf
 from umbel_server.console.export import export
 from umbel_server.console.form import FormOf
 from umbel_server.console.guard import ScreenRoute, may
 from umbel_server.console.page import done, page
-from umbel_server.console.session import session_of
+from umbel_server.console.session import ActorOf, session_of
 from umbel_server.reviews.answer import answer_by_authority, labels_of
 from umbel_server.reviews.shown import agreement_json, review_json
 from umbel_server.store.reviews import Review
@@ -50,6 +51,7 @@ _Of = Annotated[str, Query(max_length=63)]
 def show_reviews(
     request: Request,
     service: ServiceOf,
+    actor: ActorOf,
     show: Literal["waiting", "ended"] = "waiting",
     model: _Of = "",
     device: _Of = "",
@@ -62,6 +64,7 @@ def show_reviews(
         rows = [_shown(service, each) for each in reviews.page(**of, limit=EXPORTED)]
         file = export(request, "reviews", COLUMNS, ([each[name] for name in COLUMNS] for each in rows))
         if file is not None:
+            on_record(service.store, actor, Read.REVIEWS, fleet=service.fleet.name)
             return file
     found = reviews.page(**of, limit=ROWS + 1, after=cursor)
     agreement = [agreement_json(each) for each in reviews.agreement()]
