@@ -7,6 +7,7 @@ import os
 import sys
 import threading
 from collections import Counter
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -143,6 +144,75 @@ def test_eight_threads_and_one_that_closes_windows_lose_and_double_nothing() -> 
         sys.setswitchinterval(interval)
     closed.append(window.take(1.0))
     assert_same(told(*closed), expected(said))
+
+
+class Meanwhile:
+    """Another thread that begins in the middle of what this one does, and ends then if nothing holds it up.
+
+    Args:
+        work: What it does.
+    """
+
+    def __init__(self, work: Callable[[], object]) -> None:
+        self._thread = threading.Thread(target=work)
+
+    def begin(self) -> None:
+        if self._thread.ident is None:
+            self._thread.start()
+            self._thread.join(0.2)
+
+    def end(self) -> None:
+        self._thread.join(30)
+        assert not self._thread.is_alive()
+
+
+@pytest.mark.parametrize("how", ["a window is closed", "a prediction has them counted"])
+def test_rows_that_one_thread_counts_no_other_thread_counts_too(how: str) -> None:
+    window, closed = new_window(), []
+    rows = 5000  # More than are left uncounted.
+    meanwhile = Meanwhile(lambda: closed.append(window.take(1.0)))
+
+    class Rows(bytearray):
+        """Rows in the middle of whose counting another thread closes the window."""
+
+        def __getitem__(self, part: Any) -> Any:
+            found = super().__getitem__(part)
+            meanwhile.begin()
+            return found
+
+    window.log.due = 10**9
+    for _ in range(rows - 1):
+        window.observe(1000.0, 1, 0.5)
+    window.log.rows = Rows(window.log.rows)
+    if how == "a window is closed":
+        window.observe(1000.0, 1, 0.5)
+        closed.append(window.take(1.0))
+    else:
+        window.log.due = 1
+        window.observe(1000.0, 1, 0.5)
+    meanwhile.end()
+    closed.append(window.take(1.0))
+    counters, _ = told(*closed)
+    assert counters["predictions"] == counters["label.1"] == rows
+
+
+def test_what_two_threads_count_at_once_is_counted_twice() -> None:
+    window = new_window()
+    meanwhile = Meanwhile(lambda: window.count("errors"))
+
+    class Counters(dict[str, int]):
+        """Counters that another thread adds to once one of them was read."""
+
+        def get(self, *of: Any) -> Any:
+            found = super().get(*of)
+            meanwhile.begin()
+            return found
+
+    window._counters = Counters()
+    window.count("errors")
+    meanwhile.end()
+    counters, _ = told(window.take(1.0))
+    assert counters["errors"] == 2
 
 
 def test_a_prediction_made_while_others_are_counted_is_in_the_next_count() -> None:
