@@ -77,11 +77,9 @@ def _calls(module: nn.Module, truth: Truth) -> Iterator[_Call]:
 
     def seen(name: str) -> Callable[..., None]:
         def hook(layer: nn.Module, given: tuple[object, ...], named: dict[str, object]) -> None:
-            tensors = (*given, *named.values())
-            whole = not named and all(isinstance(each, Tensor) for each in tensors)
-            found.setdefault(
-                name, _Call(name, layer, tuple(each.detach() for each in given) if whole else ())
-            )  # type: ignore[attr-defined]
+            tensors = [each.detach() for each in given if isinstance(each, Tensor)]
+            whole = not named and len(tensors) == len(given)
+            found.setdefault(name, _Call(name, layer, tuple(tensors) if whole else ()))
 
         return hook
 
