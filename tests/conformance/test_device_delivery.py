@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import subprocess
 import threading
@@ -17,6 +18,7 @@ from cable import Cable
 from device_world import UMBEL, World, eventually, large_package, open_device, through
 from model_packages import RELEASE, digits, opened, release, resigned
 from service_fleet import DAY_S, ManualClock
+from umbel._fleet import delivery as delivery_module
 from umbel._fleet.channel import Gateway
 from umbel._fleet.delivery import Delivery
 from umbel._home.directory import DeviceHome
@@ -92,6 +94,20 @@ def test_of_two_that_ask_at_once_one_fetches_and_both_have_it(world: World) -> N
             assert [each.status().models[0].version for each in (slow, quick)] == [2, 2]
         assert cable.down < len(package) + (256 << 10)
     assert list(home.incoming.iterdir()) == []
+
+
+def test_whoever_waits_for_another_that_fetches_is_told_after_as_long_as_a_fetch_may_take(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = world.device("d1")
+    publish(world.fleet, world.store, release(2))
+    monkeypatch.setattr(delivery_module, "FETCH_TIMEOUT_S", 0.2)
+    with open_device(home) as device, home.delivery_lock.open("w") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        with pytest.raises(UnavailableError, match=r"^Another thread or process .* for 0\.2 s: try again"):
+            device.sync()
+        fcntl.flock(other, fcntl.LOCK_UN)
+        assert [each.version for each in device.sync()] == [2]
 
 
 def test_a_fetch_that_was_given_up_goes_on_in_the_next_process(world: World) -> None:

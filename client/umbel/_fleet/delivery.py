@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from umbel._fleet.approval import facts
-from umbel._fleet.channel import Gateway, call
+from umbel._fleet.channel import FETCH_TIMEOUT_S, Gateway, call
 from umbel._home.directory import DeviceHome
 from umbel._home.files import locked, make_private_directory, storage_error
 from umbel._releases.slots import Beside
@@ -91,7 +91,8 @@ class Delivery:
         Raises:
             PackageError: A release did not verify, every other one was installed first; or what the fleet signed of
                 its releases does not verify or has expired, and none was.
-            UnavailableError: The gateway does not answer; what was fetched so far is kept.
+            UnavailableError: The gateway does not answer; what was fetched so far is kept. Or another of this device
+                fetches for longer than one fetch may take.
             StorageError: The disk is full.
         """
         from umbel._fleet.updater import Listed  # It takes time to import.
@@ -117,7 +118,14 @@ class Delivery:
         # In this order: what is offered was signed before.
         listed = Listed(self._home, gateway, now_s=self._clock())
         # Whoever comes second, of all threads and processes with this device, finds installed what it would have fetched.
-        with locked(self._home.delivery_lock):
+        with contextlib.ExitStack() as alone:
+            try:
+                alone.enter_context(locked(self._home.delivery_lock, within_s=FETCH_TIMEOUT_S))
+            except TimeoutError:
+                raise UnavailableError(
+                    f"Another thread or process of this device has fetched releases for {FETCH_TIMEOUT_S:g} s: "
+                    "try again when it is done."
+                ) from None
             return self._bring(gateway, listed, offers, shadows)
 
     def _bring(

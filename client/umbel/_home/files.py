@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import math
 import os
 import secrets
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +17,8 @@ from umbel_proto.errors import StorageError
 SECRET_MODE = 0o600
 PUBLIC_MODE = 0o644
 DIRECTORY_MODE = 0o700
+ASK_AGAIN_S = 0.05
+"""How often a lock is asked for that is not waited for without end."""
 
 
 def write_atomically(path: Path, data: bytes, mode: int = SECRET_MODE) -> None:
@@ -95,20 +99,28 @@ def linked(file: Path, name: Path) -> bool:
 
 
 @contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
+def locked(path: Path, *, within_s: float = math.inf) -> Iterator[None]:
     """Be the only one, of all threads and processes, in blocks with this file, which is made.
 
     The lock is the kernel's: it goes with the process, however that ends.
 
+    Args:
+        path: The file.
+        within_s: How long to wait for others at most, seconds.
+
     Raises:
         StorageError: The file cannot be made.
+        TimeoutError: Others were in such a block for so long.
     """
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, SECRET_MODE)
     except OSError as exc:
         raise storage_error(exc, path) from exc
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        if within_s == math.inf:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        else:
+            _lock_within(descriptor, within_s)
         try:
             yield
         finally:
@@ -116,6 +128,20 @@ def locked(path: Path) -> Iterator[None]:
             fcntl.flock(descriptor, fcntl.LOCK_UN)
     finally:
         os.close(descriptor)
+
+
+def _lock_within(descriptor: int, seconds: float) -> None:
+    """Wait for a lock for so long: the kernel has no word for that, so it is asked again and again."""
+    until_s = time.monotonic() + seconds
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= until_s:
+                raise TimeoutError(f"others held a lock for {seconds:g} s") from None
+            time.sleep(ASK_AGAIN_S)
+        else:
+            return
 
 
 def sync_directory(path: Path) -> None:
