@@ -8,9 +8,10 @@ the two. All read the loss of every step. Each way has a process of its own, and
 the allocator, gigabytes with hooks, is no matter of the next. Before anything is timed, one step of ours and of
 torch's must agree.
 
-Memory is the peak resident set (VmHWM) of a process that imports what it needs and trains an epoch: of ours the
-one that a device trains in, the median of three. The process that it trains for stands in a row of its own, beside one
-that reads the package and trains by itself: while a device trains it holds both.
+Memory is the peak resident set (VmHWM) of what a device then runs, which is what is judged: the process that trains an
+epoch and the one that it trains for, added, in which pages of files that both have count once; the median of three. Each
+stands in a row of its own too, the second beside a process that reads the package and trains by itself. Ours is private
+or not in the process that trains; torch has one.
 """
 
 from __future__ import annotations
@@ -146,21 +147,21 @@ def memory(
 ) -> None:
     """Add the peak memory of training processes."""
 
-    def peaks(way: str, runs: int = 1) -> tuple[float, float]:
+    def peaks(way: str, runs: int = 1) -> tuple[float, ...]:
         command = [sys.executable, WAYS_FILE, way, str(file), key.raw.hex(), str(often(8))]
         ran = [
             subprocess.run(command, capture_output=True, check=True, text=True) for _ in range(often(runs))
         ]
         each = zip(*(map(float, one.stdout.split()) for one in ran), strict=True)
-        trains, has_trained = (statistics.median(of) for of in each)
-        return trains, has_trained
+        return tuple(statistics.median(of) for of in each)
 
     def peak(way: str, runs: int = 1) -> float:
         return peaks(way, runs)[0]
 
-    (ours, beside), private = peaks("apart", runs=3), peak("apart private", runs=3)
-    what = f"{name}, peak RSS, torch beside it"
-    report.value(what, ours, unit="MB", at_most=MOST_MB.get(name), baseline=peak("torch"))
+    (ours, beside, both), private = peaks("apart", runs=3), peak("apart private", runs=3)
+    what = f"{name}, peak RSS of the device, torch beside it"
+    report.value(what, both, unit="MB", at_most=MOST_MB.get(name), baseline=peak("torch"))
+    report.value(f"{name}, peak RSS of the process that trains", ours, unit="MB")
     what = f"{name}, peak RSS of the process that it trains for, of one that trains itself beside it"
     report.ratio(what, beside, peak("onnx", runs=3), unit="MB")
     what = f"{name}, peak RSS of DP-SGD, of SGD beside it"

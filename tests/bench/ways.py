@@ -116,8 +116,13 @@ APART = {"apart": False, "apart private": True}
 """As a device does it: in a process of its own. By way, whether examples are kept private."""
 
 
-def apart(package: Package, steps: int, *, private: bool) -> tuple[float, float]:
-    """Train one epoch as a device does, and return the peak memory of the process that trains and of this one."""
+def apart(package: Package, steps: int, *, private: bool) -> tuple[float, float, float]:
+    """Train one epoch as a device does.
+
+    Returns:
+        The peak memory of the process that trains, of this one, and of both together, in which pages of one file
+        that both have count once.
+    """
     from umbel.train import ExamplePrivacy, TrainPlan
     from umbel.train.apart import ApartTrainer
 
@@ -125,9 +130,34 @@ def apart(package: Package, steps: int, *, private: bool) -> tuple[float, float]
     plan = TrainPlan(1, BATCH, RATE, MOMENTUM, 1, ExamplePrivacy(CLIP, NOISE) if private else None)
     trainer.train(package.parameters(), x, y, plan)
     trains = Path(f"/proc/self/task/{os.getpid()}/children").read_text().strip()
-    peaks = peak_mb(trains), peak_mb()
+    of_it, of_this = peak_mb(trains), peak_mb()
+    together = of_it + of_this - twice_mb(trains, "self")
     trainer.close()
-    return peaks
+    return of_it, of_this, together
+
+
+def twice_mb(one: str, other: str) -> float:
+    """Return how much of two processes' resident sets are pages of files that both have, MB.
+
+    Of each file the lesser of what the two have of it unchanged: what the system counts for each of them, and has once.
+    Of two alone this is what makes their proportional set sizes less than their resident ones; those
+    (``/proc/PID/smaps_rollup``) also fall with every other program that runs from the same files.
+    """
+    left, right = unchanged_kib(one), unchanged_kib(other)
+    return sum(min(size, right.get(place, 0)) for place, size in left.items()) * 1024 / 1e6
+
+
+def unchanged_kib(process: str) -> dict[str, int]:
+    """Return what a process has of each part of each file in memory and has not written to, KiB, by file and offset."""
+    sizes: dict[str, int] = {}
+    place = ""
+    for line in Path(f"/proc/{process}/smaps").read_text().splitlines():
+        head = line.split()
+        if not head[0].endswith(":"):  # ADDRESSES PERMISSIONS OFFSET DEVICE INODE FILE
+            place = f"{head[5]} {head[2]}" if len(head) > 5 and head[5].startswith("/") else ""
+        elif place and head[0] in ("Shared_Clean:", "Private_Clean:"):
+            sizes[place] = sizes.get(place, 0) + int(head[1])
+    return sizes
 
 
 def peak_mb(process: str = "self") -> float:
@@ -140,13 +170,13 @@ def peak_mb(process: str = "self") -> float:
 
 
 def child(way: str, package: Path, key: bytes, steps: int) -> None:
-    """Train one epoch and print the peak memory of the process that did, and of the one that had it done."""
+    """Train one epoch and print the peak memory of the process that did, of the one that had it done, and of both."""
     opened = read_package(package.read_bytes(), release_key=VerifyKey(key))
     if way in APART:
-        say("{} {}".format(*apart(opened, steps, private=APART[way])))
+        say("{} {} {}".format(*apart(opened, steps, private=APART[way])))
         return
     WAYS[way](opened, steps)()
-    say(f"{peak_mb()} 0")
+    say(f"{peak_mb()} 0 0")
 
 
 def by_turns(way: str, package: Path, key: bytes, steps: int) -> None:

@@ -465,3 +465,9 @@ def test_a_worker_knows_what_its_trainings_add_to_the_load() -> None:
     train(ApartTrainer(opened(first()), worker=worker))
     assert 0 < worker.load < 1
     worker.close()
+
+
+def test_a_process_that_has_another_one_train_holds_no_runtime() -> None:
+    code = "import sys, umbel.train.apart; print([n for n in ('onnxruntime', 'torch') if n in sys.modules])"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert ran.stdout.strip() == "[]"

@@ -22,11 +22,9 @@ from umbel._rounds.load import OwnLoad
 from umbel.train import METER, Controls, DivergedError, Ended, Meter, TrainPlan, TrainResult
 from umbel.train.descent import Work
 from umbel.train.graph import Signature
-from umbel.train.onnx import OnnxTrainer
-from umbel.train.pipe import EVERY_S, Arrays, Pipe, PipeError
+from umbel.train.pipe import EVERY_S, FORM, FROZEN, Arrays, Pipe, PipeError
 from umbel.train.prepare import prepare
 from umbel.train.start import NoPythonError, Running, start_worker
-from umbel.train.worker import FORM, FROZEN
 from umbel_proto.errors import PackageError, UmbelError, UnavailableError, UsageError
 from umbel_proto.manifest import GRADIENT, FloatVector
 from umbel_proto.package import Package
@@ -104,6 +102,10 @@ class ApartTrainer:
             return self._worker.train(signature, {"graph": graph, **frozen, "parameters": start}, work)
         except NoPythonError as exc:
             log.warning("trains in this process: %s", exc)
+        from umbel.train.onnx import (
+            OnnxTrainer,
+        )  # with onnxruntime: 26 MB that this process otherwise need not hold
+
         with contextlib.closing(OnnxTrainer(self._package, meter=self._meter, watch=watch)) as inside:
             return inside.train(start, x, y, plan, held_back=held_back, controls=controls)
 

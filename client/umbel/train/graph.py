@@ -12,13 +12,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import onnxruntime as ort
 from numpy.typing import NDArray
 
 from umbel.train.plan import TrainPlan
 from umbel_proto.errors import UsageError
 
 if TYPE_CHECKING:
+    import onnxruntime as ort
+
     from umbel.train.descent import Weights
     from umbel_proto.manifest import FloatVector, Manifest
 
@@ -103,6 +104,8 @@ class GraphGradients:
 
     def loss(self, x: NDArray[Any], y: NDArray[np.int64], w: Weights) -> float:
         """See ``Gradients``."""
+        import onnxruntime as ort  # not where a process only has another one train
+
         options = ort.RunOptions()
         # Without this the whole graph runs, gradients and all.
         options.only_execute_path_to_fetches = True

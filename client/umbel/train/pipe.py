@@ -18,6 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 MAX_HEAD_BYTES = 1 << 20
+FORM = 1
+"""Version of what the two processes say to each other. An update of umbel may come between their starts."""
+
+FROZEN = "frozen."
+"""What the names of frozen parameters begin with in a frame."""
+
 EVERY_S = 1.0
 """How often whoever waits looks around."""
 

@@ -18,17 +18,11 @@ from umbel.engines.onnx import open_session
 from umbel.train import Controls, ExamplePrivacy, Meter, TrainPlan, TrainResult
 from umbel.train.descent import Work, descend
 from umbel.train.graph import GraphGradients, Signature, trim
-from umbel.train.pipe import Arrays, Pipe, PipeError
+from umbel.train.pipe import FORM, FROZEN, Arrays, Pipe, PipeError
 from umbel_proto.errors import UmbelError
-
-FORM = 1
-"""Version of what the two processes say to each other. An update of umbel may come between their starts."""
 
 IDLE_S = 30.0
 """Without work for so long, the process ends and its memory goes back; another one takes about 0.3 s to start."""
-
-FROZEN = "frozen."
-"""What the names of frozen parameters begin with in a frame."""
 
 
 def serve(pipe: Pipe) -> None:
