@@ -1,8 +1,10 @@
 """From a torch module to graphs, and what a device then has to open, hold and install.
 
-- Export: all graphs of a module with their verification against torch, once, in a process of its own, so that
-  the first trace's imports count too; beside it the import of torch alone.
-- Opening: the median of several sessions, inference with its parameters as on a device, and training.
+- Export: all graphs of a module with their verification against torch, and calib and int8 with theirs against
+  onnxruntime's quantizer, once, in a process of its own, so that the first trace's imports count too; beside it the import
+  of torch alone.
+- Opening: the median of several sessions: inference and explanation with their parameters as on a device, training, and
+  the graphs that quantize and are quantized.
 - Install: the files of a distribution and of all that it needs, by their own records (``RECORD``), on this
   machine; beside it the same for torch and Opacus. Compiled caches are not counted. MB are 10**6 bytes. Of
   umbel all files of the device's wheel count. torch is the one built for CPUs.
@@ -33,9 +35,13 @@ EXPORT = """
 import sys, time
 begin = time.perf_counter()
 from umbel_models.graphs.export import export
+from umbel_models.quantize import skeletons
 from umbel_models.task import find
 task = find(sys.argv[1])
-graphs = export(task.module(), task.loss, task.contract.fields[0].shape)
+data, module = task.data(), task.module()
+graphs = export(module, task.loss, task.contract.fields[0].shape)
+values = {name: value.detach().numpy() for name, value in module.named_parameters()}
+skeletons(graphs.infer, values, task.contract.check(data.calibration.x)[0])
 print(time.perf_counter() - begin)
 """
 TASKS = ("digits", "activity", "credit", "breast-cancer")
@@ -58,7 +64,7 @@ def exports(report: Report) -> None:
     for name in TASKS:
         with report.part(f"export {name}"):
             report.value(
-                f"export and verify {name}, import torch beside it",
+                f"export and verify all graphs of {name}, import torch beside it",
                 child(EXPORT, name),
                 unit="s",
                 baseline=bare,
@@ -88,14 +94,26 @@ def openings(report: Report) -> None:
 
 def opening(report: Report, name: str, module: Module, shape: tuple[int, ...]) -> None:
     from umbel_models.graphs.export import export
+    from umbel_models.quantize import skeletons
+    from umbel_models.runtime import Session
     from umbel_models.task import cross_entropy
+    from umbel_proto.quantization import quantize
 
     graphs = export(module, cross_entropy, shape)
     values = {key: value.detach().numpy() for key, value in module.named_parameters()}
+    source = np.random.default_rng(0)
+    inputs = source.standard_normal((64, *shape)).astype(np.float32)
+    made = skeletons(graphs.infer, values, inputs)
+    calibration = Session(made.calib, values, optimized=False)
+    filled = quantize(calibration.run, made.mapping, values, inputs)
+    assert graphs.explain is not None
     for what, graph, weights in (
         ("inference", graphs.infer, values),
         ("training", graphs.gradient, {}),
         ("private training", graphs.clipped, {}),
+        ("explanation", graphs.explain, values),
+        ("calibration", made.calib, values),
+        ("int8", made.int8, filled),
     ):
 
         def opened(graph: bytes = graph, weights: dict[str, np.ndarray] = weights) -> None:
@@ -110,7 +128,7 @@ def opening(report: Report, name: str, module: Module, shape: tuple[int, ...]) -
         opened()
         median = statistics.median(seconds(opened) for _ in range(often(RUNS)))
         report.value(f"open {what}, {name}", 1e3 * median, unit="ms", at_most=50)
-        report.value(f"  its graph, {name}", len(graph) / 1e3, unit="kB")
+        report.value(f"  its graph, {what}, {name}", len(graph) / 1e3, unit="kB")
 
 
 def needed(name: str, extras: frozenset[str], seen: set[str]) -> Iterator[str]:
