@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
+import dataclasses
 import secrets
 import socket
+import sqlite3
 import ssl
 import threading
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
+import grpc
 import pytest
 from cryptography import x509
 
-from gateway_world import HOUR_S, Served, release
-from service_fleet import DAY_S, ManualClock, PlainDevice, invoke, make_fleet, running
+from gateway_world import HOUR_S, Served, release, stored
+from service_fleet import CALL_TIMEOUT_S, DAY_S, ManualClock, PlainDevice, invoke, make_fleet, running
 from umbel_proto.errors import UnavailableError
-from umbel_proto.wire import delivery_pb2
+from umbel_proto.wire import delivery_pb2, telemetry_pb2
 from umbel_server.fleet.ca import private_pem
 from umbel_server.fleet.create import renew_server_certificate
 from umbel_server.fleet.layout import FleetDir
 from umbel_server.gateway.delivery import CHUNK_BYTES
-from umbel_server.gateway.server import Gateway
+from umbel_server.gateway.server import QUEUE, Gateway
+from umbel_server.gateway.settings import GatewaySettings
 
 
 def test_a_taken_port_is_one_sentence(tmp_path: Path) -> None:
@@ -56,6 +63,84 @@ def test_calls_under_way_are_answered_when_the_gateway_stops(tmp_path: Path) -> 
             rest.start()
         rest.join()
     assert b"".join(received) == data
+
+
+@contextmanager
+def kept_waiting(fleet: FleetDir) -> Iterator[None]:
+    """Keep whoever commits waiting."""
+    other = sqlite3.connect(str(fleet.store_place()), isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+    finally:
+        other.execute("ROLLBACK")
+        other.close()
+
+
+def begin_upload(channel: grpc.Channel, batch: telemetry_pb2.SealedBatch) -> Any:
+    message = telemetry_pb2.UploadRequest(batches=[batch]).SerializeToString()
+    call: Any = channel.unary_unary("/umbel.wire.v1.Telemetry/Upload")
+    return call.future(message, timeout=CALL_TIMEOUT_S)
+
+
+def until(condition: Callable[[], bool]) -> None:
+    """Wait for what another thread does."""
+    for _ in range(20_000):
+        if condition():
+            return
+        threading.Event().wait(0.001)
+    pytest.fail("It never came.")
+
+
+def test_what_waits_for_its_commit_is_acknowledged_after_it_also_when_the_gateway_stops(
+    tmp_path: Path,
+) -> None:
+    fleet = make_fleet(tmp_path / "garden")
+    device = PlainDevice()
+    with (
+        ExitStack() as client,
+        fleet.open_store() as store,
+        ThreadPoolExecutor(1) as pool,
+        ExitStack() as served,
+    ):
+        gateway = served.enter_context(Gateway(fleet, store))
+        device.admit(fleet, store)
+        channel = client.enter_context(device.channel(fleet))
+        with kept_waiting(fleet):
+            uploads = [begin_upload(channel, device.sealed(fleet)) for _ in range(5)]
+            until(lambda: len(store.batches._together._waiting) == 4)
+            stopped = pool.submit(served.close)
+            until(lambda: not gateway._health.serving)
+            acknowledged_early = [each.done() for each in uploads]
+        stopped.result(30)
+        assert acknowledged_early == [False] * 5
+        assert [each.code() for each in uploads] == [grpc.StatusCode.OK] * 5
+        assert stored(store) == 5
+
+
+def test_calls_that_find_no_room_are_refused_at_once_and_the_next_find_room_again(tmp_path: Path) -> None:
+    fleet = make_fleet(tmp_path / "garden")
+    settings = dataclasses.replace(fleet.settings, intake=GatewaySettings(threads=4))
+    (fleet.path / "fleet.toml").write_text(settings.to_toml())
+    fleet, devices, room = FleetDir.open(fleet.path), (PlainDevice(), PlainDevice()), 4 * QUEUE
+    with ExitStack() as client, running(fleet) as (_, store):
+        for device in devices:
+            device.admit(fleet, store)
+        channels = [client.enter_context(device.channel(fleet)) for device in devices]
+        with kept_waiting(fleet):
+            uploads = [
+                begin_upload(channel, device.sealed(fleet))
+                for device, channel in zip(devices, channels, strict=True)
+                for _ in range(room // 2 + 4)
+            ]
+            until(lambda: sum(each.done() for each in uploads) == 8)
+            refused = [each for each in uploads if each.done()]
+        codes = [each.code() for each in uploads]
+        assert {each.code() for each in refused} == {grpc.StatusCode.RESOURCE_EXHAUSTED}
+        assert (codes.count(grpc.StatusCode.OK), len(codes)) == (room, room + 8)
+        # An answer may be there a moment before the room that it took is free.
+        until(lambda: begin_upload(channels[0], devices[0].sealed(fleet)).code() is grpc.StatusCode.OK)
+        assert stored(store) == room + 1
 
 
 def shown_certificate(fleet: FleetDir, device: PlainDevice, tmp_path: Path) -> x509.Certificate:

@@ -109,6 +109,32 @@ def test_nobody_calls_a_method_without_a_certificate_of_a_device_that_is_in(
         }
 
 
+@pytest.mark.parametrize(
+    ("service", "method"),
+    [(f"umbel.wire.v1.{s}", m) for _, s, m in METHODS] + [("grpc.health.v1.Health", "Check")],
+)
+def test_bytes_that_are_no_message_get_one_sentence_and_no_line_of_the_log_is_a_traceback(
+    gateway: tuple[FleetDir, Store], service: str, method: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    fleet, store = gateway
+    insider = PlainDevice()
+    insider.admit(fleet, store)
+    stranger = grpc.ssl_channel_credentials(fleet.ca_pem.read_bytes())
+    by_token = (service.rpartition(".")[2], method) in BY_TOKEN
+    with (
+        grpc.secure_channel(fleet.settings.enrollment, stranger)
+        if by_token
+        else insider.channel(fleet) as channel
+    ):
+        garbled: Any = channel.unary_stream(f"/{service}/{method}")
+        replies = garbled(b"\xff" * 9, timeout=30)
+        with pytest.raises(grpc.RpcError) as refused:
+            list(replies)
+    assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert refused.value.details() == "The call's message is malformed."
+    assert [each.getMessage() for each in caplog.records if each.exc_info] == []
+
+
 @pytest.mark.parametrize(("service", "method"), sorted(BY_TOKEN))
 def test_nobody_gets_a_certificate_by_sending_nothing(
     gateway: tuple[FleetDir, Store], service: str, method: str

@@ -11,19 +11,23 @@ from __future__ import annotations
 
 import grpc
 from grpc_health.v1 import health_pb2 as pb  # type: ignore[import-untyped]
-from grpc_health.v1 import health_pb2_grpc
 
-from umbel_server.gateway.rpc import Call
+from umbel_proto.errors import UsageError
+from umbel_server.gateway.rpc import Call, parsed
 
 
-class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
+class Health:
     """Says whether this process takes calls."""
 
     def __init__(self) -> None:
         self.serving = False
 
-    def Check(self, request: pb.HealthCheckRequest, call: Call) -> pb.HealthCheckResponse:  # noqa: N802
+    def check(self, data: bytes, call: Call) -> pb.HealthCheckResponse:
         """Answer for the whole process, which is the empty name."""
+        try:
+            request = parsed(pb.HealthCheckRequest, data)
+        except UsageError as exc:
+            call.abort(grpc.StatusCode.INVALID_ARGUMENT, str(exc))
         if request.service:
             call.abort(grpc.StatusCode.NOT_FOUND, "Ask for the whole gateway, with an empty name.")
         kind = pb.HealthCheckResponse
@@ -31,4 +35,9 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
 
     def serve_on(self, server: grpc.Server) -> None:
         """Answer on a listener."""
-        health_pb2_grpc.add_HealthServicer_to_server(self, server)
+        handler: grpc.RpcMethodHandler[bytes, pb.HealthCheckResponse] = grpc.unary_unary_rpc_method_handler(
+            self.check, response_serializer=pb.HealthCheckResponse.SerializeToString
+        )
+        server.add_generic_rpc_handlers(
+            [grpc.method_handlers_generic_handler("grpc.health.v1.Health", {"Check": handler})]
+        )

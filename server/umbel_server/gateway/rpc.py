@@ -8,11 +8,11 @@ import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping
 from types import TracebackType
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import grpc
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
-from google.protobuf.message import Message
+from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
 
 from umbel_proto.errors import (
@@ -36,6 +36,8 @@ RETRY_AFTER = "umbel-retry-after-s"
 """Trailing metadata of a refusal that passes: in how many seconds to try again."""
 PENDING = "umbel-pending"
 """Trailing metadata of a refusal because an operator is to approve first: what they call what waits."""
+
+_Message = TypeVar("_Message", bound=Message)
 
 log = logging.getLogger(__name__)
 
@@ -120,24 +122,33 @@ def service(descriptor: ServiceDescriptor, methods: Mapping[str, Method]) -> grp
 
 
 def _handler(method: MethodDescriptor, behavior: Method) -> grpc.RpcMethodHandler[Any, Any]:
-    parse = GetMessageClass(method.input_type).FromString
+    # Messages are parsed here: gRPC would write a traceback into the log for whatever bytes a stranger sends.
+    kind = GetMessageClass(method.input_type)
     serialize = GetMessageClass(method.output_type).SerializeToString
 
-    def answer(request: Message, call: Call) -> Any:
+    def answer(data: bytes, call: Call) -> Any:
         with _Answering(method.name, call):
-            return behavior(request, call)
+            return behavior(parsed(kind, data), call)
 
-    def stream(request: Message, call: Call) -> Iterator[Any]:
+    def stream(data: bytes, call: Call) -> Iterator[Any]:
         with _Answering(method.name, call):
-            yield from behavior(request, call)
+            yield from behavior(parsed(kind, data), call)
 
     if method.server_streaming:
-        return grpc.unary_stream_rpc_method_handler(
-            stream, request_deserializer=parse, response_serializer=serialize
-        )
-    return grpc.unary_unary_rpc_method_handler(
-        answer, request_deserializer=parse, response_serializer=serialize
-    )
+        return grpc.unary_stream_rpc_method_handler(stream, response_serializer=serialize)
+    return grpc.unary_unary_rpc_method_handler(answer, response_serializer=serialize)
+
+
+def parsed(kind: type[_Message], data: bytes) -> _Message:
+    """Return a call's message.
+
+    Raises:
+        UsageError: The bytes are none.
+    """
+    try:
+        return kind.FromString(data)
+    except DecodeError as exc:
+        raise UsageError("The call's message is malformed.") from exc
 
 
 class _Answering:
