@@ -56,7 +56,8 @@ def sign_in_again(visitor: Visitor, answer: httpx.Response) -> httpx.Response:
     assert there.startswith("/sign-in?lost=1")
     shown = visitor.get(there)
     assert shown.status_code == 200
-    assert "Your session had ended, so nothing was done. Sign in, and do it again." in text_of(shown.text)
+    said = "Your session had ended, so nothing was done. Sign in, and do it again: what you typed is in the form then."
+    assert said in text_of(shown.text)
     hidden = re.search(r'name="next" value="([^"]*)"', shown.text)
     assert hidden
     fields = {"name": "a-operator", "password": PASSWORD, "next": html.unescape(hidden[1])}
