@@ -95,7 +95,9 @@ def test_a_process_that_is_killed_is_replaced_and_one_that_dies_of_the_work_is_t
 ) -> None:
     pid = worker.run(worker_work.pid, fleet, store)
     os.kill(pid, signal.SIGKILL)
-    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)  # Its pipes are closed, as those of one that idled too long.
+    os.waitid(
+        os.P_PID, pid, os.WEXITED | os.WNOWAIT
+    )  # Its pipes are closed, as those of one that idled too long.
     assert worker.run(worker_work.pid, fleet, store) != pid
     with pytest.raises(UnavailableError, match="ended before"):
         worker.run(worker_work.dead, fleet, store)
