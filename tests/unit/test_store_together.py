@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from types import FrameType
 
 import pytest
 
@@ -60,6 +62,44 @@ def test_a_commit_takes_no_more_than_it_may() -> None:
         done.result()
     assert [len(commit) for commit in disk.commits] == [1, 8, 8, 3]
     assert disk.kept == list(range(20))
+
+
+def test_the_next_commit_begins_when_all_of_the_one_before_were_told() -> None:
+    disk, second, held, go_on = Disk(), threading.Event(), threading.Event(), threading.Event()
+    together = Together(lambda items: second.set() if items == [9] else disk(items), most=2)
+
+    def hold(_frame: FrameType, event: str, function: object) -> None:
+        """Hold a thread where it has been woken, before it goes on."""
+        if event == "c_return" and getattr(function, "__name__", "") == "acquire" and disk.commits[1:]:
+            held.set()
+            assert go_on.wait(10)
+
+    def add_held(item: int) -> None:
+        sys.setprofile(hold)
+        try:
+            together.add(item)
+        finally:
+            sys.setprofile(None)
+
+    def waiting(count: int) -> None:
+        while len(together._waiting) < count:
+            threading.Event().wait(0.001)
+
+    with ThreadPoolExecutor(4) as pool:
+        done = [pool.submit(together.add, 0)]
+        assert disk.begun.wait(10)
+        for add, item in ((together.add, 1), (add_held, 2), (together.add, 9)):
+            done.append(pool.submit(add, item))
+            waiting(item if item < 9 else 3)
+        disk.go.set()
+        assert held.wait(10)
+        begun_early = second.wait(0.2)
+        go_on.set()
+        for each in done:
+            each.result(10)
+    assert disk.commits == [(0,), (1, 2)]
+    assert second.is_set()
+    assert not begun_early
 
 
 def test_one_that_is_wrong_is_told_so_and_spoils_no_others() -> None:

@@ -22,7 +22,7 @@ class _Waiting(Generic[_Item]):
     error: Exception | None = None
     # Locked until it is done, or its turn to commit; a lock wakes a thread at a fifth of what an Event costs.
     sleep: threading.Lock = field(default_factory=threading.Lock)
-    # Who was in the same commit and is told by this one.
+    # Who was in the same commit and is told by this one; the last lets the next commit begin.
     after: _Waiting[_Item] | None = None
 
     def __post_init__(self) -> None:
@@ -34,6 +34,7 @@ class Together(Generic[_Item]):
 
     The first caller commits for all who wait by then: nobody waits for company, and there is no thread. Afterwards each
     wakes the next: woken all at once, they would only wait again, for Python's lock, at two switches of threads each.
+    The last of them lets the next commit begin: who calls until then shares it, and by as much it costs each less.
 
     Args:
         commit: Commits items in one transaction, all or none; again is no harm.
@@ -65,6 +66,8 @@ class Together(Generic[_Item]):
         finally:
             if mine.after is not None:
                 mine.after.sleep.release()
+            else:
+                self._let_next_begin()
         if mine.error is not None:
             raise mine.error
 
@@ -78,14 +81,17 @@ class Together(Generic[_Item]):
             with self._lock:
                 # Interrupted: this thread's own is given up, and the next in line commits the others.
                 self._waiting.extendleft(reversed([each for each in some[1:] if not each.done]))
-                self._busy = bool(self._waiting)
-                if self._busy:
-                    self._waiting[0].sleep.release()
             last = some[0]
             for each in some[1:]:
                 if each.done:
                     last.after = each
                     last = each
+
+    def _let_next_begin(self) -> None:
+        with self._lock:
+            self._busy = bool(self._waiting)
+            if self._busy:
+                self._waiting[0].sleep.release()
 
     def _settle(self, some: Sequence[_Waiting[_Item]]) -> None:
         try:
