@@ -102,9 +102,8 @@ class ApartTrainer:
             return self._worker.train(signature, {"graph": graph, **frozen, "parameters": start}, work)
         except NoPythonError as exc:
             log.warning("trains in this process: %s", exc)
-        from umbel.train.onnx import (
-            OnnxTrainer,
-        )  # with onnxruntime: 26 MB that this process otherwise need not hold
+        # With onnxruntime: 26 MB that this process need not hold otherwise.
+        from umbel.train.onnx import OnnxTrainer
 
         with contextlib.closing(OnnxTrainer(self._package, meter=self._meter, watch=watch)) as inside:
             return inside.train(start, x, y, plan, held_back=held_back, controls=controls)
