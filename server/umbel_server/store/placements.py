@@ -21,7 +21,7 @@ from umbel_server.rollouts.gates import RANDOMIZED, Reported
 from umbel_server.store.audit import Audit
 from umbel_server.store.became import Became, became
 from umbel_server.store.database import Database, insert
-from umbel_server.store.histograms import edges_of
+from umbel_server.store.histograms import Scale, edges_on, scale_of
 from umbel_server.store.matching import matching, saved
 from umbel_server.store.rollouts import LIVE, Rollout, _rollout
 from umbel_server.store.shadows import Shadows
@@ -386,7 +386,8 @@ class _Sums:
 
     def __init__(self) -> None:
         self._counters: dict[str, int] = {}
-        self._histograms: dict[Kind, tuple[list[int], float]] = {}
+        # By name, scale and epsilon: to hash a scale's edges takes as long as to add its counts.
+        self._histograms: dict[tuple[str, Scale, float | None], tuple[list[int], float]] = {}
 
     def add(self, counters: str, histograms: str, wanted: Collection[str]) -> None:
         """Add a row, of an hour or of a day."""
@@ -398,15 +399,19 @@ class _Sums:
             epsilon = body.get("epsilon")
             if epsilon is not None and name not in RANDOMIZED:
                 continue
-            kind, counts, total = Kind(name, edges_of(body), epsilon), body["counts"], body["sum"]
+            kind, counts, total = (name, scale_of(body), epsilon), body["counts"], body["sum"]
             if (before := self._histograms.get(kind)) is not None:
                 counts, total = list(map(operator.add, before[0], counts)), before[1] + total
             self._histograms[kind] = counts, total
 
     def reported(self) -> Reported:
         """Return the sums."""
+        kinds = (
+            (Kind(name, edges_on(scale), epsilon), cells)
+            for (name, scale, epsilon), cells in self._histograms.items()
+        )
         shapes: dict[str, Histogram] = {}
-        for kind, (counts, total) in sorted(self._histograms.items(), key=_weight):
+        for kind, (counts, total) in sorted(kinds, key=_weight):
             shapes[kind.name] = Histogram(kind.name, kind.edges, tuple(counts), total, kind.epsilon)
         return Reported(self._counters, shapes)
 
