@@ -8,21 +8,16 @@ from __future__ import annotations
 import sys
 import tempfile
 import time
-from dataclasses import replace
 from pathlib import Path
 
 from playwright.sync_api import Browser, sync_playwright
 
 from browser.conftest import CHROMIUM, FLAGS
-from model_packages import RELEASE, digits, first, opened, training
-from service_fleet import ManualClock, make_fleet
-from umbel_models.pack import repack
+from lived_in import lived_in
+from service_fleet import ManualClock
 from umbel_server.api import cookies
 from umbel_server.console.server import ConsoleServer
-from umbel_server.demo.past import life
 from umbel_server.demo.past.people import VISITOR, invite_visitor
-from umbel_server.fleet.layout import FleetDir
-from umbel_server.registry.settings import Registry
 
 PICTURES = {
     "console-drift": "/drift?model=parcels",
@@ -31,25 +26,6 @@ PICTURES = {
 PENDING = '[hx-trigger="load delay:1s"][hx-target="#screen"]'
 """What a page has whose figures follow in a moment."""
 WIDTH, HEIGHT, LIMIT_MS = 1280, 900, 60_000.0
-
-
-def lived_in(folder: Path, now_s: float) -> FleetDir:
-    """Return a fleet with the past that is made up, and nothing else."""
-    made = make_fleet(folder / "fleet", clock=ManualClock(now_s))
-    made.release_key.write_bytes(RELEASE.to_pem())
-    made.release_pub.write_bytes(RELEASE.public.raw)
-    fleet = FleetDir(made.path, replace(made.settings, registry=Registry(2)))
-    trained = repack(
-        opened(first()),
-        training().parameters,
-        calibration=digits().calibration.x,
-        calibration_y=digits().calibration.y,
-        version=2,
-        key=RELEASE,
-        held_out=digits().held_out,
-    )
-    life.live(fleet, opened(trained), now_s=now_s)
-    return fleet
 
 
 def draw(browser: Browser, url: str, session: str, into: Path) -> None:
@@ -80,7 +56,7 @@ def main(into: Path) -> None:
     into.mkdir(parents=True, exist_ok=True)
     now_s = time.time()
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
-        fleet = lived_in(Path(folder), now_s)
+        fleet, _ = lived_in(Path(folder) / "fleet", now_s=now_s)
         with (
             fleet.open_store(clock=ManualClock(now_s)) as store,
             ConsoleServer(fleet, store, port=0) as server,

@@ -6,14 +6,13 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from model_packages import RELEASE, digits, first, opened, training
-from service_fleet import make_fleet
-from umbel_models.pack import repack
+from lived_in import lived_in
+from model_packages import RELEASE
 from umbel_proto.package import Package, read_package
 from umbel_server.access.chain import verify
 from umbel_server.access.permissions import Permission, held
@@ -31,7 +30,6 @@ from umbel_server.monitor.fairness import Fairness
 from umbel_server.monitor.looks import look_at_fairness
 from umbel_server.registry.approval import Verdict
 from umbel_server.registry.asking import decide
-from umbel_server.registry.settings import Registry
 from umbel_server.rollouts.state import Finished, RolledBack, Running
 from umbel_server.store.audit import Sought
 from umbel_server.store.rollouts import SERVICE
@@ -51,24 +49,8 @@ class Lived:
 
 @pytest.fixture(scope="module")
 def lived(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lived]:
-    clock = ManualClock(NOW_S)
-    made = make_fleet(tmp_path_factory.mktemp("lived") / "fleet", clock=clock)
-    made.release_key.write_bytes(RELEASE.to_pem())
-    made.release_pub.write_bytes(RELEASE.public.raw)
-    fleet = FleetDir(made.path, replace(made.settings, registry=Registry(2)))
-    trained = opened(
-        repack(
-            opened(first()),
-            training().parameters,
-            calibration=digits().calibration.x,
-            calibration_y=digits().calibration.y,
-            version=2,
-            key=RELEASE,
-            held_out=digits().held_out,
-        )
-    )
-    life.live(fleet, trained, now_s=NOW_S)
-    with fleet.open_store(clock=clock) as store:
+    fleet, trained = lived_in(tmp_path_factory.mktemp("lived") / "fleet", now_s=NOW_S)
+    with fleet.open_store(clock=ManualClock(NOW_S)) as store:
         yield Lived(fleet, store, trained)
 
 
