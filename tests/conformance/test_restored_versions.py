@@ -12,17 +12,16 @@ from hashlib import sha256
 from pathlib import Path
 
 import pytest
-from alembic import command
-from alembic.config import Config
 from sqlalchemy import URL, inspect, text
 from test_serve_all import LOCAL, STOP_S, edit, lines_until, served
 
+from older_store import older_store
 from service_fleet import PlainDevice, batch, make_fleet, window
 from umbel_proto.errors import UsageError
 from umbel_server.fleet.backup import CONTENTS, STORE, back_up, restore
 from umbel_server.fleet.layout import FleetDir
 from umbel_server.store.database import Database
-from umbel_server.store.schema import HEAD, MIGRATIONS, schema_of
+from umbel_server.store.schema import HEAD, schema_of
 from umbel_server.store.settings import ENVIRONMENT
 
 OLDER = "0011"
@@ -32,13 +31,7 @@ CARRIED = ("tokens", "devices", "audit")
 
 def store_of(schema: str, of: Path, path: Path) -> bytes:
     """Return the file of a store as an older umbel kept it, with the devices and the audit log of another."""
-    database = Database(path)
-    database.kind.make()
-    config = Config()
-    config.set_main_option("script_location", str(MIGRATIONS))
-    with database.write() as connection:
-        config.attributes["connection"] = connection
-        command.upgrade(config, schema)
+    database = older_store(path, schema)
     database.close()
     with database.engine.connect() as connection:
         connection.exec_driver_sql("ATTACH ? AS now", (str(of),))

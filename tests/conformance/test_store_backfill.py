@@ -8,13 +8,12 @@ import tracemalloc
 from pathlib import Path
 
 import pytest
-from alembic import command
-from alembic.config import Config
 from sqlalchemy import URL, inspect, text
 from test_store_laws import process
 
+from older_store import migrate, older_store
 from umbel_server.store.database import Database
-from umbel_server.store.schema import HEAD, MIGRATIONS, schema_of
+from umbel_server.store.schema import HEAD, schema_of
 
 BEFORE = "0011"
 HOURS = 48
@@ -26,13 +25,8 @@ COUNTS = [1, 2, 3, 0, 4]
 
 def store_of_before(place: Path | URL, devices: int) -> Database:
     """Make a store whose devices have reported, as the umbel did whose tables had no sums by the day."""
-    database = Database(place)
-    database.kind.make()
-    config = Config()
-    config.set_main_option("script_location", str(MIGRATIONS))
+    database = older_store(place, BEFORE)
     with database.write() as connection:
-        config.attributes["connection"] = connection
-        command.upgrade(config, BEFORE)
         token = {"hash": b"t" * 32, "created_s": 0.0, "expires_s": 1.0, "uses_left": 0}
         connection.execute(text(_insert("tokens", token)), token)
         made = [_device(number) for number in range(devices)]
@@ -78,20 +72,12 @@ def _hour(number: int, hour: int) -> dict[str, object]:
     }
 
 
-def upgrade(database: Database, to: str) -> None:
-    config = Config()
-    config.set_main_option("script_location", str(MIGRATIONS))
-    with database.write() as connection:
-        config.attributes["connection"] = connection
-        command.upgrade(config, to)
-
-
 def test_what_thousands_of_hours_say_is_summed_by_the_day_and_every_row_is_kept(
     empty_place: Path | URL,
 ) -> None:
     devices = 100
     database = store_of_before(empty_place, devices)
-    upgrade(database, HEAD)
+    migrate(database, HEAD)
     with database.read() as connection:
         rows = connection.execute(text("SELECT * FROM device_days ORDER BY device_id, day_s")).all()
         (kept,) = connection.execute(text("SELECT count(*) FROM rollups")).one()
@@ -133,7 +119,7 @@ prepare(database)
     with database.read() as connection:
         assert not inspect(connection).has_table("device_days")
         assert connection.execute(text("SELECT count(*) FROM rollups")).scalar_one() == 30 * HOURS
-    upgrade(database, HEAD)
+    migrate(database, HEAD)
     with database.read() as connection:
         assert connection.execute(text("SELECT count(*) FROM device_days")).scalar_one() == 90
     database.close()
@@ -145,9 +131,9 @@ def test_the_memory_that_a_backfill_takes_does_not_grow_with_the_fleet(tmp_path:
     for devices in (10, 60):
         place = tmp_path / f"{devices}.db"
         database = store_of_before(place, devices)
-        upgrade(database, BEFORE)  # Alembic is loaded, and the migrations are.
+        migrate(database, BEFORE)  # Alembic is loaded, and the migrations are.
         tracemalloc.start()
-        upgrade(database, "0012")
+        migrate(database, "0012")
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
         database.close()

@@ -7,17 +7,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from alembic import command
-from alembic.config import Config
 from sqlalchemy import URL
 from sqlalchemy.exc import IntegrityError
 
+from older_store import older_store
 from service_fleet import ManualClock
 from umbel_proto.errors import RefusedError, UsageError
 from umbel_proto.ids import DeviceId, ModelName, RunId
-from umbel_server.store.database import Database
 from umbel_server.store.runs import LedgerLine, Participation, Phase, RoundRecord, RunningAttempt, RunRecord
-from umbel_server.store.schema import MIGRATIONS
 from umbel_server.store.store import Store, open_store
 
 RUN, DIGITS = RunId("run-1"), ModelName("digits")
@@ -203,12 +200,8 @@ def test_a_phase_of_an_attempt_that_does_not_run_is_refused(store: Store) -> Non
 
 def test_rounds_kept_by_the_first_schema_are_kept_by_the_next(tmp_path: Path) -> None:
     path = tmp_path / "old.db"
-    database = Database(path)
+    database = older_store(path, "0001")
     with database.write() as connection:
-        config = Config()
-        config.set_main_option("script_location", str(MIGRATIONS))
-        config.attributes["connection"] = connection
-        command.upgrade(config, "0001")
         for statement in (
             "INSERT INTO runs VALUES ('run-1', 'digits', '{}', 'running', '', 1.0, NULL)",
             "INSERT INTO rounds VALUES ('run-1', 1, 1, 'aborted', 'too few', '{}', 10.0, 12.5)",
