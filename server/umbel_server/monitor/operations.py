@@ -22,7 +22,7 @@ ENERGY, BYTES, SAVED = "energy_rapl_uj", "delivery.bytes", "delivery.saved_bytes
 TRAININGS, TRAINING_ENERGY = "round.trainings", "round.energy_rapl_uj"
 RAPL = "RAPL: the processor's own counters, all processes of the device; devices without them are left out"
 MEMORY_MIB = "memory_mib"
-_QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
+QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
 _ODD, _NOT_ODD, _MOST_BYTES = 1000.0, 1e6, 1 << 50
 _MOST_UJ = 10**15
 """More than a device can have spent between two windows: a kilowatt for eleven days."""
@@ -170,10 +170,17 @@ def operations(
     )
 
 
-def quantiles(reports: Sequence[Report], name: str) -> dict[str, float]:
-    """Return p50, p90 and p99 of a histogram over devices, none of which counts for more than a few; empty: none told.
+def quantiles(
+    reports: Sequence[Report], name: str, wanted: Mapping[str, float] = QUANTILES
+) -> dict[str, float]:
+    """Return quantiles of a histogram over devices, none of which counts for more than a few; empty: none told.
 
     Within a cell values are taken as evenly spread; in the outer cells the answer is the nearest edge.
+
+    Args:
+        reports: What devices told.
+        name: The histogram's name.
+        wanted: Which quantiles, in 0..1, by name.
     """
     told = histograms(reports, name)
     if not any(each.count for each in told):
@@ -181,7 +188,7 @@ def quantiles(reports: Sequence[Report], name: str) -> dict[str, float]:
     sample = Sample.of_devices(told)
     gain, noise = sample.response()
     shares = np.maximum((sample.told - noise) / gain, 0.0)
-    return {label: _quantile(shares / shares.sum(), told[0].edges, q) for label, q in _QUANTILES.items()}
+    return {label: _quantile(shares / shares.sum(), told[0].edges, q) for label, q in wanted.items()}
 
 
 def energy(reports: Sequence[Report], own: Sequence[Report]) -> Cost | None:

@@ -16,7 +16,8 @@ from umbel_server.console import words
 from umbel_server.console.export import export
 from umbel_server.console.guard import ScreenRoute, may
 from umbel_server.console.page import page
-from umbel_server.console.screens.models import LATENCY_DAYS, Speed, speeds
+from umbel_server.console.screens.models import Speed, speeds
+from umbel_server.console.seen.latency import LATENCY_DAYS
 from umbel_server.console.session import session_of
 from umbel_server.registry import asking, overview
 from umbel_server.registry.card import Subject, complete, governance, to_markdown

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
@@ -21,6 +22,8 @@ from umbel_server.console.form import FormOf
 from umbel_server.console.guard import ScreenRoute, may
 from umbel_server.console.page import done, page
 from umbel_server.console.seen.counted import answering
+from umbel_server.console.seen.latency import LATENCY_DAYS, LEAST, latencies
+from umbel_server.console.seen.watched import Made, made
 from umbel_server.console.session import ActorOf, session_of
 from umbel_server.monitor.report import LATENCY, PREDICTIONS
 from umbel_server.registry import asking, overview, versions
@@ -34,7 +37,8 @@ router = APIRouter(route_class=ScreenRoute)
 
 ROWS = 50
 DAY_S = 86400.0
-LATENCY_DAYS = 7
+MOST_VERSIONS = 4
+"""Of so many versions, those that devices use most, latency is told by class."""
 COLUMNS = (
     "model",
     "version",
@@ -100,6 +104,7 @@ class Speed:
         p50_us: Half of all predictions take at most so long, microseconds; None: nobody told.
         p95_us: All but a twentieth do.
         predictions: Of how many predictions.
+        bytes: The form's graph and weights; None: the registry has no such form.
     """
 
     version: int
@@ -108,6 +113,7 @@ class Speed:
     p50_us: float | None
     p95_us: float | None
     predictions: int
+    bytes: int | None
 
 
 def model_rows(store: Store, answering: Mapping[tuple[str, int], int]) -> tuple[ModelRow, ...]:
@@ -166,14 +172,33 @@ def speeds(store: Store, model: str, *, version: int | None = None) -> tuple[Spe
         version=version,
         wanted=(LATENCY,),
     )
-    made = []
+    with store.database.read() as connection:
+        forms = {each.version: each.variants for each in versions_of(connection, model)}
+    found = []
     for each in told:
         histogram = each.histogram(LATENCY)
         p50, p95 = (None, None) if histogram is None else (histogram.quantile(0.5), histogram.quantile(0.95))
-        made.append(
-            Speed(each.version, each.variant, each.engine, p50, p95, each.counters.get(PREDICTIONS, 0))
+        form = forms.get(each.version, {}).get(each.variant)
+        found.append(
+            Speed(
+                each.version,
+                each.variant,
+                each.engine,
+                p50,
+                p95,
+                each.counters.get(PREDICTIONS, 0),
+                None if form is None else form["bytes"],
+            )
         )
-    return tuple(made)
+    return tuple(found)
+
+
+def used_most(told: Sequence[Speed]) -> tuple[int, ...]:
+    """Return the versions that made the most predictions of late, the newest first."""
+    made_of = Counter[int]()
+    for each in told:
+        made_of[each.version] += each.predictions
+    return tuple(sorted((version for version, _ in made_of.most_common(MOST_VERSIONS)), reverse=True))
 
 
 @router.get("/models", dependencies=_READ)
@@ -258,6 +283,7 @@ def _model(
     status: HTTPStatus = HTTPStatus.OK,
 ) -> Response:
     telemetry = Permission.TELEMETRY_READ in session_of(request).permissions
+    told = speeds(service.store, line.model) if telemetry else None
     return page(
         request,
         "model.html",
@@ -269,9 +295,16 @@ def _model(
         problem=problem,
         risks=RISKS,
         **_listed(rows, stage, cursor),
-        speeds=speeds(service.store, line.model) if telemetry else None,
+        speeds=told,
+        by_class=_by_class(service, line.model, used_most(told)) if told else Made(None),
+        versions_told=len({each.version for each in told or ()}),
         latency_days=LATENCY_DAYS,
+        least=LEAST,
     )
+
+
+def _by_class(service: Service, model: str, of: tuple[int, ...]) -> Made:
+    return made(service.fleet, service.store, ("latency by class", model, of), latencies, model, of)
 
 
 def _listed(rows: Sequence[VersionRow], stage: Stage | None, cursor: int) -> dict[str, Any]:

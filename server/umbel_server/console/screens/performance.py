@@ -12,8 +12,8 @@ from umbel_server.api.service import Service, ServiceOf
 from umbel_server.console.export import export
 from umbel_server.console.guard import ScreenRoute, may
 from umbel_server.console.page import page
+from umbel_server.console.seen.latency import LEAST
 from umbel_server.console.seen.performance import (
-    LEAST,
     Performed,
     accuracy,
     calibration_plot,

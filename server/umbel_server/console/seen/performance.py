@@ -2,47 +2,20 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from umbel_proto.histogram import CONFIDENCE as EDGES
+from umbel_server.console.seen.latency import LEAST, ClassLatency, by_class, latency_of
 from umbel_server.console.seen.marks import Mark, marks_of
 from umbel_server.console.seen.watched import DAY_S, Watched
 from umbel_server.fleet.layout import FleetDir
 from umbel_server.monitor.looks import Look, look_at_performance
-from umbel_server.monitor.operations import quantiles
 from umbel_server.monitor.performance import AGREED, FEEDBACK, Estimated, Performance, estimated
 from umbel_server.monitor.rates import Rate, rate
 from umbel_server.monitor.report import CONFIDENCE, LATENCY
-from umbel_server.store.reports import Report, Reports, histograms
+from umbel_server.store.reports import Reports, histograms
 from umbel_server.store.store import Store
-
-LEAST = 10
-"""Of fewer devices of a class no latency is told."""
-
-
-@dataclass(frozen=True, slots=True)
-class ClassLatency:
-    """How fast the devices of a class are.
-
-    Args:
-        name: The class.
-        devices: How many reported.
-        predictions: How many predictions they timed.
-        quantiles: Microseconds, by name; empty: the class has too few devices, or told nothing.
-    """
-
-    name: str
-    devices: int
-    predictions: int
-    quantiles: Mapping[str, float]
-
-    @property
-    def few(self) -> bool:
-        """Whether it is hidden because the class has too few devices."""
-        return self.devices < LEAST
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,17 +81,12 @@ def performed(fleet: FleetDir, store: Store, watched: Watched) -> Performed:
         wanted=(CONFIDENCE, LATENCY),
     )
     days = tuple(_day(day_s, read) for day_s, read in by_day.items())
-    classes = store.placements.classes()
-    told: dict[str, list[Report]] = {}
     reports = [each for read in by_day.values() for each in read.devices]
-    for each in reports:
-        told.setdefault(classes.get(each.device, "unknown"), []).append(each)
-    found = [_latency(name, some) for name, some in told.items()]
     return Performed(
         look,
         days,
-        tuple(sorted(found, key=lambda each: (-each.devices, each.name))),
-        _latency("all devices", reports),
+        by_class(store.placements.classes(), reports),
+        latency_of("all devices", reports),
         store.clock(),
         marks_of(store, *of, by_day),
     )
@@ -205,14 +173,3 @@ def _day(day_s: int, read: Reports) -> Day:
         rate((each.counters.get(AGREED, 0), each.counters.get(FEEDBACK, 0)) for each in read.devices),
         estimated(told),
     )
-
-
-def _latency(name: str, reports: Sequence[Report]) -> ClassLatency:
-    timed = Counter[str]()
-    for each in reports:
-        if (found := each.histograms.get(LATENCY)) is not None:
-            timed[each.device] += found.count
-    devices = sum(count > 0 for count in timed.values())
-    # Of all devices together nothing tells of one of them, unless there are few.
-    shown = quantiles(reports, LATENCY) if devices >= LEAST else {}
-    return ClassLatency(name, devices, sum(timed.values()), shown)
