@@ -1,7 +1,5 @@
 """Kill changes of a data set at each SQL statement and each change of the disk, and look at what is left.
 
-A program that tests run: its children are forked from a process that has no threads.
-
     python tests/crashing_data.py ROOT PACKAGE KEY     an empty directory, a package, and its release key
 
 It prints one line for each instant at which something was killed: what was going on, and how many examples were there
@@ -10,18 +8,13 @@ afterwards.
 
 from __future__ import annotations
 
-import itertools
-import os
 import shutil
-import signal
-import sqlite3
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from crashing import instants
 from umbel._data.consent import Consent
 from umbel._data.dataset import DataSet
 from umbel._data.rows import Retention
@@ -30,35 +23,7 @@ from umbel._releases.package import load_package
 from umbel_proto.keys import VerifyKey
 from umbel_proto.manifest import Manifest
 
-CHANGES = ("write", "fsync", "fchmod", "replace", "unlink")
 HELD = 4
-
-
-def kill_at(number: int) -> None:
-    """Let this process be killed just before its n-th SQL statement or change of the disk, counted from now."""
-    left = itertools.count(number, -1)
-
-    def step(*_: object) -> None:
-        if next(left) == 1:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    def watched(change: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*args: Any, **options: Any) -> Any:
-            step()
-            return change(*args, **options)
-
-        return call
-
-    for name in CHANGES:
-        setattr(os, name, watched(getattr(os, name)))
-    connect = sqlite3.connect
-
-    def traced(*args: Any, **options: Any) -> sqlite3.Connection:
-        connection: sqlite3.Connection = connect(*args, **options)
-        connection.set_trace_callback(step)
-        return connection
-
-    sqlite3.connect = traced  # type: ignore[assignment]
 
 
 def images(manifest: Manifest, count: int) -> np.ndarray:
@@ -77,24 +42,6 @@ def retain(home: DeviceHome, manifest: Manifest) -> None:
 
 def revoke(home: DeviceHome, manifest: Manifest) -> None:
     Consent(home).revoke()
-
-
-def killed(
-    home: DeviceHome, manifest: Manifest, change: Callable[[DeviceHome, Manifest], None], number: int
-) -> bool:
-    """Make a change in a child that is killed at an instant; False if it was done before that."""
-    child = os.fork()
-    if child:
-        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-        assert code in (0, -signal.SIGKILL), f"{change.__name__} {number}: {code}"
-        return code != 0
-    code = 1
-    try:
-        kill_at(number)
-        change(home, manifest)
-        code = 0
-    finally:
-        os._exit(code)
 
 
 def left(home: DeviceHome, manifest: Manifest) -> int:
@@ -119,12 +66,9 @@ def try_all(root: Path, manifest: Manifest) -> None:
         if before:
             with DataSet(home, manifest) as data:
                 data.add(images(manifest, before), np.arange(before), source="user")
-        for number in itertools.count(1):
-            place = root / "killed"
-            shutil.rmtree(place, ignore_errors=True)
-            shutil.copytree(template, place)
+        work = lambda copy, change=change: change(DeviceHome(copy), manifest)  # noqa: E731
+        for place, number, _ in instants(template, work):
             home = DeviceHome(place)
-            going_on = killed(home, manifest, change, number)
             found = left(home, manifest)
             print(change.__name__, before, found, flush=True)
             assert found in outcomes, (change.__name__, number, found)
@@ -135,8 +79,6 @@ def try_all(root: Path, manifest: Manifest) -> None:
             with DataSet(home, manifest) as data:  # Nothing stands in the way of going on.
                 data.add(images(manifest, 1), [9], source="user")
             assert left(home, manifest) in (found + 1, 1 if change is retain else found + 1)
-            if not going_on:
-                break
 
 
 if __name__ == "__main__":

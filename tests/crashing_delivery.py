@@ -1,7 +1,5 @@
 """Kill the fetching of a delta at each of its changes of the disk, one after another, and fetch on.
 
-A program that tests run: its children are forked from a process that has no threads.
-
     python tests/crashing_delivery.py HOME NEW DELTA KEY     a home with a package on its shelf, the next version, what it
                                                              differs by, and the release key
 
@@ -12,16 +10,13 @@ delta were there, and whether the new version was then taken at once or only aft
 from __future__ import annotations
 
 import hashlib
-import os
-import shutil
-import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import onnxruntime  # noqa: F401  # Once here, instead of in every child.
 
-from crashing import kill_at
+from crashing import in_child, instants
 from release_trust import MemoryTrust
 from umbel._fleet.delivery import Delivery
 from umbel._home.directory import DeviceHome
@@ -67,43 +62,31 @@ class MemoryGateway:
             yield pb.Chunk(data=self._delta[at : at + CHUNK])
 
 
-def check(root: Path, gateway: MemoryGateway, key: bytes, kill: int | None) -> int:
-    """Fetch what is new in a child, and return how that ended: 0, or minus a signal's number."""
-    child = os.fork()
-    if child:
-        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    code = 1
-    try:
-        if kill is not None:
-            kill_at(kill)
-        home = DeviceHome(root)
-        TRUST.admit(home)
-        Delivery(home, Shelf(home.shelf, VerifyKey(key))).check(gateway)  # type: ignore[arg-type]
-        code = 0
-    finally:
-        os._exit(code)
+def check(root: Path, gateway: MemoryGateway, key: VerifyKey) -> None:
+    """Fetch what is new."""
+    home = DeviceHome(root)
+    TRUST.admit(home)
+    Delivery(home, Shelf(home.shelf, key)).check(gateway)  # type: ignore[arg-type]
 
 
-def main(template: Path, package: bytes, delta: bytes, key: bytes) -> None:
+def main(template: Path, package: bytes, delta: bytes, key: VerifyKey) -> None:
     """Do what the module says."""
-    number = 0
-    while True:
-        number += 1
-        root = template.with_name(f"killed-{number}")
-        shutil.copytree(template, root)
-        shelf = Shelf(root / "shelf", VerifyKey(key))
-        base = bytes.fromhex(shelf.installed()[0].sha256)
-        code = check(root, MemoryGateway(package, delta, base), key, number)
-        if code == 0:
+    base = bytes.fromhex(Shelf(template / "shelf", key).installed()[0].sha256)
+
+    def fetch(root: Path) -> None:
+        check(root, MemoryGateway(package, delta, base), key)
+
+    for root, _, killed in instants(template, fetch):
+        if not killed:
             return
-        assert code == -signal.SIGKILL, f"{number}: {code}"
+        shelf = Shelf(root / "shelf", key)
         active = shelf.active("digits")
         assert active is not None
         assert shelf.package(active).manifest.version == active.version
         begun = sum(part.stat().st_size for part in (root / "incoming").glob("*"))
         shelf.versions.collect()
         retried = bool(shelf.versions.retry("digits"))
-        assert check(root, MemoryGateway(package, delta, base), key, None) == 0
+        assert in_child(lambda root=root: fetch(root)) == 0  # type: ignore[misc]
         taken = shelf.active("digits")
         assert taken is not None
         assert shelf.package(taken).manifest.version == 3
@@ -112,9 +95,5 @@ def main(template: Path, package: bytes, delta: bytes, key: bytes) -> None:
 
 
 if __name__ == "__main__":
-    main(
-        Path(sys.argv[1]),
-        Path(sys.argv[2]).read_bytes(),
-        Path(sys.argv[3]).read_bytes(),
-        bytes.fromhex(sys.argv[4]),
-    )
+    _, device, new, delta, key = sys.argv
+    main(Path(device), Path(new).read_bytes(), Path(delta).read_bytes(), VerifyKey(bytes.fromhex(key)))

@@ -1,7 +1,5 @@
 """Kill the authority before each statement and commit of an enrollment, and let the device ask again.
 
-A program that tests run: its children are forked from a process that has no threads.
-
     python tests/crashing_enrollment.py FLEET new | approved | replaced
 
 It prints one line, JSON, for each instant at which it was killed: what the store held then, and what the device got that
@@ -11,22 +9,18 @@ asked again with the same request.
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import signal
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import event, func, select
+from sqlalchemy import Engine, event, func, select
 
+from crashing import countdown, instants
 from service_fleet import PlainDevice
 from umbel_server.access.actor import local_actor
 from umbel_server.ca.registrar import Registrar
 from umbel_server.fleet.layout import FleetDir
 from umbel_server.store.admission import WaitingError
-from umbel_server.store.store import Store
 from umbel_server.store.tables import devices, tokens
 from umbel_server.store.tables_audit import audit
 
@@ -59,30 +53,18 @@ def prepared(fleet: FleetDir, how: str) -> PlainDevice:
     return device
 
 
-def asks(fleet: FleetDir, device: PlainDevice, on_open: Callable[[Store], None] = lambda _: None) -> str:
+def asks(fleet: FleetDir, device: PlainDevice) -> str:
     with fleet.open_store(clock=now_s) as store:
-        on_open(store)
         return (
             Registrar.open(fleet, store, clock=now_s).enroll(device.enroll_request(device.certificate)).device
         )
 
 
-def dies_at(number: int) -> Callable[[Store], None]:
-    """Kill this process at an instant, counted from 0: before a statement, or before a commit."""
-
-    def arm(store: Store) -> None:
-        left = [number]
-
-        def instant(*_: Any) -> None:
-            if left[0] == 0:
-                os.kill(os.getpid(), signal.SIGKILL)
-            left[0] -= 1
-
-        engine = store.database.engine
-        for name in ("before_cursor_execute", "commit"):
-            event.listen(engine, name, instant)
-
-    return arm
+def kill_at(number: int) -> None:
+    """Let this process be killed before its n-th statement or commit."""
+    step = countdown(number)
+    for name in ("before_cursor_execute", "commit"):
+        event.listen(Engine, name, step)
 
 
 def state(fleet: FleetDir) -> dict[str, Any]:
@@ -100,22 +82,12 @@ def state(fleet: FleetDir) -> dict[str, Any]:
 def main() -> None:
     source, how = FleetDir.open(Path(sys.argv[1])), sys.argv[2]
     device = prepared(source, how)
-    number, killed = 0, True
-    while killed:
-        place = source.path.with_name(f"killed-{number}")
-        shutil.copytree(source.path, place)
+    for place, _, killed in instants(source.path, lambda copy: asks(FleetDir.open(copy), device), kill_at):
         fleet = FleetDir.open(place)
-        child = os.fork()
-        if child == 0:
-            asks(fleet, device, dies_at(number))
-            os._exit(0)
-        killed = os.WIFSIGNALED(os.waitpid(child, 0)[1])
         before = state(fleet)
         got = asks(fleet, device)
         line = {"killed": killed, "before": before, "got": got, "after": state(fleet)}
         print(json.dumps({**line, "key": device.identity.public.raw.hex()}))
-        shutil.rmtree(place)
-        number += 1
 
 
 main()

@@ -1,7 +1,5 @@
 """Kill a release, or a retirement, before each file that it puts in place and each commit, and look at what is left.
 
-A program that tests run: its children are forked from a process that has no threads.
-
     python tests/crashing_registry.py publish FLEET PACKAGE OTHER     approved, and not released yet
     python tests/crashing_registry.py retire FLEET PACKAGE OTHER      released
 
@@ -11,17 +9,14 @@ whether the gateway would hand it out, before anybody repaired anything. Done ag
 
 from __future__ import annotations
 
-import itertools
 import os
-import shutil
-import signal
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, event
+from sqlalchemy import Connection, Engine, event
 
+from crashing import countdown, instants
 from umbel_proto.errors import RefusedError
 from umbel_server.access.actor import local_actor
 from umbel_server.fleet.layout import FleetDir
@@ -33,16 +28,12 @@ from umbel_server.store.store import Store
 from umbel_server.trust.release import is_listed
 
 
-def do(what: str, fleet: FleetDir, package: bytes, *, kill: int = 0) -> None:
-    """Publish version 1 of digits, or retire it; be killed just before the n-th file is in place or commit is done.
+def kill_at(number: int) -> None:
+    """Let this process be killed just before the n-th file is in place or commit is done.
 
     That files are whole whenever a process dies is held to elsewhere.
     """
-    left = itertools.count(kill, -1)
-
-    def step() -> None:
-        if next(left) == 1:
-            os.kill(os.getpid(), signal.SIGKILL)
+    step = countdown(number)
 
     def replace(source: Any, target: Any) -> None:
         step()
@@ -53,28 +44,16 @@ def do(what: str, fleet: FleetDir, package: bytes, *, kill: int = 0) -> None:
             step()
 
     rename, os.replace = os.replace, replace
-    try:
-        with fleet.open_store() as store:
-            event.listen(store.database.engine, "commit", committed)
-            if what == "publish":
-                publish(fleet, store, package)
-            else:
-                retire(fleet, store, "digits", 1, local_actor(), reason="wrong")
-    finally:
-        os.replace = rename
+    event.listen(Engine, "commit", committed)
 
 
-def in_child(work: Callable[[], object]) -> int:
-    """Do something in a child, and return how that ended: 0, or minus a signal's number."""
-    child = os.fork()
-    if child:
-        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    code = 1
-    try:
-        work()
-        code = 0
-    finally:
-        os._exit(code)
+def do(what: str, fleet: FleetDir, package: bytes) -> None:
+    """Publish version 1 of digits, or retire it."""
+    with fleet.open_store() as store:
+        if what == "publish":
+            publish(fleet, store, package)
+        else:
+            retire(fleet, store, "digits", 1, local_actor(), reason="wrong")
 
 
 def seen(fleet: FleetDir, store: Store) -> tuple[str, bool, bool]:
@@ -91,15 +70,12 @@ def seen(fleet: FleetDir, store: Store) -> tuple[str, bool, bool]:
 
 def main(what: str, template: FleetDir, package: bytes, other: bytes) -> None:
     """Do what the module says."""
-    number, tried = 0, False
-    while True:
-        number += 1
-        fleet = FleetDir(template.path.with_name(f"{what}-{number}"), template.settings)
-        shutil.copytree(template.path, fleet.path)
-        code = in_child(lambda fleet=fleet, number=number: do(what, fleet, package, kill=number))  # type: ignore[misc]
-        if code == 0:
+    tried = False
+    work = lambda copy: do(what, FleetDir(copy, template.settings), package)  # noqa: E731
+    for place, number, killed in instants(template.path, work, kill_at):
+        if not killed:
             return
-        assert code == -signal.SIGKILL, f"{number}: {code}"
+        fleet = FleetDir(place, template.settings)
         with fleet.open_store() as store:
             stage, listed, offered = seen(fleet, store)
             if (listed or offered) and not tried:
@@ -114,7 +90,6 @@ def main(what: str, template: FleetDir, package: bytes, other: bytes) -> None:
         with fleet.open_store() as store:
             wanted = ("released", True, True) if what == "publish" else ("retired", False, False)
             assert seen(fleet, store) == wanted, f"{number}: {seen(fleet, store)}"
-        shutil.rmtree(fleet.path)
         print(stage, "signed" if listed else "unsigned", "offered" if offered else "held", flush=True)
 
 

@@ -1,7 +1,5 @@
 """Kill a release, or a check for releases, at each of its changes of the disk, and look at what a device then trusts.
 
-A program that tests run: its children are forked from a process that has no threads.
-
     python tests/crashing_trust.py release FLEET HOME     a fleet with release 1 of a line, and a device that trusts it
     python tests/crashing_trust.py rotate FLEET HOME
     python tests/crashing_trust.py check FLEET HOME
@@ -13,15 +11,12 @@ before anybody repaired anything.
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import signal
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from crashing import kill_at
+from crashing import instants
 from umbel._fleet.updater import Listed
 from umbel._home.directory import DeviceHome
 from umbel_proto.errors import PackageError
@@ -99,53 +94,45 @@ def newest(fleet: FleetDir, home: DeviceHome, *, service: Repository | None = No
     return 0
 
 
-def in_child(work: Callable[[], object], kill: int) -> int:
-    """Do something in a child that is killed, and return how that ended: 0, or minus a signal's number."""
-    child = os.fork()
-    if child:
-        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    code = 1
-    try:
-        kill_at(kill)
-        work()
-        code = 0
-    finally:
-        os._exit(code)
-
-
 def main(what: str, template: FleetDir, device: Path) -> None:
     """Do what the module says."""
-    number = 0
-    while True:
-        number += 1
-        fleet = FleetDir(template.path.with_name(f"{what}-{number}"), template.settings)
-        home = DeviceHome(device.with_name(f"device-{what}-{number}"))
-        shutil.copytree(template.path, fleet.path)
-        shutil.copytree(device, home.path)
-        work: dict[str, Callable[[], object]] = {
-            "release": lambda fleet=fleet: release(fleet, 2),
-            "rotate": lambda fleet=fleet: rotate(fleet),
-            "check": lambda fleet=fleet, home=home: newest(fleet, home),
-        }  # type: ignore[dict-item, misc]
-        if what == "check":
-            release(fleet, 2)
-        service = repository(fleet)
-        service.file("timestamp", 0)  # It runs already.
-        code = in_child(work[what], number)
-        if code == 0:
+    place = template.path.with_name(what)  # A fleet and a device beside each other.
+    shutil.copytree(template.path, place / "fleet")
+    shutil.copytree(device, place / "home")
+    if what == "check":
+        release(FleetDir(place / "fleet", template.settings), 2)
+
+    service: Repository
+
+    def start(copy: Path) -> None:
+        """Let a service run before anything is killed."""
+        nonlocal service
+        service = repository(FleetDir(copy / "fleet", template.settings))
+        service.file("timestamp", 0)
+
+    def work(copy: Path) -> None:
+        fleet = FleetDir(copy / "fleet", template.settings)
+        match what:
+            case "release":
+                release(fleet, 2)
+            case "rotate":
+                rotate(fleet)
+            case "check":
+                newest(fleet, DeviceHome(copy / "home"))
+
+    for copy, number, killed in instants(place, work, before=start):
+        if not killed:
             return
-        assert code == -signal.SIGKILL, f"{number}: {code}"
+        fleet, home = FleetDir(copy / "fleet", template.settings), DeviceHome(copy / "home")
         for path in home.trust.rglob("[!.]*.json"):
             json.loads(path.read_bytes())
         found = newest(fleet, home)
         served = newest(fleet, home, service=service)
-        work[what]()
+        work(copy)
         assert newest(fleet, home, service=service) == (1 if what == "rotate" else 2), number
         if what == "rotate":
-            assert repository(fleet).read().root.signed.version in (
-                3,
-                4,
-            )  # One of the ceremonies may have come twice.
+            # One of the ceremonies may have come twice.
+            assert repository(fleet).read().root.signed.version in (3, 4)
         left = [path for path in fleet.trust.rglob(".*") if path.is_file()]
         assert not left, left
         print(found, served, flush=True)

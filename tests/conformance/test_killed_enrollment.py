@@ -3,24 +3,18 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from crashing import crashed
 from service_fleet import make_fleet
-
-PROGRAM = Path(__file__).parents[1] / "crashing_enrollment.py"
 
 
 @pytest.mark.parametrize("how", ["new", "approved", "replaced"])
 def test_whoever_is_killed_lets_in_the_same_device_once(tmp_path: Path, how: str) -> None:
     fleet = make_fleet(tmp_path / "garden")
-    ran = subprocess.run(
-        [sys.executable, PROGRAM, fleet.path, how], capture_output=True, text=True, timeout=300, check=True
-    )
-    lines = [json.loads(line) for line in ran.stdout.splitlines()]
+    lines = [json.loads(line) for line in crashed("crashing_enrollment.py", fleet.path, how)]
     assert len(lines) > 8
     assert [line["killed"] for line in lines] == [True] * (len(lines) - 1) + [False]
     before = [line["before"] for line in lines]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +9,7 @@ import pytest
 from sqlalchemy import URL, text
 from sqlalchemy.exc import IntegrityError
 
+from crashing import crashed
 from model_packages import RELEASE, resigned
 from registry_world import ANNA, BEN, CARL, DORA, HERE, PIPELINE, World, governed, make_world, package
 from service_fleet import ManualClock, policy
@@ -585,8 +584,4 @@ def test_a_release_or_retirement_that_was_killed_is_finished_by_doing_it_again(
     files = [tmp_path / "package.umbel", tmp_path / "other.umbel"]
     for file, note in zip(files, ("", "another"), strict=True):
         file.write_bytes(package(1, note))
-    program = Path(__file__).resolve().parents[1] / "crashing_registry.py"
-    command = [sys.executable, str(program), what, str(made.path), *map(str, files)]
-    ran = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert ran.returncode == 0, ran.stderr
-    assert set(ran.stdout.splitlines()) == states
+    assert set(crashed("crashing_registry.py", what, made.path, *files)) == states

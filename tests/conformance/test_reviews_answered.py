@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import sqlite3
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from crashing import crashed
 from device_world import World, make_world
 from model_packages import digits, first, resigned
 from service_fleet import ManualClock, running
@@ -426,12 +425,6 @@ def test_a_device_killed_at_any_instant_of_taking_an_answer_takes_it_once(
     answer(world.fleet, world.store, found.id, "3", actor=ADA, reason="three strokes")
     signed = tmp_path / "answer"
     signed.write_bytes(world.store.reviews.answers_for(found.device)[0])
-    root = tmp_path / "killed"
-    root.mkdir()
-    program = Path(__file__).parents[1] / "crashing_answers.py"
-    words = [sys.executable, str(program), str(home.path), str(signed), str(root)]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr
-    lines = done.stdout.splitlines()
-    assert set(lines) == {"3/console:ada 0 closed answered"}, done.stdout
+    lines = crashed("crashing_answers.py", home.path, signed)
+    assert set(lines) == {"3/console:ada 0 closed answered"}, lines
     assert len(lines) > 20  # Each was another instant.

@@ -19,6 +19,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from crashing import crashed
 from model_packages import RELEASE, first, opened
 from umbel._data.consent import Consent
 from umbel._data.dataset import TEST_SHARE, DataSet
@@ -632,11 +633,8 @@ def test_every_change_that_is_killed_at_any_instant_is_done_or_not_begun(tmp_pat
     package = tmp_path / "digits.umbel"
     package.write_bytes(first())
     (tmp_path / "root").mkdir()
-    program = Path(__file__).parents[1] / "crashing_data.py"
-    command = [sys.executable, str(program), str(tmp_path / "root"), str(package), RELEASE.public.raw.hex()]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    instants = [line.rsplit(" ", 1) for line in done.stdout.splitlines()]
+    lines = crashed("crashing_data.py", tmp_path / "root", package, RELEASE.public.raw.hex())
+    instants = [line.rsplit(" ", 1) for line in lines]
     found = {change: [left for each, left in instants if each == change] for change, _ in instants}
     assert {change: sorted(set(left)) for change, left in found.items()} == {
         "add 0": ["0", "3"],

@@ -6,8 +6,6 @@ import hashlib
 import logging
 import random
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from crashing import crashed
 from model_packages import RELEASE, digits, opened, release, training
 from release_trust import MemoryTrust
 from umbel._fleet.delivery import Delivery
@@ -27,7 +26,6 @@ from umbel_proto.package import write_package
 from umbel_proto.wire import delivery_pb2 as pb
 
 CHUNK = 4096
-TESTS = Path(__file__).resolve().parents[1]
 
 
 def sha256(data: bytes) -> bytes:
@@ -375,14 +373,7 @@ def test_killed_at_any_change_of_the_disk_a_delta_is_gone_on_with(phone: Phone, 
     root = tmp_path / "device"
     shutil.copytree(phone.home.shelf, root / "shelf")
     arguments = [root, tmp_path / "new", tmp_path / "delta", RELEASE.public.raw.hex()]
-    done = subprocess.run(
-        [sys.executable, TESTS / "crashing_delivery.py", *arguments],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    lines = [line.split() for line in done.stdout.splitlines()]
+    lines = [line.split() for line in crashed("crashing_delivery.py", *arguments)]
     active = [int(line[0]) for line in lines]
     assert active == sorted(active)
     assert {2, 3} == set(active)

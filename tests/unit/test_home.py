@@ -65,6 +65,22 @@ def test_a_write_replaces_the_whole_file_and_leaves_nothing_beside_it(tmp_path: 
     assert list(tmp_path.iterdir()) == [file]
 
 
+def test_what_killed_writers_left_goes_with_the_next_write_and_what_is_being_written_stays(
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "file[1]"
+    abandoned, another = tmp_path / f".{file.name}.0123abcd", tmp_path / ".file.0123abcd"
+    held = tmp_path / f".{file.name}.89ef4567"
+    for draft in (abandoned, another, held):
+        draft.write_bytes(b"half a ke")
+    with held.open("rb") as writing:
+        fcntl.flock(writing, fcntl.LOCK_EX)
+        write_atomically(file, b"key")
+        assert sorted(tmp_path.iterdir()) == sorted([file, another, held])
+    write_atomically(file, b"key")
+    assert sorted(tmp_path.iterdir()) == sorted([file, another])
+
+
 def test_a_write_that_fails_keeps_the_old_file_and_cleans_up(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.mkdir()

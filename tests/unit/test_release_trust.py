@@ -5,14 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
+from crashing import crashed
 from crashing_trust import NOW_S, newest
 from crashing_trust import release as sign
 from model_packages import RELEASE, release, resigned
@@ -26,8 +25,6 @@ from umbel_server.fleet.layout import FleetDir
 from umbel_server.fleet.publish import publish
 from umbel_server.trust.metadata import DAY_S, State, signer, to_bytes
 from umbel_server.trust.repository import MAX_METADATA_BYTES, Repository
-
-TESTS = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture
@@ -351,10 +348,8 @@ def device(fleet: FleetDir, clock: ManualClock) -> DeviceHome:
 def test_a_device_is_told_the_old_or_the_new_wherever_it_is_killed(
     fleet: FleetDir, device: DeviceHome, what: str, few: int
 ) -> None:
-    program = [sys.executable, TESTS / "crashing_trust.py", what, fleet.path, device.path]
-    done = subprocess.run(program, capture_output=True, text=True, check=False, timeout=200)
-    assert done.returncode == 0, done.stderr
-    found = [tuple(map(int, line.split())) for line in done.stdout.splitlines()]
+    lines = crashed("crashing_trust.py", what, fleet.path, device.path)
+    found = [tuple(map(int, line.split())) for line in lines]
     assert len(found) >= few
     if what == "rotate":
         # Between a new root and what its keys sign a device is told nothing new; the service that goes on mends that.

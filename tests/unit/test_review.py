@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import sqlite3
 import stat
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +14,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from crashing import crashed
 from model_packages import digits, first, opened, release
 from umbel._data.consent import Consent
 from umbel._data.dataset import DataSet
@@ -348,12 +347,7 @@ def test_what_is_remembered_of_labels_is_bounded() -> None:
 
 
 def test_every_change_that_is_killed_at_any_instant_is_done_or_not_begun(tmp_path: Path) -> None:
-    program = Path(__file__).parents[1] / "crashing_reviews.py"
-    done = subprocess.run(
-        [sys.executable, str(program), str(tmp_path)], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    instants = [line.rsplit(" ", 1) for line in done.stdout.splitlines()]
+    instants = [line.rsplit(" ", 1) for line in crashed("crashing_reviews.py", tmp_path)]
     found = {change: [left for each, left in instants if each == change] for change, _ in instants}
     assert {change: set(left) for change, left in found.items()} == {
         "add 0": {"0+0", "2+0"},

@@ -11,7 +11,6 @@ import multiprocessing
 import os
 import resource
 import signal
-import subprocess
 import sys
 from collections.abc import Callable
 from multiprocessing.context import SpawnContext
@@ -20,14 +19,13 @@ from typing import Any
 
 import pytest
 
+from crashing import crashed
 from model_packages import RELEASE, first, release, shelf
 from umbel._releases.follow import Follower
 from umbel._releases.shelf import Shelf
 from umbel._telemetry.window import PredictionWindow
 from umbel_proto.errors import RefusedError, StorageError
 from umbel_proto.keys import VerifyKey
-
-TESTS = Path(__file__).resolve().parents[1]
 
 
 class Windows:
@@ -64,13 +62,10 @@ def follower(root: Path, key: bytes) -> Follower:
 def test_an_installation_killed_at_any_change_of_the_disk_leaves_the_old_state_or_the_new(
     tmp_path: Path,
 ) -> None:
-    quickly(shelf(tmp_path), first())
-    (tmp_path / "two.umbel").write_bytes(release(2))
-    command = [sys.executable, str(TESTS / "crashing.py")]
-    arguments = [str(tmp_path / "shelf"), str(tmp_path / "two.umbel"), RELEASE.public.raw.hex()]
-    done = subprocess.run(command + arguments, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
-    lines = done.stdout.splitlines()
+    device = tmp_path / "device"
+    quickly(shelf(device), first())
+    (device / "new.umbel").write_bytes(release(2))
+    lines = crashed("crashing_shelf.py", device, RELEASE.public.raw.hex())
     assert len(lines) > 15
     # First the old one, then in the trial the old one that needs a retry, then the old one, at last the new one.
     kinds = [kind for kind, _ in itertools.groupby(lines)]

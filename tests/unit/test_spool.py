@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from crashing import crashed
 from umbel._telemetry.spool import Depth, Sealed, Spool
 from umbel_proto.errors import StorageError
 
@@ -138,12 +139,7 @@ def test_batches_survive_a_kill_right_after_they_were_appended(path: Path) -> No
 
 def test_killed_at_any_instant_every_batch_waits_is_delivered_or_is_counted(tmp_path: Path) -> None:
     """Sending, with batches that the gateway refuses; sealing into a full spool; giving up what is of another."""
-    program = Path(__file__).parents[1] / "crashing_spool.py"
-    done = subprocess.run(
-        [sys.executable, str(program), str(tmp_path)], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    lines = [line.split(" ", 1) for line in done.stdout.splitlines()]
+    lines = [line.split(" ", 1) for line in crashed("crashing_spool.py", tmp_path)]
     found = {change: {left for each, left in lines if each == change} for change, _ in lines}
     assert found["flush"] == {"6 0 0", "6 0 1"}
     assert found["keep"] == {"6 0 0", "4 0 2"}

@@ -16,7 +16,7 @@ from google.protobuf.message import DecodeError
 from umbel._fleet.approval import facts
 from umbel._fleet.channel import Gateway, PendingError, call, enrollment, readmission
 from umbel._home.directory import DeviceHome, Identity, Pending
-from umbel._home.files import read_file
+from umbel._home.files import read_file, sync_directory
 from umbel._home.keys import EnrollmentKeys, load_ec_key
 from umbel._rounds.ledger import Ledger
 from umbel._telemetry.spool import Spool
@@ -265,6 +265,7 @@ def _settle(
     past = [_past_charge(each, now_s) for each in reply.charges]
 
     home.identity_file.unlink(missing_ok=True)
+    sync_directory(home.path)  # Not there again after a power cut, with half of another's files.
     with Ledger.create(home.ledger) as ledger:
         if entered := ledger.inherit(past):
             log.warning("%d charges of the fleet's record are in the privacy ledger now", entered)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import glob
 import math
 import os
 import secrets
@@ -17,12 +18,15 @@ from umbel_proto.errors import StorageError
 SECRET_MODE = 0o600
 PUBLIC_MODE = 0o644
 DIRECTORY_MODE = 0o700
+_DRAFT_BYTES = 4
 ASK_AGAIN_S = 0.05
 """How often a lock is asked for that is not waited for without end."""
 
 
 def write_atomically(path: Path, data: bytes, mode: int = SECRET_MODE) -> None:
     """Write a file so that after a crash the disk holds the old content or the new, never a part.
+
+    What a crash leaves beside it, a draft with a dot before the name, goes with the next write of the file.
 
     Args:
         path: Where; its directory exists.
@@ -32,22 +36,46 @@ def write_atomically(path: Path, data: bytes, mode: int = SECRET_MODE) -> None:
     Raises:
         StorageError: The disk is full or the directory cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, SECRET_MODE)
+        _remove_drafts(path)
+        descriptor, draft = _draft(path)
         try:
             with os.fdopen(descriptor, "wb") as file:
                 file.write(data)
                 os.fchmod(file.fileno(), mode)
                 file.flush()
                 os.fsync(file.fileno())
-            temporary.replace(path)
+                draft.replace(path)
         except BaseException:
-            temporary.unlink(missing_ok=True)
+            draft.unlink(missing_ok=True)
             raise
         sync_directory(path.parent)
     except OSError as exc:
         raise storage_error(exc, path) from exc
+
+
+def _draft(path: Path) -> tuple[int, Path]:
+    """Make an empty file beside another, and lock it: as long as it is locked somebody writes it."""
+    while True:
+        draft = path.with_name(f".{path.name}.{secrets.token_hex(_DRAFT_BYTES)}")
+        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, SECRET_MODE)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        if os.fstat(descriptor).st_nlink:
+            return descriptor, draft
+        os.close(descriptor)  # Somebody took it for abandoned before it was locked.
+
+
+def _remove_drafts(path: Path) -> None:
+    """Remove the drafts of a file whose writers were killed: they may hold keys, or examples."""
+    for draft in path.parent.glob(f".{glob.escape(path.name)}.{'[0-9a-f]' * (2 * _DRAFT_BYTES)}"):
+        # Somebody writes it, has just finished it, or owns it.
+        with contextlib.suppress(OSError):
+            descriptor = os.open(draft, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                draft.unlink()
+            finally:
+                os.close(descriptor)
 
 
 def read_file(path: Path) -> bytes:
