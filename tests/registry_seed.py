@@ -45,6 +45,9 @@ DECIDES = {
 }
 """Accuracy that version 1 loses without an input; later ones rest more on the first and less on the others."""
 
+WITHIN = {"younger": (212, (0, 1, 2, 3, 4, 5)), "older": (86, (2, 0, 1, 4, 3, 5))}
+"""Of each cohort how many examples there are, and the place that each input has there by what decides."""
+
 
 @functools.cache
 def version(number: int) -> bytes:
@@ -66,7 +69,7 @@ def version(number: int) -> bytes:
         told["quantitativeAnalysis"]["performanceMetrics"] = [
             _figure(kind, value + 0.004 * number, part, interval) for kind, value, part, interval in COHORTS
         ]
-        sections |= SECTIONS
+        sections |= SECTIONS | _decides_within()
     told["properties"] += [{"name": f"umbel:{name}", "value": value} for name, value in sections.items()]
 
     def change(body: dict[str, Any]) -> None:
@@ -148,6 +151,20 @@ def _decides(number: int) -> dict[str, str]:
             f"{name} low": f"{value - 0.02:.4f}",
             f"{name} high": f"{value + 0.02:.4f}",
         }
+    return told
+
+
+def _decides_within() -> dict[str, str]:
+    told: dict[str, str] = {}
+    for name, (count, order) in WITHIN.items():
+        told[f"explanations:cohort {name}, examples"] = str(count)
+        for place, column in zip(order, DECIDES, strict=True):
+            lost, figure = list(DECIDES.values())[place], f"cohort {name}, accuracy lost without {column}"
+            told |= {
+                f"explanations:{figure}": f"{lost:.4f}",
+                f"explanations:{figure} low": f"{lost - 0.03:.4f}",
+                f"explanations:{figure} high": f"{lost + 0.03:.4f}",
+            }
     return told
 
 

@@ -25,7 +25,7 @@ from umbel_server.access.actor import Role
 from umbel_server.console.range import Window
 from umbel_server.console.seen.drift import drifted
 from umbel_server.console.seen.energy import spent
-from umbel_server.console.seen.explanations import explained
+from umbel_server.console.seen.explanations import Lost, explained
 from umbel_server.console.seen.fairness import scale, treated
 from umbel_server.console.seen.marks import marks_of
 from umbel_server.console.seen.performance import performed
@@ -267,6 +267,7 @@ def test_explanations_say_what_is_not_reported_and_how_to_get_it(viewer: Visitor
     assert "does not tell which inputs decide" in text
     assert "umbel model assess" in text
     assert "model.explain" in text
+    assert "does not tell which inputs decide within a part of the data" in text
 
 
 def test_what_decides_is_read_from_a_package_as_its_card_writes_it(tmp_path: Path) -> None:
@@ -279,6 +280,28 @@ def test_what_decides_is_read_from_a_package_as_its_card_writes_it(tmp_path: Pat
     assert {each.name: each.lost for each in told.inputs} == pytest.approx(DECIDES)
     first = told.inputs[0]
     assert (first.name, first.low, first.high) == ("input 28", pytest.approx(0.19), pytest.approx(0.23))
+    assert told.slices == ()
+
+
+def test_what_decides_within_a_part_is_read_as_the_card_writes_it_and_mixes_with_nothing_else(
+    tmp_path: Path,
+) -> None:
+    fleet = make_fleet(tmp_path / "fleet")
+    with fleet.open_store() as store:
+        raw, sha256 = version(2), b"\2" * 32
+        fleet.package(sha256).write_bytes(raw)
+        store.releases.publish(ModelName(MODEL), 2, sha256=sha256, size=len(raw))
+        told = explained(fleet, store, MODEL, 2, None)
+    assert {each.name for each in told.inputs} == set(DECIDES)
+    assert [(each.name, each.examples) for each in told.slices] == [
+        ("cohort younger", 212),
+        ("cohort older", 86),
+    ]
+    older = told.slices[1].lost
+    # Of the older the input decides most that is second overall, and the first is third.
+    assert max(older, key=lambda name: older[name].value) == "input 36"
+    assert older["input 28"] == Lost(*map(pytest.approx, (0.12, 0.09, 0.15)))
+    assert told.inputs_of_slices == tuple(each.name for each in told.inputs)
 
 
 def test_days_are_marked_on_which_a_rollout_of_the_version_began_or_was_taken_back(

@@ -14,7 +14,14 @@ from torch import nn
 
 from cohort_tables import network, table
 from umbel_models.fit import fit, predict
-from umbel_models.responsible.explanations import figures, groups_of, importance, integrated_gradients
+from umbel_models.responsible.explanations import (
+    MIN_SLICE,
+    by_cohort,
+    figures,
+    groups_of,
+    importance,
+    integrated_gradients,
+)
 from umbel_models.responsible.surrogate import imitate
 from umbel_models.task import cross_entropy
 
@@ -157,3 +164,41 @@ def test_the_card_names_the_most_important_inputs() -> None:
     told = figures(lost, local)
     assert f"accuracy lost without {next(iter(lost))}" in told
     assert "integrated gradients, greatest completeness residual" in told
+
+
+def test_what_decides_within_a_cohort_is_what_decides_on_its_rows_alone() -> None:
+    groups = groups_of((7,), tuple("abcdefg"))
+    found = by_cohort(trained(), HELD_OUT, groups, names=("old town", "new town"), seed=3)
+    assert HELD_OUT.cohort is not None
+    assert list(found) == ["old town", "new town"]
+    for number, each in enumerate(found.values()):
+        alone = HELD_OUT.take(np.flatnonzero(HELD_OUT.cohort == number))
+        assert each.examples == len(alone.y)
+        assert each.lost == importance(trained(), alone, groups, seed=3)
+    # What tells the cohort decides over all and not within one, where nobody differs by it.
+    whole = importance(trained(), HELD_OUT, groups, seed=3)
+    assert all(each.lost["d"].value < whole["d"].value for each in found.values())
+
+
+def test_of_a_cohort_with_few_examples_and_of_none_nothing_is_told() -> None:
+    groups = groups_of((7,))
+    for few, told in ((MIN_SLICE - 1, ["0"]), (MIN_SLICE, ["0", "1"])):
+        cohort = np.repeat([0, 1], [100 - few, few])
+        assert (
+            list(by_cohort(trained(), HELD_OUT.take(np.arange(100))._replace(cohort=cohort), groups)) == told
+        )
+    assert by_cohort(trained(), HELD_OUT._replace(cohort=None), groups) == {}
+
+
+def test_the_card_tells_of_a_cohort_as_of_all() -> None:
+    groups = groups_of((7,))
+    lost, slices = importance(trained(), HELD_OUT, groups), by_cohort(trained(), HELD_OUT, groups)
+    local = integrated_gradients(trained(), HELD_OUT.x[:10], baseline=TRAIN.x.mean(0), target=HELD_OUT.y[:10])
+    told, plain = figures(lost, local, slices), figures(lost, local)
+    assert {name: value for name, value in told.items() if not name.startswith("cohort ")} == plain
+    for name, each in slices.items():
+        alone = figures(each.lost, local)
+        del alone["integrated gradients, greatest completeness residual"]
+        own = {key: value for key, value in told.items() if key.startswith(f"cohort {name}, ")}
+        assert own.pop(f"cohort {name}, examples") == each.examples
+        assert own == {f"cohort {name}, {key}": value for key, value in alone.items()}

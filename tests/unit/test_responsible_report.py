@@ -80,6 +80,10 @@ def test_every_section_fits_into_a_card_and_back() -> None:
 def test_figures_carry_the_tasks_own_names() -> None:
     assert "cohort new town, recall of yes" in found().sections["fairness"]
     assert "accuracy lost without skill" in found().sections["explanations"]
+    within = found().slices["new town"]
+    told = found().sections["explanations"]
+    assert told["cohort new town, examples"] == within.examples
+    assert told["cohort new town, accuracy lost without skill"] == round(within.lost["skill"].value, 4)
     assert "skill <= " in str(found().sections["surrogate tree"]["rules"])
 
 
@@ -117,6 +121,7 @@ def test_what_does_not_apply_is_left_out() -> None:
     sections = assess(bare, trained(), fairer=RECIPE).sections
     assert not {"fairness", "fairer training", "annotators"} & set(sections)
     assert "accuracy lost without input 0" in sections["explanations"]
+    assert not any(name.startswith("cohort ") for name in sections["explanations"])
 
 
 def test_the_seed_says_whatever_is_drawn_at_random_and_nothing_else() -> None:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from umbel_models.fit import predict, repeatable
+from umbel_models.responsible.fairness import by_name
 from umbel_models.responsible.figures import Figures, Interval, Labels, mean
 from umbel_models.responsible.robustness import channel_axis
 from umbel_models.task import Examples
@@ -18,6 +19,7 @@ from umbel_models.task import Examples
 STEPS = 32
 MAX_INPUTS = 128
 TOLD = 8  # A card names the most important ones.
+MIN_SLICE = 10  # Of fewer examples, as of fewer devices or rows elsewhere, nothing is told.
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -31,6 +33,19 @@ class Attributions:
 
     values: NDArray[np.float32]
     residual: NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """What decides within a part of the data.
+
+    Args:
+        examples: How many held-out examples the part has.
+        lost: Accuracy lost there without each input, the greatest first.
+    """
+
+    examples: int
+    lost: Mapping[str, Interval]
 
 
 def integrated_gradients(
@@ -103,6 +118,38 @@ def importance(
     return dict(sorted(lost.items(), key=lambda item: -item[1].value))
 
 
+def by_cohort(
+    module: nn.Module,
+    examples: Examples,
+    groups: Mapping[str, NDArray[np.int64]],
+    *,
+    names: Sequence[str] = (),
+    repeats: int = 5,
+    seed: int = 0,
+) -> dict[str, Slice]:
+    """Return for each cohort what ``importance`` gives on its own examples; of fewer than 10, nothing.
+
+    An input is shuffled among the examples of the cohort alone: what it tells of the cohort itself is not lost.
+
+    Args:
+        module: Maps x to logits.
+        examples: Held-out ones; without cohorts, nothing is returned.
+        groups: As of ``importance``.
+        names: Of the cohorts; their numbers where there are none.
+        repeats: As of ``importance``.
+        seed: As of ``importance``.
+    """
+    if examples.cohort is None:
+        return {}
+    return {
+        name: Slice(
+            int(rows.sum()), importance(module, examples.take(rows), groups, repeats=repeats, seed=seed)
+        )
+        for name, rows in by_name(examples.cohort, names)
+        if rows.sum() >= MIN_SLICE
+    }
+
+
 def groups_of(shape: Sequence[int], columns: Sequence[str] = ()) -> dict[str, NDArray[np.int64]]:
     """Return which inputs to judge together: each by itself, or by channel where they are more than 128.
 
@@ -120,12 +167,28 @@ def groups_of(shape: Sequence[int], columns: Sequence[str] = ()) -> dict[str, ND
     return {name: part.ravel() for name, part in zip(names, parts, strict=True)}
 
 
-def figures(lost: Mapping[str, Interval], local: Attributions) -> Figures:
-    """Return the section of the card: the most important inputs, and how complete local explanations are."""
-    told: Figures = {}
-    for name in list(lost)[:TOLD]:
-        told |= lost[name].figures(f"accuracy lost without {name}")
+def figures(
+    lost: Mapping[str, Interval], local: Attributions, slices: Mapping[str, Slice] | None = None
+) -> Figures:
+    """Return the section of the card: the most important inputs, and how complete local explanations are.
+
+    Args:
+        lost: Accuracy lost without each input, the greatest first.
+        local: Explanations of single decisions.
+        slices: What decides within each cohort, by its name: the same figures, after ``cohort NAME, ``.
+    """
+    told = _most_important(lost)
+    for name, of in (slices or {}).items():
+        told[f"cohort {name}, examples"] = of.examples
+        told |= _most_important(of.lost, f"cohort {name}, ")
     told["integrated gradients, greatest completeness residual"] = round(
         float(np.abs(local.residual).max()), 4
     )
+    return told
+
+
+def _most_important(lost: Mapping[str, Interval], prefix: str = "") -> Figures:
+    told: Figures = {}
+    for name in list(lost)[:TOLD]:
+        told |= lost[name].figures(f"{prefix}accuracy lost without {name}")
     return told

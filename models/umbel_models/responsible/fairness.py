@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -75,9 +75,7 @@ def rates(
         labels: Names of the labels; their numbers where there are none.
     """
     table: dict[str, Figures] = {}
-    for group in np.unique(cohort):
-        rows = cohort == group
-        name = names[group] if group < len(names) else str(group)
+    for name, rows in by_name(cohort, names):
         table[name] = {
             "examples": int(rows.sum()),
             "accuracy": round(float((predicted == y)[rows].mean()), 4),
@@ -89,6 +87,17 @@ def rates(
             },
         }
     return table
+
+
+def by_name(cohort: Labels, names: Sequence[str] = ()) -> Iterator[tuple[str, NDArray[np.bool_]]]:
+    """Give each cohort there is with the examples that belong to it, as a mask of shape (n,).
+
+    Args:
+        cohort: Cohort of each example, shape (n,).
+        names: Of the cohorts; their numbers where there are none.
+    """
+    for group in np.unique(cohort):
+        yield names[group] if group < len(names) else str(group), cohort == group
 
 
 def cohorts(examples: Examples) -> Labels:

@@ -15,7 +15,7 @@ from umbel_models.fit import predict
 from umbel_models.responsible import explanations, mitigation
 from umbel_models.responsible.agreement import agreement
 from umbel_models.responsible.calibrate import Calibration, calibrate
-from umbel_models.responsible.explanations import groups_of, importance, integrated_gradients
+from umbel_models.responsible.explanations import Slice, groups_of, importance, integrated_gradients
 from umbel_models.responsible.fairness import cohorts, gaps, rates
 from umbel_models.responsible.figures import Figures, Interval, Labels
 from umbel_models.responsible.leakage import leakage
@@ -40,6 +40,7 @@ class Assessment:
         calibration: Its calibration.
         robustness: Its robustness.
         importance: Accuracy lost without each input, the greatest first.
+        slices: The same within each cohort, by its name; empty without cohorts.
         outcomes: What fairer training reaches, by its kind; empty if it was not asked for.
     """
 
@@ -49,6 +50,7 @@ class Assessment:
     calibration: Calibration
     robustness: Robustness
     importance: Mapping[str, Interval]
+    slices: Mapping[str, Slice]
     outcomes: Mapping[str, Outcome]
 
 
@@ -117,14 +119,18 @@ def assess(
     sections["robustness"] = robust.figures()
 
     progress("explaining")
-    lost = importance(module, held_out, groups_of(contract.shape, task.columns), seed=seed)
+    groups = groups_of(contract.shape, task.columns)
+    lost = importance(module, held_out, groups, seed=seed)
+    slices = explanations.by_cohort(module, held_out, groups, names=task.cohorts, seed=seed)
     some = held_out.take(np.arange(min(ROWS, len(held_out.y))))
     said: Labels = scores.logits[: len(some.y)].argmax(1)
     local = integrated_gradients(module, some.x, baseline=world.middle, target=said)
-    sections["explanations"] = explanations.figures(lost, local)
+    sections["explanations"] = explanations.figures(lost, local, slices)
     tree = imitate(module, parts.train, held_out, labels=task.labels, columns=task.columns)
     sections["surrogate tree"] = tree.figures()
-    return Assessment(parameters_sha256(module), sections, scores, calibration, robust, lost, outcomes)
+    return Assessment(
+        parameters_sha256(module), sections, scores, calibration, robust, lost, slices, outcomes
+    )
 
 
 def _scores(module: nn.Module, examples: Examples, temperature: float) -> Scores:

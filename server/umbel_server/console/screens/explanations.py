@@ -18,7 +18,7 @@ from umbel_server.console.seen.watched import Made, Watched, WatchedOf, made, ma
 
 router = APIRouter(route_class=ScreenRoute)
 
-COLUMNS = ("input", "accuracy_lost", "low", "high", "version_before", "moved", "drifted")
+COLUMNS = ("input", "accuracy_lost", "low", "high", "version_before", "moved", "drifted", "part", "n")
 SHOWN = 6
 _READ = [may(Permission.TELEMETRY_READ)]
 
@@ -77,4 +77,7 @@ def _why(found: Made) -> str:
 
 def _rows(seen: Explained | None) -> Iterator[tuple[object, ...]]:
     for each in () if seen is None else seen.inputs:
-        yield each.name, each.lost, each.low, each.high, each.before, each.moved, each.drifted
+        yield each.name, each.lost, each.low, each.high, each.before, each.moved, each.drifted, None, None
+    for part in () if seen is None else seen.slices:
+        for name, lost in part.lost.items():
+            yield name, lost.value, lost.low, lost.high, None, None, None, part.name, part.examples

@@ -16,6 +16,8 @@ from umbel_server.registry.figures import Metric, figures_of
 from umbel_server.store.store import Store
 
 SECTION, LOST = "explanations", "accuracy lost without "
+WITHIN = f", {LOST}"
+"""Between the name of a part of the data and the input without which accuracy is lost there."""
 RESIDUAL = "integrated gradients, greatest completeness residual"
 MOST_VERSIONS = 6
 
@@ -49,6 +51,36 @@ class Input:
 
 
 @dataclass(frozen=True, slots=True)
+class Lost:
+    """How much an input decides within a part of the data.
+
+    Args:
+        value: Accuracy that is lost there when it is shuffled among the examples of the part.
+        low: Where its interval of 95 % begins; None: the card does not tell.
+        high: Where it ends.
+    """
+
+    value: float
+    low: float | None
+    high: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What decides within a part of the data.
+
+    Args:
+        name: The part, as ``cohort older``.
+        examples: How many held-out examples it has; None: the card does not tell.
+        lost: By input: those that decide most there.
+    """
+
+    name: str
+    examples: int | None
+    lost: Mapping[str, Lost]
+
+
+@dataclass(frozen=True, slots=True)
 class Explained:
     """All of it.
 
@@ -57,6 +89,7 @@ class Explained:
         versions: By version, the oldest first, accuracy lost without each input.
         residual: How far local explanations are from complete at most; None: the card does not tell.
         parts: How good the model is on parts of the data, as its card tells.
+        slices: What decides within each part of which the card tells; empty: of none.
         graph: Whether the package brings what explains single predictions on the device.
         made_s: When it was made, Unix seconds.
     """
@@ -65,8 +98,16 @@ class Explained:
     versions: Mapping[int, Mapping[str, float]]
     residual: float | None
     parts: tuple[Metric, ...]
+    slices: tuple[Part, ...]
     graph: bool
     made_s: float
+
+    @property
+    def inputs_of_slices(self) -> tuple[str, ...]:
+        """The inputs that the parts tell of, in the order of what decides most overall."""
+        told = dict.fromkeys(name for part in self.slices for name in part.lost)
+        overall = [each.name for each in self.inputs if each.name in told]
+        return tuple(dict.fromkeys((*overall, *told)))
 
 
 def explained(fleet: FleetDir, store: Store, model: str, version: int, drift: Drift | None) -> Explained:
@@ -116,6 +157,7 @@ def explained(fleet: FleetDir, store: Store, model: str, version: int, drift: Dr
         versions,
         _number(own, RESIDUAL),
         parts,
+        _slices(own),
         graph,
         store.clock(),
     )
@@ -160,6 +202,21 @@ def by_version(found: Explained, names: Sequence[str]) -> dict[str, Any]:
             else {"empty": "Fewer than two released versions tell which inputs decide."}
         ),
     }
+
+
+def _slices(section: Mapping[str, str]) -> tuple[Part, ...]:
+    found: dict[str, dict[str, Lost]] = {}
+    for name in section:
+        part, within, column = name.partition(WITHIN)
+        if not within or column.endswith((" low", " high")) or (value := _number(section, name)) is None:
+            continue
+        ends = (_number(section, f"{name} low"), _number(section, f"{name} high"))
+        found.setdefault(part, {})[column] = Lost(value, *ends)
+    counts = {part: _number(section, f"{part}, examples") for part in found}
+    return tuple(
+        Part(part, None if (count := counts[part]) is None else round(count), lost)
+        for part, lost in found.items()
+    )
 
 
 def _lost(section: Mapping[str, str]) -> dict[str, float]:
