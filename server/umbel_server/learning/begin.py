@@ -15,6 +15,7 @@ from umbel_server.fleet.layout import FleetDir
 from umbel_server.learning.link import NodeId
 from umbel_server.learning.lock import require_free
 from umbel_server.learning.plan import RunPlan
+from umbel_server.store.audit import plain
 
 if TYPE_CHECKING:
     from umbel_server.access.actor import Actor
@@ -194,19 +195,66 @@ def launch(
         begin(fleet, store, control, run, checked, actor=actor, reason=reason)
 
 
-def resume(fleet: FleetDir, store: Store, found: RunRecord) -> None:
-    """Start a run's server process again, after it was killed.
+def resume(
+    fleet: FleetDir,
+    store: Store,
+    found: RunRecord,
+    *,
+    actor: Actor,
+    reason: str,
+    since_s: float | None = None,
+) -> None:
+    """Let a paused run go on or, of one that runs, start its server process again after it was killed.
 
     Raises:
-        RefusedError: The run is over.
-        UsageError: Its server process lives.
+        UmbelError: As ``take_up`` does, or Flower is not installed.
     """
-    if found.state != "running":
-        raise RefusedError(f"Run {found.id} is {found.state}: only one that still runs can be resumed.")
-    require_free(fleet.runs / found.id)
     with superlink(fleet) as control:
-        register(store, control)
-        control.start(fleet, found.id)
+        take_up(fleet, store, control, found, actor=actor, reason=reason, since_s=since_s)
+
+
+def take_up(
+    fleet: FleetDir,
+    store: Store,
+    control: Control,
+    found: RunRecord,
+    *,
+    actor: Actor,
+    reason: str,
+    since_s: float | None = None,
+) -> None:
+    """Do what ``resume`` does, at a SuperLink.
+
+    Args:
+        fleet: The fleet.
+        store: Its store.
+        control: The SuperLink.
+        found: The run.
+        actor: Who resumes it.
+        reason: Why.
+        since_s: When it was paused, as whoever decided saw it; None: whenever it was.
+
+    Raises:
+        RefusedError: The run is over, or was paused anew since then.
+        UsageError: It is not paused, and its server process lives.
+        UnavailableError: The SuperLink does not answer. One that was paused may be running by then, without a process.
+    """
+    if found.finished_s is not None:
+        raise RefusedError(f"Run {found.id} is {found.state}: only one that has not ended can be resumed.")
+    directory, paused = fleet.runs / found.id, found.state == "paused"
+    if not paused:
+        require_free(directory)
+    register(store, control)
+    if paused:
+        # On record first: there a process looks that leaves the run.
+        store.pauses.end(found.id, actor=actor, reason=reason, since_s=since_s)
+        try:
+            require_free(directory)
+        except UsageError:
+            return  # It is in the round still in which it was paused, and goes on.
+    control.start(fleet, found.id)
+    if not paused:
+        store.audit.record(actor, action="run.resume", object=f"run:{found.id}", reason=plain(reason))
 
 
 def name_of(store: Store, plan: RunPlan, name: str) -> RunId:

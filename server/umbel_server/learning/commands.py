@@ -64,15 +64,33 @@ def start(
 
 
 @app.command()
+def pause(
+    run: RunArgument,
+    directory: FleetOption = None,
+    server: ServerOption = None,
+    reason: Annotated[str, typer.Option(help="Why, for the record.")] = "paused by an operator",
+    as_json: JsonOption = False,
+) -> None:
+    """Let a run begin no more rounds for now. The round it is in goes on to its end."""
+    with runs_at(directory, server) as runs:
+        runs.pause(run, reason)
+    if as_json:
+        print_json({"run": run, "state": "paused"})
+    else:
+        typer.echo(f"Run {run} is paused after its round.\nNext:  umbel rounds resume {run}")
+
+
+@app.command()
 def resume(
     run: RunArgument,
     directory: FleetOption = None,
     server: ServerOption = None,
+    reason: Annotated[str, typer.Option(help="Why, for the record.")] = "resumed by an operator",
     as_json: JsonOption = False,
 ) -> None:
-    """Start a run's server process again, after it was killed; it goes on after the last round on record."""
+    """Let a paused run go on, or start a run's server process again after it was killed; it goes on after the last round on record."""
     with runs_at(directory, server) as runs:
-        runs.resume(run)
+        runs.resume(run, reason)
     if as_json:
         print_json({"run": run, "state": "running"})
     else:
@@ -87,7 +105,7 @@ def stop(
     reason: Annotated[str, typer.Option(help="Why, for the record.")] = "stopped by an operator",
     as_json: JsonOption = False,
 ) -> None:
-    """End a run after the round it is in."""
+    """End a run after the round it is in, or one that is paused."""
     with runs_at(directory, server) as runs:
         runs.stop(run, reason)
     if as_json:
@@ -234,8 +252,10 @@ def watch(run: RunArgument, directory: FleetOption = None, server: ServerOption 
             while True:
                 summary = runs.show(run)
                 said = f"{run}  held-out {_cell(summary.get('r2', summary['accuracy']), '.3f')}  epsilon {_number(summary['epsilon_server'])}"
+                if summary["state"] == "paused":
+                    said += "  paused"
                 progress.update(task, completed=summary["rounds_done"], description=said)
-                if summary["state"] != "running":
+                if summary["state"] not in ("running", "paused"):
                     break
                 time.sleep(POLL_S)
     if summary["state"] == "failed":

@@ -1,4 +1,4 @@
-"""A run from its plan to its last round; started again after a crash, it goes on where it was."""
+"""A run from its plan to its last round; started again after a crash or a pause, it goes on where it was."""
 
 from __future__ import annotations
 
@@ -45,13 +45,15 @@ from umbel_server.learning.lock import driving
 from umbel_server.learning.measure import LEAST_WEIGHT, measure, quantities, with_clip
 from umbel_server.learning.plan import RunPlan
 from umbel_server.learning.round import Journal, RoundOutcome, run_round
-from umbel_server.store.runs import Participation, Phase, RoundRecord
+from umbel_server.store.runs import LIVE, NotRunningError, Participation, Phase, RoundRecord, RunState
 from umbel_server.store.store import Store
 
 log = logging.getLogger(__name__)
 
 TRAINED = f"trained{SUFFIX}"
 PROGRESS = "progress.jsonl"
+LOST = "the server was stopped"
+"""Why an attempt ended that a killed server left."""
 
 Pause = Callable[[float], None]
 
@@ -59,7 +61,7 @@ Pause = Callable[[float], None]
 def run_to_end(
     fleet: FleetDir, run: RunId, link: Link, *, clock: Clock = system_clock, pause: Pause = time.sleep
 ) -> None:
-    """Do the rounds of a run that are still to be done, and end it with a reason.
+    """Do the rounds of a run that are still to be done, and end it with a reason; paused, it is left as it is.
 
     What a killed server left of a round is not taken up: that attempt is aborted, with the reason, and the
     round is tried again (docs/adr/0009-interrupted-rounds.md).
@@ -80,13 +82,18 @@ def run_to_end(
             raise UsageError(f"There is no run {run} in fleet {fleet.name}.")
         directory = fleet.runs / run
         directory.mkdir(exist_ok=True)
-        with driving(directory):
-            _drive(fleet, store, run, link, clock, pause)
+        while True:
+            with driving(directory):
+                _drive(fleet, store, run, link, clock, pause)
+            # Who lets a paused run go on puts it on record first, and looks then whether somebody drives it. Either
+            # they find it left, and start a process, or it is found going on here.
+            if _state(store, run) != "running":
+                return
 
 
 def _drive(fleet: FleetDir, store: Store, run: RunId, link: Link, clock: Clock, pause: Pause) -> None:
     """Drive a run that nobody else drives."""
-    store.runs.abandon(run, "the server was stopped")
+    store.runs.abandon(run, LOST)
     record = store.runs.get(run)
     assert record is not None
     if record.state != "running":
@@ -105,10 +112,15 @@ def _drive(fleet: FleetDir, store: Store, run: RunId, link: Link, clock: Clock, 
         store.runs.finish(run, "finished", "")
 
 
+def _state(store: Store, run: RunId) -> RunState:
+    record = store.runs.get(run)
+    assert record is not None
+    return record.state
+
+
 def _fail(store: Store, run: RunId, reason: str) -> None:
     store.runs.abandon(run, "the run failed")
-    record = store.runs.get(run)
-    if record is not None and record.state == "running":  # Else an operator has ended it, with a reason.
+    if _state(store, run) in LIVE:  # Else an operator has ended it, with a reason.
         store.runs.finish(run, "failed", reason)
 
 
@@ -141,22 +153,29 @@ class _Run:
         broke = unable(self._privacy, self._policy, ledger)
         least = self._policy.min_cohort
         enough = fewest_online(run_plan, least)
-        self._gathering = Gathering(store, link, run_plan, least, enough, clock, pause, broke)
+        self._gathering = Gathering(
+            store,
+            link,
+            run_plan,
+            least,
+            enough,
+            clock,
+            pause,
+            broke,
+            still=lambda: store.runs.require_running(run),
+        )
 
     def go(self) -> bool:
-        """Do the rounds still to be done; say whether all are, and not stopped by an operator."""
+        """Do the rounds still to be done; say whether all are, and it was not stopped by an operator."""
         position = self._resume()
-        while position.round < self._plan.rounds:
-            if self._stopped():
-                log.info("run %s is stopped after round %d", self._run, position.round)
-                break
-            position = self._round(position)
+        try:
+            while position.round < self._plan.rounds:
+                position = self._round(position)
+        except NotRunningError as exc:
+            log.info("%s It has done %d of %d.", exc, position.round, self._plan.rounds)
         write_atomically(self._dir / TRAINED, write_update(self._package, position.parameters))
-        return not self._stopped()
-
-    def _stopped(self) -> bool:
-        record = self._store.runs.get(self._run)
-        return record is None or record.state != "running"
+        # One that was paused in its last round has nothing left to pause.
+        return position.round == self._plan.rounds and _state(self._store, self._run) in LIVE
 
     def _resume(self) -> Position:
         done = [record.round for record in self._store.runs.rounds(self._run) if record.state == "opened"]

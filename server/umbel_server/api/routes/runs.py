@@ -33,15 +33,19 @@ privacy = APIRouter(prefix="/api/v1/privacy", tags=["privacy"], route_class=Guar
 DATA_FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,120}\.npz")
 
 
+State = Literal["running", "paused", "finished", "stopped", "failed"]
+
+
 class RunShown(BaseModel):
     """A federated run."""
 
     id: str
     model: str
-    state: Literal["running", "finished", "stopped", "failed"]
-    reason: str = Field(description="Why it ended; empty while it runs.")
+    state: State
+    reason: str = Field(description="Why it ended or is paused; empty while it runs.")
     created_s: float = Field(description="Unix seconds.")
-    finished_s: float | None = Field(description="Unix seconds; null while it runs.")
+    finished_s: float | None = Field(description="Unix seconds; null: it has not ended.")
+    paused_s: float | None = Field(description="Unix seconds; null: it is not paused.")
     plan: dict[str, Any] = Field(description="As it was approved.")
 
 
@@ -66,7 +70,7 @@ class RunReport(BaseModel):
     run: str
     model: str
     version: int = Field(description="The version that it began with.")
-    state: Literal["running", "finished", "stopped", "failed"]
+    state: State
     reason: str
     rounds: int
     rounds_done: int
@@ -124,7 +128,7 @@ class Started(BaseModel):
 
 
 class Resumed(BaseModel):
-    """A run whose server process was started again."""
+    """A run that goes on."""
 
     run: str
     state: Literal["running"]
@@ -190,12 +194,20 @@ def start_run(service: ServiceOf, actor: ActorOf, new: NewRun) -> Started:
     return Started(run=run, started=not new.dry_run, **figures)
 
 
+@router.post("/{name}/pause", dependencies=[may(Permission.RUNS_WRITE)])
+def pause_run(store: StoreOf, actor: ActorOf, name: Named, why: Why) -> RunShown:
+    """Let a run begin no more rounds for now; the round it is in goes on to its end."""
+    store.pauses.begin(_found(store, name).id, actor=actor, reason=why.reason)
+    return _show(_found(store, name))
+
+
 @router.post("/{name}/resume", dependencies=[may(Permission.RUNS_WRITE)])
-def resume_run(service: ServiceOf, name: Named) -> Resumed:
-    """Start a run's server process again, after it was killed."""
+def resume_run(service: ServiceOf, actor: ActorOf, name: Named, why: Why | None = None) -> Resumed:
+    """Let a paused run go on, or start a run's server process again after it was killed."""
     from umbel_server.learning.begin import resume
 
-    resume(service.fleet, service.store, _found(service.store, name))
+    reason = "" if why is None else why.reason
+    resume(service.fleet, service.store, _found(service.store, name), actor=actor, reason=reason)
     return Resumed(run=name, state="running")
 
 
@@ -269,10 +281,10 @@ def list_rounds(
 
 @router.post("/{name}/stop", dependencies=[may(Permission.RUNS_WRITE)])
 def stop_run(store: StoreOf, actor: ActorOf, name: Named, why: Why) -> RunShown:
-    """End a run after the round it is in."""
+    """End a run after the round it is in, or one that is paused."""
     run = _found(store, name)
-    if run.state != "running":
-        raise RefusedError(f"Run {name} is {run.state}: only one that still runs can be stopped.")
+    if run.finished_s is not None:
+        raise RefusedError(f"Run {name} is {run.state}: only one that has not ended can be stopped.")
     store.runs.finish(run.id, "stopped", why.reason, actor=actor)
     return _show(_found(store, name))
 
@@ -334,6 +346,7 @@ def _show(run: RunRecord) -> RunShown:
         reason=run.reason,
         created_s=run.created_s,
         finished_s=run.finished_s,
+        paused_s=run.paused_s,
         plan=json.loads(run.plan),
     )
 

@@ -36,6 +36,7 @@ from umbel_server.console.seen.runs import (
 )
 from umbel_server.console.session import ActorOf
 from umbel_server.learning.begin import resume
+from umbel_server.learning.plan import RunPlan
 from umbel_server.store.participants import Part
 from umbel_server.store.runs import Outcome, RunRecord
 from umbel_server.store.store import Store
@@ -64,8 +65,10 @@ DEVICES = ("round", "attempt", "device", "outcome", "reason")
 _READ = [may(Permission.RUNS_READ)]
 _WRITE = [may(Permission.RUNS_WRITE)]
 _NUMBER = r"^[0-9]{0,9}$"
+_SINCE = "since"
+"""The field that says when the run was paused, as whoever decides sees it; empty: it was not."""
 
-State = Literal["", "running", "finished", "stopped", "failed"]
+State = Literal["", "running", "paused", "finished", "stopped", "failed"]
 ChartName = Literal["learning", "loss", "privacy", "clip", "turnout"]
 
 
@@ -177,19 +180,19 @@ def show_devices(
 def ask_stop(request: Request, store: StoreOf, name: Named) -> Response:
     """Ask before a run is ended."""
     run = _found(store, name)
-    _require_running(run)
+    _require_live(run)
     return confirm.ask(request, _stop_deed(store, run))
 
 
 @router.post("/runs/{name}/stop", dependencies=_WRITE)
 def stop(request: Request, store: StoreOf, actor: ActorOf, name: Named, form: FormOf) -> Response:
-    """End a run after the round it is in."""
+    """End a run after the round it is in, or one that is paused."""
     run = _found(store, name)
     deed = _stop_deed(store, run)
     if (refused := confirm.refusal(request, deed, form)) is not None:
         return refused
     try:
-        _require_running(run)
+        _require_live(run)
         store.runs.finish(run.id, "stopped", form.text(confirm.REASON), actor=actor)
     except UmbelError:
         now = _found(store, name)
@@ -200,29 +203,55 @@ def stop(request: Request, store: StoreOf, actor: ActorOf, name: Named, form: Fo
     return done(f"/runs/{name}", f"Run {name} stops after its round.")
 
 
+@router.get("/runs/{name}/pause", dependencies=_WRITE)
+def ask_pause(request: Request, store: StoreOf, name: Named) -> Response:
+    """Ask before a run is paused."""
+    run = _found(store, name)
+    if run.state != "running":
+        raise RefusedError(f"Run {name} is {run.state}: only one that runs can be paused.")
+    return confirm.ask(request, _pause_deed(store, run))
+
+
+@router.post("/runs/{name}/pause", dependencies=_WRITE)
+def pause_it(request: Request, store: StoreOf, actor: ActorOf, name: Named, form: FormOf) -> Response:
+    """Let a run begin no more rounds for now; the round it is in goes on to its end."""
+    deed = _pause_deed(store, _found(store, name))
+    if (refused := confirm.refusal(request, deed, form)) is not None:
+        return refused
+    try:
+        store.pauses.begin(RunId(name), actor=actor, reason=form.text(confirm.REASON))
+    except UmbelError as exc:
+        return confirm.conflict(request, deed, form, f"Nothing was done. {exc}")
+    return done(f"/runs/{name}", f"Run {name} begins no more rounds until somebody resumes it.")
+
+
 @router.get("/runs/{name}/resume", dependencies=_WRITE)
 def ask_resume(request: Request, service: ServiceOf, name: Named) -> Response:
-    """Ask before a run's server process is started again."""
+    """Ask before a run goes on, or its server process is started again."""
     run = _found(service.store, name)
-    _require_running(run)
-    if is_driven(service.fleet, run):
+    _require_live(run)
+    if run.state == "running" and is_driven(service.fleet, run):
         raise RefusedError(f"Run {name} is driven by a server process already: there is nothing to resume.")
-    return confirm.ask(request, _resume_deed(run))
+    return confirm.ask(request, _resume_deed(service.store, run))
 
 
 @router.post("/runs/{name}/resume", dependencies=_WRITE)
 def resume_it(request: Request, service: ServiceOf, actor: ActorOf, name: Named, form: FormOf) -> Response:
-    """Start a run's server process again, after it was killed."""
-    run = _found(service.store, name)
-    if (refused := confirm.refusal(request, _resume_deed(run), form)) is not None:
+    """Let a paused run go on, or start a run's server process again after it was killed."""
+    store = service.store
+    run = _found(store, name)
+    deed = _resume_deed(store, run)
+    if (refused := confirm.refusal(request, deed, form)) is not None:
         return refused
+    if deed.carries != ((_SINCE, form.text(_SINCE)),):
+        said = f" ({run.reason})" if run.reason else ""
+        problem = f"Nothing was done: somebody changed run {name} meanwhile, it is {run.state}{said}."
+        return confirm.conflict(request, deed, form, problem)
+    reason = form.text(confirm.REASON)
     try:
-        resume(service.fleet, service.store, run)
+        resume(service.fleet, store, run, actor=actor, reason=reason, since_s=run.paused_s)
     except (RefusedError, UsageError) as exc:
-        return confirm.conflict(request, _resume_deed(run), form, f"Nothing was done. {exc}")
-    service.store.audit.record(
-        actor, action="run.resume", object=f"run:{name}", reason=form.text(confirm.REASON)
-    )
+        return confirm.conflict(request, deed, form, f"Nothing was done. {exc}")
     return done(f"/runs/{name}", f"Run {name} goes on after its last round on record.")
 
 
@@ -233,11 +262,16 @@ def _found(store: Store, name: str) -> RunRecord:
     return run
 
 
-def _require_running(run: RunRecord) -> None:
-    if run.state != "running":
+def _require_live(run: RunRecord) -> None:
+    if run.finished_s is not None:
         raise RefusedError(
-            f"Run {run.id} is {run.state}: only one that still runs can be stopped or resumed."
+            f"Run {run.id} is {run.state}: only one that has not ended can be stopped or resumed."
         )
+
+
+def _rounds_left(store: Store, run: RunRecord) -> str:
+    rounds = RunPlan.from_json(run.plan).rounds
+    return f"{rounds - store.attempts.reached(run.id).opened:,} of {rounds:,} rounds are left"
 
 
 def _stop_deed(store: Store, run: RunRecord) -> Deed:
@@ -258,9 +292,38 @@ def _stop_deed(store: Store, run: RunRecord) -> Deed:
     )
 
 
-def _resume_deed(run: RunRecord) -> Deed:
-    says = "Its server process starts again, and goes on after the last round on record. What was left of an attempt is given up, and stays charged."
-    return Deed(f"Resume run {run.id}", "Start its server process", "", None, (says,), f"/runs/{run.id}")
+def _pause_deed(store: Store, run: RunRecord) -> Deed:
+    attempt = store.runs.running_attempt(run.id)
+    under_way = (
+        "No round is under way."
+        if attempt is None
+        else f"Round {attempt.round} is under way: it goes on to its end, and counts if it opens."
+    )
+    return Deed(
+        title=f"Pause run {run.id}",
+        button="Pause the run",
+        name="",
+        devices=None,
+        says=(
+            f"{_rounds_left(store, run)}. {under_way} Until somebody resumes it no other round begins, and no device is charged.",
+            "It keeps its place: its schedule waits for it, and what it may still ask of devices' budgets stays set aside.",
+        ),
+        back=f"/runs/{run.id}",
+    )
+
+
+def _resume_deed(store: Store, run: RunRecord) -> Deed:
+    lost = "Its server process starts again, and goes on after the last round on record. What was left of an attempt is given up, and stays charged."
+    paused = f"{_rounds_left(store, run)}, and it goes on with the next one."
+    return Deed(
+        title=f"Resume run {run.id}",
+        button="Start its server process" if run.paused_s is None else "Let it go on",
+        name="",
+        devices=None,
+        says=(lost if run.paused_s is None else paused,),
+        back=f"/runs/{run.id}",
+        carries=((_SINCE, "" if run.paused_s is None else repr(run.paused_s)),),
+    )
 
 
 def _after(cursor: str) -> tuple[int, int, str]:

@@ -16,11 +16,12 @@ from umbel_server.store.participants import Lost, Turnout
 from umbel_server.store.runs import RoundRecord, RunningAttempt, RunRecord
 from umbel_server.store.store import Store
 
-STATES = ("running", "finished", "stopped", "failed")
+STATES = ("running", "paused", "finished", "stopped", "failed")
 SCORES = ("accuracy", "r2")
 """What figures on held-out data are called."""
 WORDS: Mapping[str, tuple[str, str]] = {
     "running": ("running", "ok"),
+    "paused": ("paused", "warn"),
     "finished": ("finished", "muted"),
     "stopped": ("stopped", "warn"),
     "failed": ("failed", "bad"),
@@ -193,7 +194,7 @@ def run_rows(store: Store, *, state: str = "", model: str = "") -> tuple[RunRow,
             each,
             RunPlan.from_json(each.plan),
             done.get(each.id, 0),
-            store.runs.running_attempt(each.id) if each.state == "running" else None,
+            store.runs.running_attempt(each.id) if each.finished_s is None else None,
         )
         for each in reversed(store.runs.all())
         if (not state or each.state == state) and (not model or each.model == model)
@@ -219,7 +220,7 @@ def run_seen(
         if before is None
         else _with_turnout(store, record, store.attempts.newest(record.id, limit=1))
     )
-    attempt = store.runs.running_attempt(record.id) if record.state == "running" else None
+    attempt = store.runs.running_attempt(record.id) if record.finished_s is None else None
     policy = fleet.policy()
     return RunSeen(
         record=record,
