@@ -260,7 +260,16 @@ PAIRS = [
             )
         ),
     ),
-    ("root", "rounds stop {run} --reason enough --json"),
+    (
+        "root",
+        " && ".join(
+            (
+                "rounds pause {run} --reason lunch --json",
+                "rounds show {run} --json",
+                "rounds stop {run} --reason enough --json",
+            )
+        ),
+    ),
     ("anna", "registry describe digits --purpose {name} --reason words --json"),
     ("anna", "registry request digits@{version} --comment better --json"),
     ("ben", "registry approve digits@{version} --comment seen --json"),
@@ -329,6 +338,7 @@ REFUSED = [
     ("rollout start digits 3 --from 2 --reason slow --percent 1", UsageError),
     ("rounds show nothing", UsageError),
     ("rounds stop done --reason enough", RefusedError),
+    ("rounds pause done --reason enough", RefusedError),
     ("rounds resume done", RefusedError),
     ("user add root --role admin --no-password", UsageError),
     ("user role nobody viewer --reason why", UsageError),

@@ -128,7 +128,9 @@ def test_a_database_without_its_tables_is_not_mistaken_for_a_store(empty_place: 
 
 def test_a_block_that_raises_leaves_nothing_behind(store: Store) -> None:
     with pytest.raises(ZeroDivisionError), store.database.write() as connection:  # noqa: PT012
-        made = connection.execute(text("INSERT INTO runs VALUES ('r', 'm', '{}', 'running', '', 0, NULL)"))
+        made = connection.execute(
+            text("INSERT INTO runs VALUES ('r', 'm', '{}', 'running', '', 0, NULL, NULL)")
+        )
         raise ZeroDivisionError(made.rowcount)
     assert store.runs.all() == ()
 
@@ -154,7 +156,7 @@ def test_writers_of_many_threads_wait_for_each_other(store: Store) -> None:
 def test_what_a_writer_read_stays_true_until_it_wrote(place: Path | URL, store: Store) -> None:
     """Two services that add to what they read: none is lost. Each opens the store for itself."""
     with store.database.write() as connection:
-        connection.execute(text("INSERT INTO runs VALUES ('r', 'm', '0', 'running', '', 0, NULL)"))
+        connection.execute(text("INSERT INTO runs VALUES ('r', 'm', '0', 'running', '', 0, NULL, NULL)"))
 
     def add(_: int) -> None:
         with open_store(place) as own:

@@ -22,7 +22,7 @@ from umbel_server.access.actor import local_actor
 from umbel_server.control import Control
 from umbel_server.fleet.layout import FleetDir
 from umbel_server.fleet.publish import publish
-from umbel_server.learning.begin import pin
+from umbel_server.learning.begin import pin, take_up
 from umbel_server.learning.keeper import END_S, LABELS_S, START_S, Keeper
 from umbel_server.learning.lock import driving
 from umbel_server.learning.schedule import (
@@ -33,8 +33,10 @@ from umbel_server.learning.schedule import (
     parse_duration,
     parse_time_of_day,
 )
+from umbel_server.store.audit import Sought
 from umbel_server.store.batches import Arrival
 from umbel_server.store.rollups import Rollup, Verdict
+from umbel_server.store.runs import RunRecord
 from umbel_server.store.schedules import Schedule
 from umbel_server.store.store import Store
 
@@ -362,3 +364,106 @@ def test_a_superlink_that_is_down_is_waited_for(
     keeper.turn()
     assert superlink.started == ["weekly-1"]
     assert [run.state for run in store.runs.all()] == ["running"]
+
+
+def by_hand(store: Store) -> RunRecord:
+    plan = pin(dict(PLAN), store)
+    return store.runs.create(RunId("by-hand"), plan.model, plan.to_json())
+
+
+def test_a_schedule_waits_for_a_run_of_it_that_is_paused(
+    store: Store, keeper: Keeper, superlink: PlayedSuperLink, clock: ManualClock
+) -> None:
+    store.schedules.add(a_schedule(every_s=3600.0), ME)
+    clock.advance(61)
+    keeper.turn()
+    store.pauses.begin(RunId("weekly-1"), actor=ME, reason="lunch")
+    clock.advance(3601)
+    keeper.turn()
+    assert superlink.started == ["weekly-1"]
+    assert only(store).said == "not begun: weekly-1 is paused"
+    store.runs.finish(RunId("weekly-1"), "stopped", "enough")
+    clock.advance(3601)
+    keeper.turn()
+    assert superlink.started == ["weekly-1", "weekly-2"]
+
+
+def test_a_paused_run_is_not_driven_on_and_others_are(
+    store: Store, superlink: PlayedSuperLink, clock: ManualClock, fleet: FleetDir
+) -> None:
+    by_hand(store)
+    other = store.runs.create(RunId("other"), ModelName("digits"), pin(dict(PLAN), store).to_json())
+    store.pauses.begin(RunId("by-hand"), actor=ME, reason="lunch")
+    for _ in range(2):  # A keeper that is started again keeps to it, too.
+        keeper = Keeper(fleet, store, cast(Control, superlink), clock=clock)
+        keeper.turn()
+        clock.advance(START_S + 1)
+        keeper.turn()
+    assert set(superlink.started) == {other.id}
+
+
+def test_a_run_that_is_resumed_has_the_time_to_be_driven_that_a_new_one_has(
+    store: Store, keeper: Keeper, superlink: PlayedSuperLink, clock: ManualClock, fleet: FleetDir
+) -> None:
+    by_hand(store)
+    keeper.turn()
+    store.pauses.begin(RunId("by-hand"), actor=ME, reason="lunch")
+    clock.advance(DAY_S)
+    keeper.turn()
+    found = store.runs.get(RunId("by-hand"))
+    assert found is not None
+    take_up(fleet, store, cast(Control, superlink), found, actor=ME, reason="fed", since_s=found.paused_s)
+    assert superlink.started == ["by-hand"]
+    keeper.turn()
+    clock.advance(START_S - 1)
+    keeper.turn()
+    assert superlink.started == ["by-hand"]
+    clock.advance(2)
+    keeper.turn()
+    assert superlink.started == ["by-hand", "by-hand"]
+
+
+def test_a_run_that_is_resumed_in_the_round_it_was_paused_in_goes_on_where_it_is_driven(
+    store: Store, superlink: PlayedSuperLink, fleet: FleetDir
+) -> None:
+    run = by_hand(store).id
+    store.pauses.begin(run, actor=ME, reason="lunch")
+    paused = store.runs.get(run)
+    assert paused is not None
+    (fleet.runs / run).mkdir()
+    control = cast(Control, superlink)
+    with driving(fleet.runs / run):
+        take_up(fleet, store, control, paused, actor=ME, reason="fed")
+        assert superlink.started == []
+        resumed = store.runs.get(run)
+        assert resumed is not None
+        assert resumed.state == "running"
+        # Of two who resume it the second is told, whatever they saw.
+        with pytest.raises(RefusedError, match="running already"):
+            take_up(fleet, store, control, paused, actor=ME, reason="fed")
+        with pytest.raises(UsageError, match="driven by process"):
+            take_up(fleet, store, control, resumed, actor=ME, reason="fed")
+    take_up(fleet, store, control, resumed, actor=ME, reason="its server is lost")
+    assert superlink.started == ["by-hand"]
+    told = [(each.action, each.reason) for each in store.audit.all(Sought(object=f"run:{run}"))]
+    assert told[1:] == [("run.pause", "lunch"), ("run.resume", "fed"), ("run.resume", "its server is lost")]
+
+
+@pytest.mark.parametrize("what", ["paused", "stopped"])
+def test_the_attempt_that_a_lost_server_left_of_a_run_that_is_not_driven_on_is_given_up(
+    store: Store, keeper: Keeper, superlink: PlayedSuperLink, fleet: FleetDir, what: str
+) -> None:
+    run = by_hand(store).id
+    (fleet.runs / run).mkdir()
+    store.runs.begin_round(run, 1, 1)
+    if what == "paused":
+        store.pauses.begin(run, actor=ME, reason="lunch")
+    else:
+        store.runs.finish(run, "stopped", "enough")
+    with driving(fleet.runs / run):
+        keeper.turn()  # It is coming to its end.
+    assert store.runs.running_attempt(run) is not None
+    keeper.turn()
+    (left,) = store.runs.rounds(run)
+    assert (left.state, left.reason) == ("aborted", "the server was stopped in phase train")
+    assert superlink.started == []

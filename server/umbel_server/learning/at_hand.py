@@ -41,15 +41,21 @@ class RunsAtHand:
             keep_checkpoint(self._fleet, self._store)
         return {"run": run, "started": not dry_run, **figures}
 
-    def resume(self, run: str) -> None:
-        """Start a run's server process again."""
-        resume(self._fleet, self._store, self._record(run))
+    def pause(self, run: str, reason: str) -> None:
+        """Let a run begin no more rounds for now."""
+        self._store.pauses.begin(self._record(run).id, actor=local_actor(), reason=reason)
+        keep_checkpoint(self._fleet, self._store)
+
+    def resume(self, run: str, reason: str) -> None:
+        """Let a paused run go on, or start a run's server process again."""
+        resume(self._fleet, self._store, self._record(run), actor=local_actor(), reason=reason)
+        keep_checkpoint(self._fleet, self._store)
 
     def stop(self, run: str, reason: str) -> None:
-        """End a run after the round it is in."""
+        """End a run after the round it is in, or one that is paused."""
         record = self._record(run)
-        if record.state != "running":
-            raise RefusedError(f"Run {run} is {record.state}: only one that still runs can be stopped.")
+        if record.finished_s is not None:
+            raise RefusedError(f"Run {run} is {record.state}: only one that has not ended can be stopped.")
         self._store.runs.finish(record.id, "stopped", reason, actor=local_actor())
         keep_checkpoint(self._fleet, self._store)
 

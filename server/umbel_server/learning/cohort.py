@@ -34,6 +34,7 @@ class Gathering:
         pause: Waits, seconds.
         broke: Devices that earlier runs have left too little budget for this one.
         draw: True with the probability it is given.
+        still: Raises when no round is to begin any more.
     """
 
     store: Store
@@ -45,6 +46,7 @@ class Gathering:
     pause: Callable[[float], None]
     broke: frozenset[DeviceId] = frozenset()
     draw: Callable[[float], bool] = field(default=drawn, repr=False)
+    still: Callable[[], None] = field(default=lambda: None, repr=False)
 
     def gather(self, charges: Mapping[DeviceId, int]) -> dict[NodeId, DeviceId]:
         """Wait until enough devices are online, and no more are coming or all are there; choose from them.
@@ -55,6 +57,7 @@ class Gathering:
         Raises:
             UnavailableError: Too few came in time.
             BudgetError: Too few have participations left.
+            NotRunningError: The run was paused or ended meanwhile.
         """
         found = self._online(charges)
         rate = self.plan.privacy.sampling_rate
@@ -85,6 +88,7 @@ class Gathering:
         found: dict[NodeId, DeviceId] = {}
         since = self.clock()
         while True:
+            self.still()
             now = self.clock()
             online = set(self.link.nodes())
             there = {d.node_id: d.id for d in self.store.devices.all() if d.trusted and d.node_id in online}

@@ -52,7 +52,7 @@ class Exported:
     Args:
         run: Its name.
         model: What it trains.
-        state: ``running``, ``finished``, ``stopped`` or ``failed``.
+        state: ``running``, ``paused``, ``finished``, ``stopped`` or ``failed``.
         created_s: When it was created, Unix seconds: with its name, what tells it from others.
         finished_s: When it ended; None while it runs.
         plan: Its plan, each field by its name in the TOML file, as ``training.epochs``.

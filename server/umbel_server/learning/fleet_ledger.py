@@ -23,6 +23,7 @@ from umbel_proto.privacy.plan import Plan
 from umbel_proto.wire.enrollment_pb2 import PastCharge
 from umbel_server.files import write_atomically
 from umbel_server.learning.plan import RunPlan
+from umbel_server.store.runs import LIVE
 from umbel_server.store.store import Store
 
 COST = "cost.json"
@@ -121,7 +122,7 @@ class FleetLedger:
         for record in store.runs.all():
             if record.id == but:
                 break  # Those that began after it were checked against what it may take, and not the reverse.
-            if record.state == "running":
+            if record.state in LIVE:
                 reserved[record.id] = RunPlan.from_json(record.plan).most_participations
         # Those that began after it were checked against all that it may take, whichever way round.
         reserved |= {name: 1 for name in store.queries.running() if name != but}
@@ -187,7 +188,7 @@ def past_charges(store: Store, runs: Path, device: DeviceId) -> tuple[PastCharge
     Raises:
         StorageError: A run's record is damaged.
     """
-    found = store.runs.charged(device)
+    found = store.participants.charged(device)
     costs = {run: Cost.load(runs / run) for run in {run for run, _, _ in found}}
     return tuple(
         PastCharge(

@@ -5,6 +5,7 @@ It holds no state of its own that matters: killed at any moment and started agai
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import subprocess
 from collections.abc import Callable
@@ -16,11 +17,12 @@ from umbel_server.access.actor import Actor, Role
 from umbel_server.clock import Clock, system_clock
 from umbel_server.fleet.layout import FleetDir
 from umbel_server.learning import begin, pack
-from umbel_server.learning.lock import require_free
+from umbel_server.learning.lock import driving, require_free
 from umbel_server.learning.plan import RunPlan
+from umbel_server.learning.run import LOST
 from umbel_server.learning.schedule import caught_up
 from umbel_server.store.registry import versions
-from umbel_server.store.runs import RunRecord
+from umbel_server.store.runs import LIVE, RunRecord
 from umbel_server.store.schedules import Schedule
 from umbel_server.store.store import Store
 
@@ -68,7 +70,7 @@ class Keeper:
 
     def turn(self) -> None:
         """Do what there is to do now. What fails is logged and tried again the next time."""
-        for step in (self._register, self._begin_due, self._drive_on, self._pack):
+        for step in (self._register, self._begin_due, self._drive_on, self._give_up, self._pack):
             try:
                 step()
             except UnavailableError as exc:
@@ -89,8 +91,9 @@ class Keeper:
 
     def _begin(self, schedule: Schedule, now_s: float, next_s: float) -> None:
         last = None if schedule.last_run is None else self._store.runs.get(schedule.last_run)
-        if last is not None and last.state == "running":
-            self._say(schedule, next_s, f"not begun: {last.id} still runs")
+        if last is not None and last.state in LIVE:
+            says = "still runs" if last.state == "running" else "is paused"
+            self._say(schedule, next_s, f"not begun: {last.id} {says}")
             return
         try:
             checked = begin.check(self._fleet, self._store, begin.pin(dict(schedule.plan), self._store))
@@ -124,8 +127,10 @@ class Keeper:
 
     def _drive_on(self) -> None:
         """Start the server process of a run again that none drives: it, its SuperLink or the machine was lost."""
-        now_s = self._clock()
-        for name in self._store.runs.driven():
+        now_s, driven = self._clock(), self._store.runs.driven()
+        # One that goes on after a pause has as long as one that begins.
+        self._lost_s = {name: lost_s for name, lost_s in self._lost_s.items() if name in driven}
+        for name in driven:
             # Somebody else may have asked for it just now.
             lost_s = self._lost_s.setdefault(name, now_s + START_S)
             try:
@@ -138,6 +143,12 @@ class Keeper:
             self._lost_s[name] = now_s + START_S
             self._control.start(self._fleet, name)
             log.warning("run %s was driven by nobody: its server process is started again", name)
+
+    def _give_up(self) -> None:
+        """End the attempt that a run had under way which is paused or stopped, and whose server process was lost."""
+        for name in self._store.pauses.left_behind():
+            with contextlib.suppress(UsageError), driving(self._fleet.runs / name):
+                self._store.runs.abandon(name, LOST)
 
     def _pack(self) -> None:
         for record in self._store.runs.all():

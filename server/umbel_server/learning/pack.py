@@ -108,8 +108,9 @@ def pack(
         UnavailableError: The workbench cannot be started.
     """
     plan = RunPlan.from_json(record.plan)
-    if record.state == "running":
-        raise RefusedError(f"Run {record.id} still runs: wait for its end, or stop it.")
+    if record.finished_s is None:
+        does = "still runs" if record.state == "running" else "is paused"
+        raise RefusedError(f"Run {record.id} {does}: wait for its end, or stop it.")
     params = fleet.runs / record.id / TRAINED
     if not params.exists():
         raise RefusedError(

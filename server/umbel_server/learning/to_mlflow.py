@@ -35,7 +35,13 @@ MAX_PARAMETER, MAX_TAG = 500, 5000
 """Characters of a value that every store takes."""
 PAGE = 1000
 _PREFIX = "/api/2.0/mlflow"
-_STATES = {"running": "RUNNING", "finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
+_STATES = {
+    "running": "RUNNING",
+    "paused": "RUNNING",
+    "finished": "FINISHED",
+    "stopped": "KILLED",
+    "failed": "FAILED",
+}
 _MAX_WORDS = 200
 
 

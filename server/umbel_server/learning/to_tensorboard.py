@@ -30,6 +30,7 @@ _VERSION = "brain.Event:2"
 _ABOUT, _BEGUN = "umbel/about", "umbel/created_s"
 _STATES = {
     "running": api_pb2.STATUS_RUNNING,
+    "paused": api_pb2.STATUS_RUNNING,
     "finished": api_pb2.STATUS_SUCCESS,
     "stopped": api_pb2.STATUS_SUCCESS,
     "failed": api_pb2.STATUS_FAILURE,

@@ -82,7 +82,7 @@ def spending(
     known: dict[RunId, Cost | None] = {}
     while limit is None or len(found) < limit:
         size = PAGE if limit is None else min(PAGE, limit - len(found))
-        devices = store.runs.charged_devices(after=after, limit=size)
+        devices = store.participants.charged_devices(after=after, limit=size)
         if devices:
             after = devices[-1]
             found += _spent(_ledger(store, runs, devices, known), delta)

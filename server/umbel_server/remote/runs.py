@@ -33,12 +33,16 @@ class RunsFar:
         made: dict[str, Any] = self._client.post("/runs", asked)
         return made
 
-    def resume(self, run: str) -> None:
-        """Start a run's server process again."""
-        self._client.post(path("runs", run, "resume"))
+    def pause(self, run: str, reason: str) -> None:
+        """Let a run begin no more rounds for now."""
+        self._client.post(path("runs", run, "pause"), {"reason": needed(reason)})
+
+    def resume(self, run: str, reason: str) -> None:
+        """Let a paused run go on, or start a run's server process again."""
+        self._client.post(path("runs", run, "resume"), {"reason": needed(reason)})
 
     def stop(self, run: str, reason: str) -> None:
-        """End a run after the round it is in."""
+        """End a run after the round it is in, or one that is paused."""
         self._client.post(path("runs", run, "stop"), {"reason": needed(reason)})
 
     def all(self, *, limit: int | None = None, after: str = "") -> list[dict[str, Any]]:

@@ -9,10 +9,10 @@ from typing import Any
 
 from sqlalchemy import Select, func, select, tuple_
 
-from umbel_proto.ids import RunId
+from umbel_proto.ids import ModelName, RunId
 from umbel_server.store.database import Database
 from umbel_server.store.runs import RoundRecord, round_of_row
-from umbel_server.store.tables import rounds
+from umbel_server.store.tables import rounds, runs
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +89,17 @@ class Attempts:
             query = query.where((rounds.c.round % step == 0) | (rounds.c.round == last.scalar_subquery()))
         with self._database.read() as connection:
             return tuple(round_of_row(row) for row in connection.execute(query))
+
+    def opened(self, model: ModelName, *, since_s: float) -> tuple[tuple[RunId, float], ...]:
+        """Return the rounds of a model's runs whose sum was opened since: run, and when, the oldest first."""
+        query = (
+            select(rounds.c.run_id, rounds.c.finished_s)
+            .join(runs, runs.c.id == rounds.c.run_id)
+            .where(runs.c.model == model, rounds.c.state == "opened", rounds.c.finished_s >= since_s)
+            .order_by(rounds.c.finished_s, rounds.c.run_id)
+        )
+        with self._database.read() as connection:
+            return tuple((RunId(run), at_s) for run, at_s in connection.execute(query))
 
 
 def _of(run: RunId) -> Select[Any]:

@@ -170,3 +170,23 @@ class Participants:
         )
         with self._database.read() as connection:
             return {RunId(run): count for run, count in connection.execute(query)}
+
+    def charged(self, device: DeviceId) -> tuple[tuple[RunId, int, int], ...]:
+        """Return run, round and attempt of all that a device was charged for, in their order."""
+        key = (participations.c.run_id, participations.c.round, participations.c.attempt)
+        query = (
+            select(*key)
+            .where(participations.c.device_id == device, participations.c.outcome != "dropped")
+            .order_by(*key)
+        )
+        with self._database.read() as connection:
+            return tuple((RunId(run), number, attempt) for run, number, attempt in connection.execute(query))
+
+    def charged_devices(self, *, after: str = "", limit: int) -> tuple[DeviceId, ...]:
+        """Return devices that were ever charged by name, those after one, at most ``limit``."""
+        name = participations.c.device_id
+        query = select(name).where(name > after, participations.c.outcome != "dropped").distinct()
+        with self._database.read() as connection:
+            return tuple(
+                DeviceId(each) for each in connection.execute(query.order_by(name).limit(limit)).scalars()
+            )

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from sqlalchemy import Row, Select, insert, select, update
 from sqlalchemy.exc import IntegrityError
@@ -18,7 +18,7 @@ from umbel_server.access.actor import Actor
 from umbel_server.clock import Clock
 from umbel_server.store.audit import Audit
 from umbel_server.store.database import Database
-from umbel_server.store.runs import ITSELF, RunState
+from umbel_server.store.runs import ITSELF
 from umbel_server.store.tables import runs
 from umbel_server.store.tables_queries import queries
 
@@ -49,7 +49,7 @@ class QueryRecord:
     asked_by: str
     why: str
     signed: bytes = field(repr=False)
-    state: RunState
+    state: Literal["running", "finished", "stopped", "failed"]
     reason: str
     created_s: float
     finished_s: float | None

@@ -13,10 +13,10 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
-from sqlalchemy import Connection, Row, delete, func, insert, literal, select, tuple_, update
+from sqlalchemy import Connection, Row, and_, delete, func, insert, literal, select, tuple_, update
 from sqlalchemy.exc import IntegrityError
 
-from umbel_proto.errors import UsageError
+from umbel_proto.errors import RefusedError, UsageError
 from umbel_proto.ids import DeviceId, ModelName, RunId, check_name
 from umbel_server.access.actor import Actor, local_actor
 from umbel_server.clock import Clock
@@ -25,7 +25,9 @@ from umbel_server.store.database import Database
 from umbel_server.store.tables import participations, rounds, runs
 from umbel_server.store.tables_queries import queries
 
-RunState = Literal["running", "finished", "stopped", "failed"]
+RunState = Literal["running", "paused", "finished", "stopped", "failed"]
+LIVE: tuple[RunState, ...] = ("running", "paused")
+"""Of a run that has not ended: it holds its place, and what it may still ask of budgets."""
 RoundState = Literal["opened", "aborted"]
 Phase: TypeAlias = str  # As its masking engine calls it.
 Outcome = Literal["summed", "charged", "dropped"]
@@ -34,6 +36,10 @@ ITSELF = Actor("service:runs", frozenset())
 """Who ends a run when nobody does."""
 UNENDED = "the round never ended"
 """The reason of devices that were asked for their updates, until the round says another."""
+
+
+class NotRunningError(RefusedError):
+    """The run begins no round: it is paused, or has ended."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,9 +51,10 @@ class RunRecord:
         model: The model it trains.
         plan: JSON: the plan as it was approved.
         state: Where it stands.
-        reason: Why it ended; empty while running.
+        reason: Why it ended or is paused; empty while running.
         created_s: When it was created, Unix seconds.
-        finished_s: When it ended; None while running.
+        finished_s: When it ended; None before.
+        paused_s: When it was paused; None: it is not.
     """
 
     id: RunId
@@ -57,6 +64,7 @@ class RunRecord:
     reason: str
     created_s: float
     finished_s: float | None
+    paused_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +172,7 @@ class Runs:
         try:
             with self._database.write() as connection:
                 connection.execute(insert(runs).values(created_s=self._clock(), **values))
-                made = _run(connection.execute(select(runs).where(runs.c.id == run)).one())
+                made = run_of_row(connection.execute(select(runs).where(runs.c.id == run)).one())
                 self._audit.append(
                     connection,
                     actor or local_actor(),
@@ -181,22 +189,22 @@ class Runs:
         """Return a run that trains; None if there is none of that name."""
         with self._database.read() as connection:
             row = connection.execute(_TRAINING.where(runs.c.id == run)).one_or_none()
-        return None if row is None else _run(row)
+        return None if row is None else run_of_row(row)
 
     def all(self) -> tuple[RunRecord, ...]:
         """Return every run that trains, oldest first; queries are runs of their own table."""
         with self._database.read() as connection:
-            return tuple(map(_run, connection.execute(_TRAINING.order_by(runs.c.created_s, runs.c.id))))
+            return tuple(map(run_of_row, connection.execute(_TRAINING.order_by(runs.c.created_s, runs.c.id))))
 
     def page(self, *, after: str = "", limit: int | None = None) -> tuple[RunRecord, ...]:
         """Return runs that train by name, those after one, at most ``limit``; None: all."""
         query = _TRAINING.where(runs.c.id > after).order_by(runs.c.id).limit(limit)
         with self._database.read() as connection:
-            return tuple(map(_run, connection.execute(query)))
+            return tuple(map(run_of_row, connection.execute(query)))
 
     def driven(self) -> tuple[RunId, ...]:
-        """Return what has not ended and wants a server process: runs that train, and queries; the oldest first."""
-        query = select(runs.c.id).where(runs.c.state == "running").order_by(runs.c.created_s, runs.c.id)
+        """Return what wants a server process, the oldest first: runs that train and are not paused, and queries."""
+        query = select(runs.c.id).where(RUNNING).order_by(runs.c.created_s, runs.c.id)
         with self._database.read() as connection:
             return tuple(RunId(name) for name in connection.execute(query).scalars())
 
@@ -204,11 +212,13 @@ class Runs:
         """Put an attempt at a round on record, before anyone hears of it.
 
         Raises:
+            NotRunningError: The run is paused, or has ended.
             UsageError: The run is unknown, an attempt of it is running, or this one is on record already.
         """
         row = {"run_id": run, "round": number, "attempt": attempt, "state": "running", "phase": "train"}
         try:
             with self._database.write() as connection:
+                _require_running(connection, run)
                 connection.execute(
                     insert(rounds).values(started_s=self._clock(), reason="", figures="{}", **row)
                 )
@@ -217,6 +227,15 @@ class Runs:
                 f"Attempt {attempt} at round {number} of run {run} cannot begin: the run is unknown, another "
                 "attempt is running, or it is on record already."
             ) from exc
+
+    def require_running(self, run: RunId) -> None:
+        """Say so if a run is to begin no round; otherwise do nothing.
+
+        Raises:
+            NotRunningError: It is paused, or has ended.
+        """
+        with self._database.read() as connection:
+            _require_running(connection, run)
 
     def enter_phase(
         self, run: RunId, number: int, attempt: int, phase: Phase, charged: Iterable[DeviceId] = ()
@@ -325,17 +344,6 @@ class Runs:
             ).all()
         return tuple(round_of_row(row, tuple(parts.get((row.round, row.attempt), ()))) for row in rows)
 
-    def opened_rounds(self, model: ModelName, *, since_s: float) -> tuple[tuple[RunId, float], ...]:
-        """Return the rounds of a model's runs whose sum was opened since: run, and when, the oldest first."""
-        query = (
-            select(rounds.c.run_id, rounds.c.finished_s)
-            .join(runs, runs.c.id == rounds.c.run_id)
-            .where(runs.c.model == model, rounds.c.state == "opened", rounds.c.finished_s >= since_s)
-            .order_by(rounds.c.finished_s, rounds.c.run_id)
-        )
-        with self._database.read() as connection:
-            return tuple((RunId(run), at_s) for run, at_s in connection.execute(query))
-
     def attempts(
         self, run: RunId, *, after: tuple[int, int] = (0, 0), limit: int, with_devices: bool = True
     ) -> tuple[RoundRecord, ...]:
@@ -377,39 +385,26 @@ class Runs:
         *,
         actor: Actor = ITSELF,
     ) -> None:
-        """End a run, with the reason. An attempt that is running may still end.
+        """End a run, paused or not, with the reason. An attempt that is running may still end.
 
         Raises:
             UsageError: It is unknown or has ended.
         """
         with self._database.write() as connection:
-            ended = connection.execute(
-                update(runs)
-                .where(runs.c.id == run, runs.c.state == "running")
-                .values(state=state, reason=reason, finished_s=self._clock())
-            )
-            if ended.rowcount != 1:
+            before = _state(connection, run)
+            if before not in LIVE:
                 raise UsageError(f"There is no running run {run}.")
+            values = {"state": state, "reason": reason, "finished_s": self._clock(), "paused_s": None}
+            connection.execute(update(runs).where(runs.c.id == run).values(**values))
             self._audit.append(
                 connection,
                 actor,
                 action="run.stop" if state == "stopped" else "run.end",
                 object=f"run:{run}",
                 reason=plain(reason),
-                before={"state": "running"},
+                before={"state": before},
                 after={"state": state},
             )
-
-    def charged(self, device: DeviceId) -> tuple[tuple[RunId, int, int], ...]:
-        """Return run, round and attempt of all that a device was charged for, in their order."""
-        key = (participations.c.run_id, participations.c.round, participations.c.attempt)
-        query = (
-            select(*key)
-            .where(participations.c.device_id == device, participations.c.outcome != "dropped")
-            .order_by(*key)
-        )
-        with self._database.read() as connection:
-            return tuple((RunId(run), number, attempt) for run, number, attempt in connection.execute(query))
 
     def ledger(self, devices: Collection[DeviceId] | None = None) -> tuple[LedgerLine, ...]:
         """Return how often each device took part in each run, by device and run, attempts still running too.
@@ -426,17 +421,21 @@ class Runs:
         with self._database.read() as connection:
             return tuple(LedgerLine(*row) for row in connection.execute(query))
 
-    def charged_devices(self, *, after: str = "", limit: int) -> tuple[DeviceId, ...]:
-        """Return devices that were ever charged by name, those after one, at most ``limit``."""
-        name = participations.c.device_id
-        query = select(name).where(name > after, participations.c.outcome != "dropped").distinct()
-        with self._database.read() as connection:
-            return tuple(
-                DeviceId(each) for each in connection.execute(query.order_by(name).limit(limit)).scalars()
-            )
 
-
+RUNNING = and_(runs.c.state == "running", runs.c.paused_s.is_(None))
+"""Of runs that begin rounds."""
 _TRAINING = select(runs).where(runs.c.id.not_in(select(queries.c.id)))
+
+
+def _state(connection: Connection, run: RunId) -> RunState | None:
+    row = connection.execute(select(runs).where(runs.c.id == run)).one_or_none()
+    return None if row is None else run_of_row(row).state
+
+
+def _require_running(connection: Connection, run: RunId) -> None:
+    state = _state(connection, run)
+    if state not in ("running", None):
+        raise NotRunningError(f"Run {run} is {state}: it begins no round.")
 
 
 def _change(connection: Connection, run: RunId, number: int, attempt: int, **values: object) -> None:
@@ -459,15 +458,17 @@ def _json(value: Any) -> Any:
             return value
 
 
-def _run(row: Row[Any]) -> RunRecord:
+def run_of_row(row: Row[Any]) -> RunRecord:
+    """Return a run of its row."""
     return RunRecord(
         RunId(row.id),
         ModelName(row.model),
         row.plan,
-        row.state,
+        row.state if row.paused_s is None else "paused",
         row.reason,
         row.created_s,
         row.finished_s,
+        row.paused_s,
     )
 
 

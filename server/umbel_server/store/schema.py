@@ -9,7 +9,7 @@ from sqlalchemy import inspect
 from umbel_proto.errors import StorageError
 from umbel_server.store.database import Database
 
-HEAD = "0020"
+HEAD = "0021"
 """The newest migration: a store that says so is used as it is, without loading Alembic."""
 
 MIGRATIONS = Path(__file__).parent / "migrations"

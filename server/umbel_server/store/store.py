@@ -26,6 +26,7 @@ from umbel_server.store.groups import Groups
 from umbel_server.store.inventory import Inventory
 from umbel_server.store.notices import Notices
 from umbel_server.store.participants import Participants
+from umbel_server.store.pauses import Pauses
 from umbel_server.store.placed import PlacedDevices
 from umbel_server.store.placements import Placements
 from umbel_server.store.progress import Progress
@@ -80,6 +81,7 @@ class Store:
         self.waivers = Waivers(database, self.audit, clock)
         self.groups = Groups(database, self.audit, clock)
         self.runs = Runs(database, clock)
+        self.pauses = Pauses(database, self.audit, clock)
         self.queries = Queries(database, self.audit, clock)
         self.attempts = Attempts(database)
         self.participants = Participants(database)

@@ -206,9 +206,10 @@ runs = Table(
     Column("model", String(63), nullable=False, comment="The model it trains."),
     Column("plan", Text, nullable=False, comment="JSON: the plan as it was approved; never changed."),
     Column("state", String(16), nullable=False, comment="running, finished, stopped or failed."),
-    Column("reason", Text, nullable=False, comment="Why it ended; empty while running."),
+    Column("reason", Text, nullable=False, comment="Why it ended, or is paused; empty while it runs."),
     Column("created_s", Float, nullable=False, comment="When it was created."),
     Column("finished_s", Float, comment="When it ended; NULL while running."),
+    Column("paused_s", Float, comment="When it was paused; NULL: it is not. Its state is running still."),
     CheckConstraint("state IN ('running', 'finished', 'stopped', 'failed')", name="runs_state"),
 )
 

@@ -134,6 +134,7 @@ def overview(request: Request, service: ServiceOf, session: SessionOf) -> Respon
         pending=len(store.applications.pending()) if may_admit else None,
         rollouts=_live(store.rollouts.all()),
         runs=store.runs.driven(),
+        paused=store.pauses.all(),
         alerts=firing(store),
         ingest=ingest(store),
         today=today(store),

@@ -124,7 +124,7 @@ def budget(service: Service) -> Budget:
         len(spent),
         max(spent, default=None),
         0 if limit is None else sum(each >= limit for each in spent),
-        tuple(each for each in service.store.runs.all() if each.state == "running"),
+        tuple(each for each in service.store.runs.all() if each.finished_s is None),
     )
 
 

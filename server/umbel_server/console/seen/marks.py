@@ -45,7 +45,7 @@ def marks_of(store: Store, model: str, version: int, days: Collection[int]) -> t
             day_s = int(event.at_s) // DAY_S * DAY_S
             if event.event in WORDS and day_s in days:
                 found.setdefault(day_s, []).append(f"{rollout.id} {WORDS[event.event]}")
-    opened = store.runs.opened_rounds(ModelName(model), since_s=min(days, default=math.inf))
+    opened = store.attempts.opened(ModelName(model), since_s=min(days, default=math.inf))
     trained = Counter((int(at_s) // DAY_S * DAY_S, run) for run, at_s in opened)
     for (day_s, run), rounds in trained.items():
         if day_s in days:
