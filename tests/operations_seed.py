@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from console_world import ConsoleWorld
 from experiment_world import PLAN, Shop
 from rollout_world import ANN, admit
+from run_world import PLAN as RUN
 from run_world import schedule, trained
 from umbel_proto.ids import DeviceId, ModelName
+from umbel_server.learning.plan import Metrics
 from umbel_server.monitor.alerts.evaluate import rules_path
 from umbel_server.monitor.alerts.state import Timing
 from umbel_server.rollouts.plan import RolloutPlan, Step
@@ -88,7 +92,8 @@ def runs(world: ConsoleWorld) -> None:
     """One that is masking in its fourth round, one that was stopped, and a schedule."""
     old = trained(world.store, "spring", at_s=world.clock() - 90_000, rounds=2)
     world.store.runs.finish(old, "stopped", "the data was wrong", actor=ANN)
-    run = trained(world.store, "autumn", at_s=world.clock() - 600)
+    measured = replace(RUN, metrics=Metrics(norms=True))
+    run = trained(world.store, "autumn", at_s=world.clock() - 600, plan=measured)
     world.store.runs.begin_round(run, 4, 1)
     world.store.runs.enter_phase(run, 4, 1, "mask")
     schedule(world.store, "weekly", now_s=world.clock())

@@ -23,6 +23,15 @@ PLAN = RunPlan(
 LATE = "no answer while masking"
 
 
+LENGTHS = {
+    "within_quarter_clip": {"mean": -0.02, "error": 0.03},
+    "within_half_clip": {"mean": 0.25, "error": 0.03},
+    "within_double_clip": {"mean": 0.95, "error": 0.03},
+    "within_fourfold_clip": {"mean": 1.0, "error": 0.03},
+}
+"""Beside ``within_clip``: no update so short that noise does not make it fewer, none above four clips."""
+
+
 def begin(store: Store, name: str, plan: RunPlan = PLAN) -> RunId:
     run = RunId(name)
     store.runs.create(run, plan.model, plan.to_json(), actor=ANN)
@@ -30,7 +39,14 @@ def begin(store: Store, name: str, plan: RunPlan = PLAN) -> RunId:
 
 
 def hold_round(
-    store: Store, run: RunId, number: int, *, attempt: int = 1, opened: bool = True, at_s: float
+    store: Store,
+    run: RunId,
+    number: int,
+    *,
+    attempt: int = 1,
+    opened: bool = True,
+    at_s: float,
+    norms: bool = False,
 ) -> None:
     """Put an attempt at a round on record: two of eight devices are late or gone."""
     names = [DeviceId(f"device-{each:03d}") for each in range(8)]
@@ -53,13 +69,13 @@ def hold_round(
             at_s,
             at_s + 42,
             "" if opened else "3 devices sent updates, and 5 are needed",
-            figures(number, opened=opened),
+            figures(number, opened=opened, norms=norms),
             tuple(parts),
         )
     )
 
 
-def figures(number: int, *, opened: bool) -> dict[str, Any]:
+def figures(number: int, *, opened: bool, norms: bool = False) -> dict[str, Any]:
     spent = {
         "epsilon_server": 0.9 * number**0.5,
         "epsilon_release": 0.3 * number**0.5,
@@ -75,6 +91,7 @@ def figures(number: int, *, opened: bool) -> dict[str, Any]:
             "accuracy": {"mean": 0.9 - 0.4 / number, "error": 0.02},
             "loss": {"mean": 1.5 / number, "error": 0.05},
             "within_clip": {"mean": 0.7, "error": 0.03},
+            **(LENGTHS if norms else {}),
         },
         **spent,
     }
@@ -83,10 +100,12 @@ def figures(number: int, *, opened: bool) -> dict[str, Any]:
 def trained(store: Store, name: str, *, at_s: float, rounds: int = 3, plan: RunPlan = PLAN) -> RunId:
     """A run that has done some rounds, the second of them at its second attempt."""
     run = begin(store, name, replace(plan, rounds=max(plan.rounds, rounds)))
+    norms = plan.metrics.norms
     for number in range(1, rounds + 1):
         if number == 2:
             hold_round(store, run, number, opened=False, at_s=at_s + 60 * number)
-        hold_round(store, run, number, attempt=2 if number == 2 else 1, at_s=at_s + 60 * number + 50)
+        attempt, later_s = 2 if number == 2 else 1, at_s + 60 * number + 50
+        hold_round(store, run, number, attempt=attempt, at_s=later_s, norms=norms)
     return run
 
 

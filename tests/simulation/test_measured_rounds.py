@@ -23,8 +23,11 @@ from umbel.train.onnx import OnnxTrainer
 from umbel_proto.errors import RemoteProtocolError, UmbelError, UsageError
 from umbel_proto.ids import DeviceId
 from umbel_proto.privacy.auxiliary import Quantity
+from umbel_proto.secagg.session import plan_hash
 from umbel_proto.wire import rounds_pb2 as pb
+from umbel_server.learning.checkpoint import load
 from umbel_server.learning.link import Answer, NodeId, Payload
+from umbel_server.learning.norms import histogram
 from umbel_server.learning.plan import Clipping, Metrics, Optimizer, RunPlan, Training
 from umbel_server.learning.run import run_to_end
 
@@ -213,6 +216,7 @@ def test_every_server_optimizer_trains_and_remembers_across_a_restart(
         ([("loss", 0, 1), ("salary", 0, 2)], "no device answers"),
         ([("loss", 1, 1), ("accuracy", 0, 1)], "no device answers"),
         ([("within_clip", 0, 3), ("accuracy", 0, 1)], "no device answers"),
+        ([("within_half_clip", 0, 3), ("accuracy", 0, 1)], "no device answers"),
     ],
 )
 def test_a_device_refuses_to_be_asked_for_anything_else(
@@ -256,6 +260,57 @@ def test_training_and_evaluation_divide_the_examples_and_neither_is_empty(count:
 def test_what_cannot_be_divided_is_refused(count: int, share: float) -> None:
     with pytest.raises(UsageError):
         hold_back(examples(count), share)
+
+
+def test_a_run_that_asks_for_norms_has_numpy_s_histogram_of_its_devices_lengths(shared: Federation) -> None:
+    """Real devices, and clips around their lengths; the clip itself stays where the plan has it."""
+    start = shared.package.parameters()
+    lengths = [np.linalg.norm(each.parameters - start) for each in trained_by_each(shared, SHORT).values()]
+    middle = float(np.median(lengths))
+    edges = -np.array([np.inf, 4, 2, 1, 0.5, 0.25, 0])
+    seen = []
+    for place, times in enumerate((0.22, 0.93, 1.07, 3.2)):
+        wanted = planned(
+            shared, metrics=Metrics(names=(), norms=True), clipping=Clipping(low=1e-6, high=2e-6)
+        )
+        wanted = replace(wanted, privacy=replace(wanted.privacy, clip=times * middle))
+        _, (only,) = shared.run(MemoryLink(shared.participants()), wanted, f"lengths-{place}")
+        told = [share.value for share in histogram(only.figures["metrics"])]
+        expected = np.histogram(-np.array(lengths) / (times * middle), edges)[0][::-1] / len(lengths)
+        assert told == pytest.approx(expected, abs=1e-9)
+        assert load(shared.fleet.runs / f"lengths-{place}", 1, shared.package).clip == times * middle
+        seen.append(expected)
+    assert (np.sum(seen, axis=0) > 0).sum() >= 4, "bins that some update is in"
+
+
+def test_devices_that_do_not_know_a_quantity_are_dropped_before_the_charge_and_say_its_name(
+    shared: Federation,
+) -> None:
+    """As devices of a version before a quantity do; here two of five are asked for one that no version knows."""
+
+    class Newer(MemoryLink):
+        def answer(self, node: NodeId, kind: str, payload: Payload) -> Answer:
+            if kind == "train" and node in (shared.node(0), shared.node(1)):
+                request = pb.TrainRequest.FromString(payload.body)
+                plan = pb.TrainPlan.FromString(request.plan)
+                plan.auxiliary[0].name = "within_a_hair"
+                request.plan = plan.SerializeToString()
+                described = pb.SessionDescriptor.FromString(request.descriptor)
+                described.plan_hash = plan_hash(request.plan)
+                request.descriptor = described.SerializeToString(deterministic=True)
+                payload = replace(payload, body=request.SerializeToString())
+            return super().answer(node, kind, payload)
+
+    _, (only,) = shared.run(
+        Newer(shared.participants()), planned(shared, metrics=Metrics(names=(), norms=True)), "newer"
+    )
+    assert only.state == "opened"
+    became = {part.device: (part.outcome, part.reason) for part in only.participations}
+    for device in ("dev-0", "dev-1"):
+        outcome, reason = became[DeviceId(device)]
+        assert outcome == "dropped"
+        assert "the plan asks for what no device answers: 'within_a_hair'" in reason
+    assert [became[DeviceId(f"dev-{each}")][0] for each in (2, 3, 4)] == ["summed"] * 3
 
 
 def test_a_device_s_reason_is_one_short_line_on_record(

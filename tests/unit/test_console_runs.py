@@ -19,8 +19,10 @@ from run_world import LATE, PLAN, begin, figures, hold_round, schedule, trained
 from umbel_proto.ids import RunId
 from umbel_server.access.actor import Role
 from umbel_server.console.screens.rollouts import ROWS
-from umbel_server.console.seen.runs import CHARTS, POINTS, course_of, run_seen
+from umbel_server.console.seen.run_charts import CHARTS
+from umbel_server.console.seen.runs import POINTS, course_of, run_seen
 from umbel_server.learning.lock import driving
+from umbel_server.learning.norms import WORDS
 from umbel_server.store.audit import Sought
 from umbel_server.store.runs import RoundRecord
 from umbel_server.store.tables import rounds as rounds_table
@@ -89,7 +91,7 @@ def test_a_run_tells_its_rounds_who_was_in_them_and_what_they_cost(
 def test_charts_have_a_value_of_each_series_for_each_round(
     console: ConsoleWorld, operator: Visitor, autumn: RunId
 ) -> None:
-    for name in CHARTS:
+    for name in CHARTS.keys() - {"norms"}:
         chart = operator.get(f"/runs/autumn/{name}.json").json()
         assert chart["series"], name
         for series in chart["series"]:
@@ -103,6 +105,42 @@ def test_charts_have_a_value_of_each_series_for_each_round(
     privacy = operator.get("/runs/autumn/privacy.json").json()
     assert privacy["bounds"][0]["value"] == console.fleet.policy().budget_epsilon
     assert privacy["series"][0]["values"] == sorted(privacy["series"][0]["values"])
+
+
+def test_the_lengths_of_updates_are_shown_with_their_errors_and_how_many_were_in_the_sum(
+    console: ConsoleWorld, operator: Visitor
+) -> None:
+    asked = replace(PLAN, metrics=replace(PLAN.metrics, norms=True))
+    trained(console.store, "measured", at_s=console.clock(), plan=asked)
+    shares = [-0.02, 0.27, 0.45, 0.25, 0.05, 0.0]
+    chart = operator.get("/runs/measured/norms.json").json()
+    assert (chart["kind"], chart["x"]["values"]) == ("heatmap", ["1", "2.2", "3"])
+    assert chart["y"]["values"] == list(reversed(WORDS))
+    drawn = {(x, y): (value, words) for x, y, value, words in chart["cells"]}
+    assert len(drawn) == 3 * len(WORDS)
+    for place, share in enumerate(shares):
+        value, words = drawn[(1, len(WORDS) - 1 - place)]
+        assert value == pytest.approx(share)
+        error = 100 * 0.03 * (1 if place in (0, len(WORDS) - 1) else 2**0.5)
+        assert words == f"± {error:.2f} %, n = 6"
+    table = text_of(operator.get("/runs/measured").text)
+    assert "Round Clip n up to 1/4 1/4 to 1/2 1/2 to 1 1 to 2 2 to 4 above 4" in table
+    assert "norms = true" not in table
+    row = "2 attempt 2 1.00 6 -2.0 % ± 3.0 % 27.0 % ± 4.2 % 45.0 % ± 4.2 % 25.0 % ± 4.2 % 5.0 % ± 4.2 % 0.0 % ± 3.0 %"
+    assert row in table.replace("\N{NO-BREAK SPACE}", " ")
+    (first, *_) = csv.DictReader(io.StringIO(operator.get("/runs/measured?format=csv").text))
+    assert (first["within_half_clip"], first["within_clip"], first["within_error"]) == ("0.25", "0.7", "0.03")
+
+
+def test_a_run_whose_plan_asks_for_no_lengths_says_which_line_does(
+    operator: Visitor, autumn: RunId, console: ConsoleWorld
+) -> None:
+    assert "In its table [metrics]" in text_of(operator.get("/runs/autumn").text)
+    assert "norms = true" in text_of(operator.get("/runs/autumn").text)
+    assert operator.get("/runs/autumn/norms.json").json()["cells"] == []
+    begin(console.store, "waits", replace(PLAN, metrics=replace(PLAN.metrics, norms=True)))
+    assert "norms = true" not in text_of(operator.get("/runs/waits").text)
+    assert operator.get("/runs/waits/norms.json").json()["empty"] == "No round was opened yet."
 
 
 def test_a_long_run_is_shown_a_page_at_a_time_the_last_rounds_first(
@@ -135,7 +173,8 @@ def test_a_chart_of_many_rounds_shows_every_so_many_th_and_the_last_and_says_so(
     console: ConsoleWorld, operator: Visitor, autumn: RunId
 ) -> None:
     rounds = 2 * POINTS + 1
-    run = begin(console.store, "endless", replace(PLAN, rounds=rounds))
+    plan = replace(PLAN, rounds=rounds, metrics=replace(PLAN.metrics, norms=True))
+    run = begin(console.store, "endless", plan)
     with console.store.database.write() as connection:
         connection.execute(
             insert(rounds_table),
@@ -147,7 +186,7 @@ def test_a_chart_of_many_rounds_shows_every_so_many_th_and_the_last_and_says_so(
                     "state": "opened",
                     "phase": "unmask",
                     "reason": "",
-                    "figures": json.dumps(figures(number, opened=True)),
+                    "figures": json.dumps(figures(number, opened=True, norms=True)),
                     "started_s": 1.0,
                     "finished_s": 2.0,
                 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from model_packages import RELEASE, first
 from service_fleet import make_fleet
 from umbel import cli
 from umbel_proto.ids import DeviceId, ModelName, RunId
+from umbel_proto.privacy.auxiliary import WITHIN
 from umbel_server.fleet.layout import FleetDir
 from umbel_server.fleet.publish import publish
 from umbel_server.learning.plan import RunPlan
@@ -81,6 +83,13 @@ def test_a_good_plan_is_checked_and_said_what_it_costs(rounds: Terminal, tmp_pat
     # Never one epsilon without the other, nor the second without what it assumes.
     assert "against the server" in out
     assert "drawn honestly and in secret" in out
+    # What the metrics cost, too: each is a hundredth of the square of what noise is measured by.
+    assert "The 2 quantities beside each update make the noise on it 1.0% larger." in out
+    longer = written(tmp_path, GOOD + "[metrics]\nnorms = true\n")
+    assert (
+        "The 7 quantities beside each update make the noise on it 3.4% larger."
+        in rounds("start", longer, "--dry-run")[1]
+    )
     assert rounds.json("list") == []
 
 
@@ -174,6 +183,27 @@ def test_a_run_is_shown_with_reasons_and_the_error_of_each_metric(
     body = rounds.json("show", "r1")
     assert (body["rounds_done"], len(body["attempts"])) == (1, 2)
     assert body["epsilon_server"] == (None if math.isinf(epsilon) else epsilon)
+
+
+def test_a_run_that_asked_for_norms_is_shown_with_the_lengths_of_its_updates(
+    rounds: Terminal, fleet: FleetDir
+) -> None:
+    recorded(fleet, epsilon=3.25)
+    assert "Length of the updates" not in rounds("show", "r1")[1]
+    told = dict(zip(WITHIN, (0.0, 0.25, 0.75, 0.875, 1.0), strict=True))
+    figures = {"metrics": {name: {"mean": mean, "error": 0.03} for name, mean in told.items()}}
+    with fleet.open_store() as store:
+        store.runs.begin_round(RunId("r1"), 2, 1)
+        store.runs.end_round(RoundRecord(RunId("r1"), 2, 1, "opened", 20.0, 21.0, "", figures))
+        store.runs.finish(RunId("r1"), "finished", "")
+    out = rounds("show", "r1")[1]
+    assert re.search(r"round +in sum +up to 1/4 +1/4 to 1/2 +1/2 to 1 +1 to 2 +2 to 4 +above 4", out)
+    shares = ("0.000", "0.250", "0.500", "0.125", "0.125", "0.000")
+    errors = ("0.030", *("0.042",) * 4, "0.030")
+    cells = [rf"{share} \+- {error}" for share, error in zip(shares, errors, strict=True)]
+    assert re.search(r"2 +0 +" + " +".join(cells), out)
+    assert rounds.json("show", "r1")["within_clip"] == {"mean": 0.75, "error": 0.03}
+    assert "within the clip 0.750 +- 0.030" in rounds("watch", "r1")[1]
 
 
 def test_an_attempt_under_way_does_not_make_epsilon_infinite(rounds: Terminal, fleet: FleetDir) -> None:

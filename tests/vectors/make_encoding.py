@@ -276,6 +276,7 @@ def quantities() -> list[Case]:
         ("a name nobody knows", {"name": "heart_rate"}),
         ("weights below 0", {"name": "weight", "low": -1.0}),
         ("within_clip from 0 to 2", {"name": "within_clip", "low": 0.0, "high": 2.0}),
+        ("within_half_clip from 0 to 2", {"name": "within_half_clip", "low": 0.0, "high": 2.0}),
     ):
         out.append({"comment": comment, **loss, **change, "value": 1.0, "kind": "out_of_range"})
     return out

@@ -138,6 +138,10 @@ PLAN: list[Field] = [
 WITHIN, WEIGHT = [(1, b"within_clip"), (3, 1.0)], [(1, b"weight"), (3, 64.0)]
 LOSS = [(1, b"loss"), (2, 0.5), (3, 8.0)]
 TWO: list[Field] = [(9, wire(WITHIN)), (9, wire(LOSS))]
+LENGTHS: list[Field] = [
+    (9, wire([(1, b"within_quarter_clip"), (3, 1.0)])),
+    (9, wire([(1, b"within_fourfold_clip"), (3, 1.0)])),
+]
 
 
 def train_plans() -> list[Case]:
@@ -170,6 +174,11 @@ def train_plans() -> list[Case]:
         ),
         ("weights from 1", "out_of_range", [(9, wire([(1, b"weight"), (2, 1.0), (3, 64.0)])), TWO[0]]),
         ("within_clip up to 2", "out_of_range", [(9, wire([(1, b"within_clip"), (3, 2.0)])), TWO[1]]),
+        (
+            "within_half_clip up to 2",
+            "out_of_range",
+            [(9, wire([(1, b"within_half_clip"), (3, 2.0)])), TWO[1]],
+        ),
         ("one of two", "wrong_length", TWO[:1]),
         ("three of two", "wrong_length", [*TWO, (9, wire(WEIGHT))]),
         ("none of two", "wrong_length", []),
@@ -201,6 +210,13 @@ def train_plans() -> list[Case]:
         good("the update alone", plan, plain),
         {**good("two quantities and a holdback", [*plan, *TWO, (10, 0.2)], plain), "summed": 2}
         | {"expected": {**plain, "auxiliary": asked, "holdback": 0.2}},
+        {**good("two lengths", [*plan, *LENGTHS], plain), "summed": 2}
+        | {
+            "expected": {
+                **plain,
+                "auxiliary": [["within_quarter_clip", 0.0, 1.0], ["within_fourfold_clip", 0.0, 1.0]],
+            }
+        },
         good(
             "Adam and every limit",
             [*plan, (10, 0.2), *adam, *shared],

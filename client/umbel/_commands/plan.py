@@ -61,7 +61,7 @@ _CURVE = tuple(2.0**step for step in range(-4, 5))
     default="malicious",
     help="What devices assume of the server.",
 )
-@click.option("--metrics", type=int, default=2, help="Quantities summed beside the update.")
+@click.option("--metrics", type=int, default=2, help="Quantities summed beside the update; norms are 5.")
 @click.option("--plot", type=PATH, metavar="FILE", help="Draw error against epsilon as a PNG.")
 @json_option
 def plan(

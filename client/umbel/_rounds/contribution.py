@@ -23,7 +23,7 @@ from umbel_proto.errors import RemoteProtocolError, UsageError
 from umbel_proto.ids import DeviceId
 from umbel_proto.manifest import CLASSIFICATION
 from umbel_proto.package import Package
-from umbel_proto.privacy.auxiliary import ACCURACY, LOSS, TRAINING_LOSS, WEIGHT, WITHIN_CLIP, Quantity
+from umbel_proto.privacy.auxiliary import ACCURACY, LOSS, TRAINING_LOSS, WEIGHT, Quantity, within
 from umbel_proto.privacy.encode import norm_of
 from umbel_proto.privacy.examples import NoisySteps
 from umbel_proto.secagg.session import SERVER, Descriptor
@@ -184,7 +184,7 @@ def contribute(
             update, training_loss = np.zeros_like(start), math.nan
     names = {quantity.name for quantity in asked}
     values: Mapping[str, float] = {
-        WITHIN_CLIP: float(norm_of(update, descriptor.encoding) <= descriptor.encoding.clip),
+        **within(norm_of(update, descriptor.encoding), descriptor.encoding.clip),
         WEIGHT: float(len(training)),
         TRAINING_LOSS: training_loss,
     }

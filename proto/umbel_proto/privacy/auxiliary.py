@@ -8,6 +8,7 @@ Source: docs/spec/privacy.md, "Auxiliary quantities".
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from umbel_proto.errors import UsageError
@@ -15,6 +16,18 @@ from umbel_proto.ids import check_name
 
 WITHIN_CLIP = "within_clip"
 """1 if the update was no longer than the clip, else 0: what adaptive clipping follows."""
+
+WITHIN: Mapping[str, float] = {
+    "within_quarter_clip": 0.25,
+    "within_half_clip": 0.5,
+    WITHIN_CLIP: 1.0,
+    "within_double_clip": 2.0,
+    "within_fourfold_clip": 4.0,
+}
+"""Clips that an update, before it is clipped, must be no longer than for a 1, else it is a 0; the shortest first.
+
+Their means are the cumulative distribution of the lengths.
+"""
 
 WEIGHT = "weight"
 """How many examples a device weighs: its update is multiplied by it, over the quantity's ``high``."""
@@ -28,7 +41,7 @@ ACCURACY = "accuracy"
 TRAINING_LOSS = "training_loss"
 """Mean loss over the last epoch of training."""
 
-NAMES = frozenset({WITHIN_CLIP, WEIGHT, LOSS, ACCURACY, TRAINING_LOSS})
+NAMES = frozenset({*WITHIN, WEIGHT, LOSS, ACCURACY, TRAINING_LOSS})
 """All that a device answers; it refuses to be asked for anything else."""
 
 
@@ -58,8 +71,8 @@ class Quantity:
             raise UsageError(f"{self.name} is bounded by {self.low} and {self.high}: choose low < high.")
         if self.name == WEIGHT and self.low != 0:
             raise UsageError(f"weight is bounded by {self.low} below: choose 0, or the mean is not a mean.")
-        if self.name == WITHIN_CLIP and (self.low, self.high) != (0, 1):
-            raise UsageError("within_clip is 0 or 1: bound it by these.")
+        if self.name in WITHIN and (self.low, self.high) != (0, 1):
+            raise UsageError(f"{self.name} is 0 or 1: bound it by these.")
 
     def to_unit(self, value: float) -> float:
         """Return ``value``, clamped, on the scale from -1 (low) to 1 (high).
@@ -79,6 +92,16 @@ class Quantity:
     def error_from_unit(self, deviation: float) -> float:
         """Return a standard deviation on that scale in the quantity's own unit."""
         return deviation * (self.high - self.low) / 2
+
+
+def within(length: float, clip: float) -> dict[str, float]:
+    """Return the value of each of ``WITHIN`` on one device.
+
+    Args:
+        length: L2 norm of its update before it is clipped, model units.
+        clip: C of the round, model units.
+    """
+    return {name: float(length <= clips * clip) for name, clips in WITHIN.items()}
 
 
 def next_clip(

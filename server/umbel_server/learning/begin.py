@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -110,6 +111,8 @@ def check(fleet: FleetDir, store: Store, plan: RunPlan) -> Checked:
         "delta": planned.delta,
         "bytes_per_parameter": planned.encoding.bytes_per_parameter,
         "error": planned.error,
+        "quantities": len(asked),
+        "quantities_noise": math.sqrt(planned.encoding.bound_sq / planned.encoding.vector_bound_sq) - 1,
     }
     return Checked(plan, Cost.of(planned), figures)
 

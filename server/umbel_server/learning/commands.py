@@ -56,6 +56,11 @@ def start(
         f"it at the end, against the server; {_number(made['epsilon_release'])} against those who see only its "
         "models, if devices are drawn honestly and in secret."
     )
+    if made.get("quantities"):  # A service of an older version does not tell.
+        typer.echo(
+            f"The {made['quantities']} quantities beside each update make the noise on it "
+            f"{made['quantities_noise']:.1%} larger."
+        )
     if dry_run:
         typer.echo("The plan is good. Nothing was started.")
     else:
@@ -229,6 +234,7 @@ def show(
             for r in attempts
         ],
     )  # fmt: skip
+    _print_norms(attempts)
     for r in attempts:
         if r["reason"]:
             typer.echo(f"Round {r['round']}, try {r['attempt']}: {r['reason']}.")
@@ -252,6 +258,8 @@ def watch(run: RunArgument, directory: FleetOption = None, server: ServerOption 
             while True:
                 summary = runs.show(run)
                 said = f"{run}  held-out {_cell(summary.get('r2', summary['accuracy']), '.3f')}  epsilon {_number(summary['epsilon_server'])}"
+                if summary.get("within_clip"):
+                    said += f"  within the clip {_metric(summary['within_clip'])}"
                 if summary["state"] == "paused":
                     said += "  paused"
                 progress.update(task, completed=summary["rounds_done"], description=said)
@@ -261,6 +269,27 @@ def watch(run: RunArgument, directory: FleetOption = None, server: ServerOption 
     if summary["state"] == "failed":
         raise RefusedError(f"Run {run} failed: {summary['reason']}")
     typer.echo(f"Run {run} is {summary['state']}.")
+
+
+def _print_norms(attempts: list[dict[str, Any]]) -> None:
+    """Print how long updates were in the rounds that asked for it and whose sum was used."""
+    from umbel_server.learning.norms import WORDS, histogram
+
+    rows = [(r, found) for r in attempts if r["state"] == "opened" and (found := histogram(_metrics(r)))]
+    if not rows:
+        return
+    typer.echo("\nLength of the updates before the clip, in clips of the round: share of those in the sum.")
+    print_table(
+        ("round", "in sum", *WORDS),
+        [
+            (
+                f"{r['round']}" + (f" (try {r['attempt']})" if r["attempt"] > 1 else ""),
+                str(sum(p["outcome"] == "summed" for p in r["participations"])),
+                *(f"{each.value:.3f} +- {each.error:.3f}" for each in found),
+            )
+            for r, found in rows
+        ],
+    )
 
 
 def _metrics(attempt: dict[str, Any]) -> dict[str, dict[str, float]]:

@@ -1,4 +1,4 @@
-"""What a round's sum says beside the mean update: metrics, weights, and how many were clipped.
+"""What a round's sum says beside the mean update: metrics, weights, how many were clipped and how long updates were.
 
 Source: docs/spec/privacy.md, "Auxiliary quantities".
 """
@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from umbel_proto.errors import UsageError
-from umbel_proto.privacy.auxiliary import ACCURACY, WEIGHT, WITHIN_CLIP, Quantity
+from umbel_proto.privacy.auxiliary import ACCURACY, WEIGHT, WITHIN, WITHIN_CLIP, Quantity
 from umbel_proto.privacy.encode import Encoding, auxiliary_error, decode_auxiliary
 from umbel_server.learning.plan import RunPlan
 
@@ -54,7 +54,9 @@ def quantities(plan: RunPlan, classes: int) -> tuple[Quantity, ...]:
             "This model's loss may be of any size: say with loss_high in metrics how large at most."
         )
     asked = []
-    if plan.clipping.rate:
+    if plan.metrics.norms:
+        asked += [Quantity(name, 0, 1) for name in WITHIN]
+    elif plan.clipping.rate:
         asked.append(Quantity(WITHIN_CLIP, 0, 1))
     if plan.weight_cap:
         asked.append(Quantity(WEIGHT, 0, plan.weight_cap))

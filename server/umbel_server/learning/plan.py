@@ -179,11 +179,14 @@ class Metrics:
         names: Of ``loss`` and ``accuracy``, of the model as received, and ``training_loss``.
         loss_high: A larger loss counts as this; 0 for twice that of guessing.
         share: Square of a quantity's amplitude over that of the update's bound, in (0, 1].
+        norms: Whether they say of their update's length, too, whether it was within a quarter, a half, one, two and
+            four clips: five quantities, of which the lengths' histogram is made.
     """
 
     names: tuple[str, ...] = ("loss", "accuracy")
     loss_high: float = 0.0
     share: float = AUXILIARY_SHARE
+    norms: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "names", tuple(self.names))  # JSON has lists only.

@@ -320,7 +320,7 @@ class _Run:
                 figures["guard"]["refused"] = self._heldout.figure
                 return worse
         clip, clipping = before.clip, self._plan.clipping
-        if WITHIN_CLIP in measured:
+        if clipping.rate:
             clip = next_clip(
                 clip,
                 measured[WITHIN_CLIP].mean,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from umbel_proto.privacy.auxiliary import WITHIN_CLIP
 from umbel_server.learning.plan import RunPlan
 
 if TYPE_CHECKING:
@@ -16,6 +17,7 @@ def run_json(record: RunRecord, reached: Reached) -> dict[str, Any]:
     """Return a run, how far it is, and what it gave and cost so far, as JSON values."""
     plan = RunPlan.from_json(record.plan)
     figures = reached.learned
+    within = (figures.get("metrics") or {}).get(WITHIN_CLIP)
     spent = reached.spent or {"epsilon_server": 0.0, "epsilon_release": 0.0}
     return {
         "run": record.id,
@@ -27,6 +29,7 @@ def run_json(record: RunRecord, reached: Reached) -> dict[str, Any]:
         "rounds_done": reached.opened,
         "accuracy": figures.get("accuracy"),
         **({"r2": figures["r2"]} if "r2" in figures else {}),  # of a model that answers with numbers
+        **({"within_clip": within} if within else {}),
         # A number that is not finite is kept as None: there was no noise.
         "epsilon_server": spent["epsilon_server"],
         "epsilon_release": spent["epsilon_release"],

@@ -76,6 +76,10 @@ class RunReport(BaseModel):
     rounds_done: int
     accuracy: float | None = Field(description="On held-out data; null: none yet.")
     r2: float | None = Field(default=None, description="The same of a model that answers with numbers.")
+    within_clip: dict[str, float] | None = Field(
+        default=None,
+        description="Share of the last round's updates within the clip: mean and error; null: not asked.",
+    )
     epsilon_server: float | None = Field(
         description="Spent by each device, against the server; null: infinite."
     )
@@ -125,6 +129,8 @@ class Started(BaseModel):
     delta: float
     bytes_per_parameter: float
     error: float | None = Field(description="Of the sum, as the plan's noise makes it.")
+    quantities: int = Field(description="Metrics and the like that each device adds beside its update.")
+    quantities_noise: float = Field(description="By which share they make the noise on the update larger.")
 
 
 class Resumed(BaseModel):

@@ -10,6 +10,7 @@ from fastapi.responses import JSONResponse
 
 from umbel_proto.errors import RefusedError, UmbelError, UsageError
 from umbel_proto.ids import DeviceId, RunId
+from umbel_proto.privacy.auxiliary import WITHIN
 from umbel_server.access.permissions import Permission
 from umbel_server.api.problems import missing
 from umbel_server.api.service import ServiceOf, StoreOf
@@ -21,8 +22,8 @@ from umbel_server.console.form import FormOf
 from umbel_server.console.guard import ScreenRoute, may
 from umbel_server.console.page import done, page
 from umbel_server.console.screens.rollouts import ROWS, Place
+from umbel_server.console.seen.run_charts import CHARTS
 from umbel_server.console.seen.runs import (
-    CHARTS,
     STATES,
     WORDS,
     AttemptRow,
@@ -36,6 +37,7 @@ from umbel_server.console.seen.runs import (
 )
 from umbel_server.console.session import ActorOf
 from umbel_server.learning.begin import resume
+from umbel_server.learning.norms import WORDS as NORMS
 from umbel_server.learning.plan import RunPlan
 from umbel_server.store.participants import Part
 from umbel_server.store.runs import Outcome, RunRecord
@@ -57,6 +59,8 @@ ROUNDS = (
     "score",
     "clip",
     "norm",
+    *WITHIN,
+    "within_error",
     "epsilon_server",
     "epsilon_release",
     "reason",
@@ -69,7 +73,7 @@ _SINCE = "since"
 """The field that says when the run was paused, as whoever decides sees it; empty: it was not."""
 
 State = Literal["", "running", "paused", "finished", "stopped", "failed"]
-ChartName = Literal["learning", "loss", "privacy", "clip", "turnout"]
+ChartName = Literal["learning", "loss", "privacy", "clip", "norms", "turnout"]
 
 
 @router.get("/runs", dependencies=_READ)
@@ -130,6 +134,7 @@ def show_run(
         word=WORDS[run.record.state],
         next=None if run.next is None else "{}/{}".format(*run.next),
         charted=rounds_words(run.step),
+        lengths=NORMS,
     )
 
 
@@ -351,6 +356,9 @@ def _cells(row: RunRow) -> Sequence[Any]:
 
 def _round_cells(each: AttemptRow) -> Sequence[Any]:
     record, turnout = each.record, each.turnout
+    told = [each.metric(name) for name in WITHIN]
+    within = [None if found is None else found["mean"] for found in told]
+    error = next((found.get("error") for found in told if found), None)  # The same of all.
     return (
         record.round,
         record.attempt,
@@ -364,6 +372,8 @@ def _round_cells(each: AttemptRow) -> Sequence[Any]:
         each.score,
         each.figure("clip"),
         each.guard("norm"),
+        *within,
+        error,
         each.figure("epsilon_server"),
         each.figure("epsilon_release"),
         record.reason,
