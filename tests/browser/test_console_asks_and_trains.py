@@ -165,6 +165,19 @@ def test_a_run_is_started_from_a_file_after_a_look_at_what_it_spends(live: Live,
     expect(page.get_by_role("status").first).to_contain_text("Run tiny-1 is started")
     (entry,) = store.audit.all(Sought(object="run:tiny-1", action="run.start"))
     assert (entry.actor, entry.reason) == ("a-operator", "autumn's labels")
+    for link, button, says in (
+        ("Pause after this round", "Pause the run", "begins no more rounds until"),
+        ("Resume", "Let it go on", "goes on after its last round"),
+    ):
+        page.get_by_role("link", name=link).click()
+        expect(page.locator("main")).to_contain_text("1 of 1 rounds are left")
+        page.get_by_label(re.compile("^Why")).fill("lunch")
+        page.get_by_role("button", name=button).click()
+        page.wait_for_url("**/runs/tiny-1")
+        expect(page.get_by_role("status").first).to_contain_text(f"Run tiny-1 {says}")
+        if link != "Resume":
+            expect(page.locator("main")).to_contain_text("No round begins, and no device is charged")
+            pictures(page, "run-paused")
     run_to_end(live.federation.fleet, RunId("tiny-1"), live.federation.link())
     expect(page.locator("main")).to_contain_text("finished", timeout=20_000)
     expect(page.get_by_role("region", name="Rounds")).to_contain_text("opened")
