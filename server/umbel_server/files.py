@@ -14,6 +14,10 @@ PUBLIC_MODE = 0o644
 _PART = ".part"
 
 
+class DiskFullError(StorageError):
+    """The disk is full: nothing of what was to be written was kept."""
+
+
 def write_atomically(path: Path, data: bytes, *, mode: int = SECRET_MODE) -> None:
     """Write a file so that a crash leaves the old content or the new, on disk.
 
@@ -69,8 +73,13 @@ def sync_directory(path: Path) -> None:
         os.close(descriptor)
 
 
+def disk_full(what: object) -> DiskFullError:
+    """Return the error for what finds no room left on its disk: a file, or a store by its name."""
+    return DiskFullError(f"No space is left on the disk of {what}: free some and try again.")
+
+
 def storage_error(exc: OSError, path: Path) -> StorageError:
     """Return the sentence for a failed write to ``path``."""
     if exc.errno in (errno.ENOSPC, errno.EDQUOT):
-        return StorageError(f"No space is left on the disk of {path}: free some and try again.")
+        return disk_full(path)
     return StorageError(f"{path} cannot be written: {exc.strerror}.")

@@ -7,14 +7,18 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from click import Context
+from typer.core import TyperGroup
 
+from umbel_proto.errors import UnavailableError
 from umbel_server.api.command import serve_api
 from umbel_server.ca.command import ca as serve_ca
 from umbel_server.clock import system_clock
 from umbel_server.console.command import serve_console
+from umbel_server.files import DiskFullError
 from umbel_server.fleet.layout import FleetDir
 from umbel_server.keep import keep_running
 from umbel_server.monitor.alerts.command import serve_alerts
@@ -25,8 +29,20 @@ from umbel_server.services.metrics import count_into
 from umbel_server.services.ready import ready
 from umbel_server.signals import StopSignals
 
+
+class _Services(TyperGroup):
+    """Commands that are started again when they end: a full disk passes, as a database that is away does."""
+
+    def invoke(self, ctx: Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except DiskFullError as exc:
+            raise UnavailableError(str(exc)) from exc
+
+
 # As of the fleet's commands: Typer would print local variables, keys and tokens among them, with a traceback.
 serve = typer.Typer(
+    cls=_Services,
     invoke_without_command=True,
     add_completion=False,
     pretty_exceptions_enable=False,

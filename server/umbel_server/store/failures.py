@@ -3,19 +3,12 @@
 from __future__ import annotations
 
 from umbel_proto.errors import StorageError, UnavailableError
-
-
-class DiskFullError(StorageError):
-    """The disk is full: nothing of the transaction was kept."""
+from umbel_server.files import DiskFullError as DiskFullError
+from umbel_server.files import disk_full as disk_full
 
 
 class RepeatableError(UnavailableError):
     """The database gave a transaction up in favor of another: the same again may well go through."""
-
-
-def disk_full(name: str) -> DiskFullError:
-    """Return the error for a store that has no room left."""
-    return DiskFullError(f"No space is left on the disk of {name}: free some and try again.")
 
 
 def damaged(name: str) -> StorageError:

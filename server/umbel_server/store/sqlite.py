@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sqlite3
 import time
@@ -19,6 +20,8 @@ WHOLE = 256 * 2**20
 """Bytes of a file that is looked through as a whole whenever it is opened: less than half a second."""
 SUMS = frozenset({"batches", "rollups", "device_days", "cohort_rollups"})
 """Tables that grow with what devices report."""
+BESIDE = 64 * 1024
+"""Bytes of the smallest files beside an open store: its shared memory has 32 KiB, and its log some pages."""
 _WRITES = "umbel_writes"
 
 
@@ -59,6 +62,8 @@ class Sqlite:
         try:
             os.close(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600))  # SQLite's other files take its mode.
         except OSError as exc:
+            if exc.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise disk_full(self.name) from exc
             raise StorageError(f"The store {self.name} cannot be opened: {exc.strerror}.") from exc
 
     def check(self, connection: Connection) -> None:
@@ -109,6 +114,9 @@ class Sqlite:
         match code:
             case sqlite3.SQLITE_FULL:
                 return disk_full(self.name)
+            case sqlite3.SQLITE_IOERR | sqlite3.SQLITE_CANTOPEN if self._lacks_room():
+                # So SQLite calls it where there is none for the files that it opens beside the store.
+                return disk_full(self.name)
             case sqlite3.SQLITE_CORRUPT | sqlite3.SQLITE_NOTADB:
                 return damaged(self.name)
             case sqlite3.SQLITE_BUSY | sqlite3.SQLITE_LOCKED:
@@ -117,6 +125,14 @@ class Sqlite:
                 return StorageError(f"The store {self.name} cannot be opened for writing: check who owns it.")
             case _:
                 return StorageError(f"The store {self.name} fails: {exc}.")
+
+    def _lacks_room(self) -> bool:
+        """Whether the disk has no room for what SQLite keeps beside a file while it is open."""
+        try:
+            disk = os.statvfs(self.path.parent)
+        except OSError:
+            return False
+        return disk.f_bavail * disk.f_frsize < BESIDE or (disk.f_files > 0 and disk.f_favail == 0)
 
 
 def _configure(connection: Any, _record: object) -> None:
