@@ -23,6 +23,7 @@ from service_fleet import make_fleet
 from umbel_proto.ids import ModelName
 from umbel_server.access.actor import Role
 from umbel_server.console.range import Window
+from umbel_server.console.screens.device import marks
 from umbel_server.console.seen.drift import drifted
 from umbel_server.console.seen.energy import spent
 from umbel_server.console.seen.explanations import Lost, explained
@@ -316,8 +317,17 @@ def test_days_are_marked_on_which_a_rollout_of_the_version_began_or_was_taken_ba
     heat = viewer.get("/drift/heat.json").json()
     assert [mark["name"] for mark in heat["marks"]] == [name for _, name in happened]
     assert {mark["at"] for mark in heat["marks"]} <= set(heat["x"]["values"])
-    for path in ("/performance", "/drift"):
+    for path in (
+        "/fairness/trend.json?label=3",
+        "/devices/device-000/latency.json?range=7d",
+        "/energy/traffic.json",
+        "/energy/days.json",
+    ):
+        assert viewer.get(path).json()["marks"] == told["marks"]
+    for path in ("/performance", "/drift", "/fairness?label=3", "/energy"):
         assert "digits-2 was taken back" in text_of(settled(viewer, path))
+    of_both = marks(world.store, {(MODEL, 1), (MODEL, 2)}, list(ago.values()))
+    assert of_both == told["marks"]  # What is of both versions of a device is told once.
     assert marks_of(world.store, MODEL, 3, ago.values()) == ()
     assert marks_of(world.store, "scent", 2, ago.values()) == ()
     assert [each.day_s for each in marks_of(world.store, MODEL, 2, {ago[4]})] == [ago[4]]

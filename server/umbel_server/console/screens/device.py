@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,7 @@ from umbel_server.console.guard import ScreenRoute, may
 from umbel_server.console.page import done, page
 from umbel_server.console.range import Window, WindowOf
 from umbel_server.console.seen.deployed import deployed
+from umbel_server.console.seen.marks import marks_of
 from umbel_server.console.seen.waiting import waiting_of
 from umbel_server.console.session import ActorOf, SessionOf
 from umbel_server.monitor.report import ERRORS, FELL_BACK, LATENCY, PREDICTIONS, status_of
@@ -95,14 +96,24 @@ def slots(store: Store, device: DeviceId, versions: dict[ModelName, int], *, sin
     return sorted(found + silent, key=lambda each: (each.model, -each.version, each.variant))
 
 
-def latency(store: Store, device: DeviceId, window: Window) -> dict[str, Any]:
-    """Return how long a device's predictions took, by day, as a chart."""
+def latency(store: Store, device: DeviceId, window: Window, *, marked: bool = False) -> dict[str, Any]:
+    """Return how long a device's predictions took, by day, as a chart.
+
+    Args:
+        store: The store.
+        device: The device.
+        window: The time.
+        marked: Whether days are marked on which something happened to rollouts of its versions or rounds of its
+            models: that is read for each of them.
+    """
     days = store.device_days.days(device, since_s=window.since_s - _DAY_S, wanted=(LATENCY,))
+    shown: set[tuple[str, int]] = set()
     by_model: dict[str, dict[int, tuple[float | None, float | None, int]]] = defaultdict(dict)
     for each in days:
         p50, p99 = _quantile(each, 0.5), _quantile(each, 0.99)
         name = f"{each.model}@{each.version} {each.variant}"
         if each.model and p50 is not None:
+            shown.add((each.model, each.version))
             by_model[name][each.since_s] = (p50, p99, each.counters.get(PREDICTIONS, 0))
     times = sorted({day for points in by_model.values() for day in points})
     series = []
@@ -122,8 +133,18 @@ def latency(store: Store, device: DeviceId, window: Window) -> dict[str, Any]:
         "x": {"type": "time", "values": times},
         "unit": "ms",
         "series": series,
+        "marks": marks(store, shown, times) if marked else [],
         "empty": "The device reported no latency in this range.",
     }
+
+
+def marks(store: Store, versions: Collection[tuple[str, int]], days: Sequence[int]) -> list[dict[str, Any]]:
+    """Return what happened to any of the versions, one mark a day; what is of two of them is told once."""
+    found: dict[int, dict[str, None]] = defaultdict(dict)
+    for model, version in sorted(versions):
+        for mark in marks_of(store, model, version, days):
+            found[mark.day_s] |= dict.fromkeys(mark.name.split(", "))
+    return [{"at": day_s, "name": ", ".join(names)} for day_s, names in sorted(found.items())]
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,7 +218,7 @@ def show_device(
 @router.get("/devices/{name}/latency.json", dependencies=[may(Permission.DEVICES_READ)])
 def device_latency(store: StoreOf, name: Named, window: WindowOf) -> dict[str, Any]:
     """Return how long a device's predictions took, as a chart."""
-    return latency(store, _found(store, name).id, window)
+    return latency(store, _found(store, name).id, window, marked=True)
 
 
 @router.get("/devices/{name}/revoke", dependencies=[may(Permission.DEVICES_WRITE)])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from umbel_server.console.seen.marks import Mark, marks_of
 from umbel_server.console.seen.watched import DAY_S, Watched
 from umbel_server.fleet.layout import FleetDir
 from umbel_server.monitor.looks import Look, look_at_operations
@@ -83,6 +84,7 @@ class Spent:
         rounds: What rounds cost, the newest first.
         prices: By what prices.
         made_s: When it was made, Unix seconds.
+        marks: What happened to the version's rollouts and its model's rounds on these days.
     """
 
     look: Look
@@ -90,6 +92,12 @@ class Spent:
     rounds: tuple[RoundCost, ...]
     prices: Prices
     made_s: float
+    marks: tuple[Mark, ...]
+
+    @property
+    def marked(self) -> list[dict[str, Any]]:
+        """The marks as a chart has them."""
+        return [{"at": each.day_s, "name": each.name} for each in self.marks]
 
     @property
     def operations(self) -> Operations:
@@ -136,13 +144,14 @@ def spent(fleet: FleetDir, store: Store, watched: Watched) -> Spent:
     look = look_at_operations(
         fleet, store, watched.model, watched.version, days=watched.days, until_s=watched.until_s
     )
-    prices = fleet.settings.prices
+    prices, days = fleet.settings.prices, _days(store, watched, look)
     return Spent(
         look,
-        _days(store, watched, look),
+        days,
         _rounds(store, look, prices),
         prices,
         store.clock(),
+        marks_of(store, watched.model, watched.version, [each.day_s for each in days]),
     )
 
 
@@ -162,6 +171,7 @@ def traffic(found: Spent) -> dict[str, Any]:
         "unit": "B",
         "y": {"name": "bytes", "min": 0},
         "series": series,
+        "marks": found.marked,
         **({} if series else {"empty": "No device told of bytes in this time."}),
     }
 
@@ -175,6 +185,7 @@ def energy_chart(found: Spent) -> dict[str, Any]:
         "unit": "Wh",
         "y": {"name": "energy", "min": 0},
         "series": [{"name": "whole processors (RAPL)", "tone": "accent", "values": values}],
+        "marks": found.marked,
         **({} if any(values) else {"empty": "No device can read what its processor spends (RAPL)."}),
     }
 

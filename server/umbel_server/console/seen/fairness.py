@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from umbel_server.console.seen.marks import Mark, marks_of
 from umbel_server.console.seen.watched import DAY_S, Watched
 from umbel_server.fleet.layout import FleetDir
 from umbel_server.monitor.baseline import released
@@ -45,12 +46,14 @@ class Treated:
         labels: Names of the model's labels.
         days: The figures day by day, by the day's begin.
         made_s: When it was made, Unix seconds.
+        marks: What happened to its rollouts and rounds on these days.
     """
 
     look: Look
     labels: tuple[str, ...]
     days: dict[int, Fairness]
     made_s: float
+    marks: tuple[Mark, ...]
 
     @property
     def before(self) -> Fairness:
@@ -97,7 +100,7 @@ def treated(fleet: FleetDir, store: Store, watched: Watched, label: str) -> Trea
         )
         for day, read in by_day.items()
     }
-    return Treated(look, labels, days, store.clock())
+    return Treated(look, labels, days, store.clock(), marks_of(store, *of, days))
 
 
 def lines_of(found: Fairness, before: Fairness) -> Iterator[tuple[CohortLine, CohortLine | None]]:
@@ -170,5 +173,6 @@ def trend(found: Treated, metric: str) -> dict[str, Any]:
         "unit": "%",
         "y": {"name": "gap"},
         "series": series,
+        "marks": [{"at": each.day_s, "name": each.name} for each in found.marks],
         **({} if series else {"empty": f"On no day a gap in {metric} is known and not hidden."}),
     }
