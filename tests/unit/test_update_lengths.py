@@ -19,6 +19,7 @@ from umbel_proto.privacy.auxiliary import WITHIN, Quantity, within
 from umbel_proto.privacy.encode import Encoding, encode
 from umbel_proto.privacy.plan import plan
 from umbel_server.learning.budget import plan_privacy
+from umbel_server.learning.exported import exported
 from umbel_server.learning.measure import measure, quantities
 from umbel_server.learning.norms import BINS, WORDS, histogram
 from umbel_server.learning.plan import Clipping, Metrics, Privacy, RunPlan
@@ -138,6 +139,18 @@ def test_bins_are_named_by_their_edges() -> None:
     written = {0.25: "1/4", 0.5: "1/2", 1.0: "1", 2.0: "2", 4.0: "4"}
     assert list(WORDS[1:-1]) == [f"{written[low]} to {written[high]}" for low, high in BINS[1:-1]]
     assert (WORDS[0], WORDS[-1]) == (f"up to {written[BINS[0][1]]}", f"above {written[BINS[-1][0]]}")
+
+
+def test_other_tools_are_told_each_length_s_mean_and_its_error() -> None:
+    told = {name: {"mean": place / 4, "error": 0.03} for place, name in enumerate(WITHIN)}
+    attempt = {"round": 2, "state": "opened", "started_s": 1.0, "finished_s": 2.0, "participations": []}
+    run = {"run": "r1", "model": "digits", "version": 2, "state": "running", "reason": "", "rounds_done": 1}
+    run |= {"delta": 1e-6, "created_s": 1.0, "finished_s": None, "plan": {"metrics": {"norms": True}}}
+    found = exported(run, [{**attempt, "figures": {"metrics": told}}])
+    values = {point.name: point.value for point in found.points}
+    for name, each in told.items():
+        assert (values[f"devices/{name}"], values[f"devices/{name}_error"]) == (each["mean"], each["error"])
+    assert found.plan == {"metrics.norms": True}
 
 
 def test_a_round_that_lacks_a_quantity_has_no_histogram() -> None:

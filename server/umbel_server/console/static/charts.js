@@ -126,8 +126,7 @@
       yAxis: { ...axis(data, { ...data.y, type: "category" }, false), inverse: true },
       visualMap: {
         min: low, max: high, calculable: false, orient: "horizontal", left: "center", bottom: 0, itemHeight: 120, itemWidth: 12,
-        textStyle: { color: color("soft"), fontSize: 11 }, inRange: { color: [color("heat-0"), color("heat-1")] },
-        formatter: (value) => short(value, data.unit),
+        textStyle: { color: color("soft"), fontSize: 11 }, text: [number(high, data.unit), number(low, data.unit)], inRange: { color: [color("heat-0"), color("heat-1")] },
       },
       series: [{
         type: "heatmap", name: data.title ?? "", data: data.cells.filter((cell) => cell[2] !== null).map((cell) => cell.slice(0, 3)),
