@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -13,6 +14,8 @@ import pytest
 
 from live_fleet import LiveFleet, live_fleet
 from simulation.federation import Federation
+from umbel_proto.errors import UsageError
+from umbel_server.learning.lock import require_free
 
 pytestmark = pytest.mark.e2e
 
@@ -52,7 +55,9 @@ def rounds(fleet: LiveFleet, *words: object) -> Any:
     return json.loads(done.stdout) if "--json" in words else done.stdout
 
 
-def test_a_run_is_started_followed_stopped_and_shown_by_commands(fleet: LiveFleet, tmp_path: Path) -> None:
+def test_a_run_is_started_followed_paused_resumed_stopped_and_shown_by_commands(
+    fleet: LiveFleet, tmp_path: Path
+) -> None:
     plan = fleet.federation.root / "plan.toml"
     plan.write_text(PLAN)
     for number in range(3):
@@ -63,12 +68,29 @@ def test_a_run_is_started_followed_stopped_and_shown_by_commands(fleet: LiveFlee
     started = rounds(fleet, "start", plan, "--json")
     assert started == {**checked, "started": True}
 
-    def two_rounds() -> bool:
-        return rounds(fleet, "list", "--json")[0]["rounds_done"] >= 2
+    def opened() -> int:
+        return sum(each.state == "opened" for each in fleet.federation.record("digits-1")[1])
 
-    fleet.supervisor.wait("two rounds", two_rounds, timeout_s=90)
+    fleet.supervisor.wait("two rounds", lambda: opened() >= 2, timeout_s=90)
+    assert rounds(fleet, "list", "--json")[0]["rounds_done"] >= 2
+    assert rounds(fleet, "pause", "digits-1", "--reason", "lunch", "--json")["state"] == "paused"
+    directory = fleet.federation.fleet.runs / "digits-1"
+    trained = directory / "trained.params"
+
+    def nobody_drives_it() -> bool:
+        with contextlib.suppress(UsageError):
+            require_free(directory)
+            return trained.exists()
+        return False
+
+    fleet.supervisor.wait("the round's end", nobody_drives_it, timeout_s=60)
+    (paused, _), before = fleet.federation.record("digits-1"), opened()
+    assert (paused.state, paused.reason) == ("paused", "lunch")
+    assert rounds(fleet, "resume", "digits-1", "--reason", "fed", "--json")["state"] == "running"
+
+    fleet.supervisor.wait("the round after", lambda: opened() > before, timeout_s=60)
+    trained.unlink()
     assert rounds(fleet, "stop", "digits-1", "--reason", "enough", "--json")["state"] == "stopped"
-    trained = fleet.federation.fleet.runs / "digits-1" / "trained.params"
     fleet.supervisor.wait("the run to stop", trained.exists, timeout_s=60)
     assert "digits-1 is stopped" in rounds(fleet, "watch", "digits-1")
 

@@ -58,6 +58,17 @@ class Absent(MemoryLink):
         return ()
 
 
+@dataclass
+class Coming(MemoryLink):
+    """Somebody does something as devices are found, before they are invited."""
+
+    does: Callable[[], None] = lambda: None
+
+    def nodes(self) -> Sequence[NodeId]:
+        self.does()
+        return super().nodes()
+
+
 def pause(federation: TinyFederation, run: RunId, reason: str = "lunch") -> None:
     with federation.fleet.open_store() as store:
         store.pauses.begin(run, actor=local_actor(), reason=reason)
@@ -119,6 +130,16 @@ def test_a_run_that_waits_for_devices_is_paused_at_once_and_does_not_fail_for_wa
     resume(federation, run)
     run_to_end(federation.fleet, run, federation.link())
     check_run(federation, plan, run)
+
+
+def test_a_run_that_is_paused_between_finding_devices_and_inviting_them_invites_none(
+    federation: TinyFederation,
+) -> None:
+    run = federation.create(federation.plan(rounds=ROUNDS), "found")
+    link = Coming(federation.participants(), does=lambda: pause(federation, run))
+    run_to_end(federation.fleet, run, link)
+    assert link.sent == []
+    assert begins_nothing(federation, run) == ()
 
 
 def test_a_run_that_is_stopped_while_it_waits_for_devices_begins_no_round_either(

@@ -138,7 +138,9 @@ def test_a_paused_run_is_stopped_like_any_other_and_then_neither_paused_nor_resu
     console: ConsoleWorld, operator: Visitor
 ) -> None:
     console.store.pauses.begin(SPRING, actor=ANN, reason="lunch")
-    fields = hidden(operator.get("/runs/spring/stop").text)
+    asked = operator.get("/runs/spring/stop").text
+    assert "It ends now." in text_of(asked)
+    fields = hidden(asked)
     done = operator.post("/runs/spring/stop", **fields, typed="spring", reason="bad data")
     assert done.status_code == 303
     assert (now(console).state, now(console).reason) == ("stopped", "bad data")

@@ -284,13 +284,18 @@ def _stop_deed(store: Store, run: RunRecord) -> Deed:
     under_way = (
         "" if attempt is None else f" Round {attempt.round} is under way, and still counts if it opens."
     )
+    when = (
+        "It ends now."
+        if attempt is None and run.paused_s is not None
+        else "It ends after the round it is in."
+    )
     return Deed(
         title=f"Stop run {run.id}",
         button="Stop the run",
         name=run.id,
         devices=0 if attempt is None else len(attempt.charged),
         says=(
-            f"It ends after the round it is in.{under_way} What was learned until then stays, and what devices spent stays spent.",
+            f"{when}{under_way} What was learned until then stays, and what devices spent stays spent.",
             "A run that was stopped does not go on; another one may begin from its model.",
         ),
         back=f"/runs/{run.id}",
