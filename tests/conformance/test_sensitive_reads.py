@@ -34,6 +34,7 @@ def doors(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Doors]:
         api_world(root / "api", clock=ManualClock()) as made,
         console_world(root / "console") as console,
     ):
+        console.device("rose")
         both = TwoPlaces(made.fleet, made.store, made.clock, made.client)
         both.path = root
         both.tokens = {"root": made.token(made.user("root", Role.ADMIN), HELD[Role.ADMIN])}
@@ -79,7 +80,11 @@ ITS = ITSELF.name
 AT_HAND = local_actor().name
 READS: Mapping[Read, Mapping[str, tuple[Callable[[Doors], None], str]]] = {
     Read.TELEMETRY_KEY: {"service": (opens, ITS)},
-    Read.TELEMETRY: {"command": (runs("fleet telemetry --json"), AT_HAND)},
+    Read.TELEMETRY: {
+        "command": (runs("fleet telemetry --json"), AT_HAND),
+        "console": (downloads("/devices/rose?format=json"), ""),
+        "console, as CSV": (downloads("/devices/rose?format=csv"), ""),
+    },
     Read.BACKUP: {"command": (lambda at: at.both.run("fleet backup {path}/copy.tar", "here"), AT_HAND)},
     Read.AUDIT: {
         "command": (runs("audit export"), AT_HAND),
@@ -105,6 +110,8 @@ LOOKS = (
     runs("fleet review list"),
     downloads("/audit"),
     downloads("/reviews"),
+    downloads("/devices/rose"),
+    downloads("/devices/rose/latency.json"),
 )
 
 

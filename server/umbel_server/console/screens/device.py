@@ -15,8 +15,9 @@ from umbel_proto.errors import UsageError
 from umbel_proto.ids import DeviceId, ModelName, check_name
 from umbel_proto.report import CONTRACT
 from umbel_server.access.permissions import Permission
+from umbel_server.access.reads import Read, on_record
 from umbel_server.api.problems import missing
-from umbel_server.api.service import StoreOf
+from umbel_server.api.service import ServiceOf, StoreOf
 from umbel_server.api.texts import Named
 from umbel_server.console.confirm import Deed, ask, conflict, refusal
 from umbel_server.console.export import export
@@ -180,15 +181,17 @@ def broken(days: Sequence[DeviceSum]) -> list[Broken]:
 
 @router.get("/devices/{name}", dependencies=[may(Permission.DEVICES_READ)])
 def show_device(
-    request: Request, store: StoreOf, session: SessionOf, name: Named, window: WindowOf
+    request: Request, service: ServiceOf, session: SessionOf, name: Named, window: WindowOf
 ) -> Response:
-    """Show a device."""
+    """Show a device; its file, what it reported of each model, is on record."""
+    store = service.store
     device = _found(store, name)
     placed = store.placed.of([device.id])[device.id]
     days = store.device_days.days(device.id, since_s=window.since_s - _DAY_S, wanted=())
     of_models = slots(store, device.id, placed.versions, since_s=window.since_s - _DAY_S)
     file = export(request, f"device-{name}", SLOT_COLUMNS, map(dataclasses.astuple, of_models))
     if file is not None:
+        on_record(store, session.account.actor, Read.TELEMETRY, fleet=service.fleet.name)
         return file
     may_audit = Permission.AUDIT_READ in session.permissions
     return page(
