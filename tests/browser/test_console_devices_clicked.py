@@ -69,6 +69,14 @@ def test_many_devices_get_a_tag(world: ConsoleWorld, visit: Open) -> None:
     page.get_by_role("button", name="Go on").click()
     expect(page.get_by_text("2 devices touched.")).to_be_visible()
     page.get_by_label(re.compile("^Why")).fill("they like it")
+    world.clock.advance(IDLE_S)
+    page.get_by_role("button", name="Add the tag").click()
+    page.get_by_label("Name").fill("a-operator")
+    page.get_by_label("Password").fill(PASSWORD)
+    page.get_by_role("button", name="Sign in").click()
+    # After a session that ended it is the same devices, and what was typed.
+    expect(page.get_by_text("2 devices touched.")).to_be_visible()
+    expect(page.get_by_label(re.compile("^Why"))).to_have_value("they like it")
     page.get_by_role("button", name="Add the tag").click()
     expect(page.get_by_role("status")).to_contain_text("2 of 2 devices done")
     assert dict(world.store.device_list.facets().tags)["shade"] == 2

@@ -206,15 +206,13 @@ def test_many_devices_are_done_one_by_one_after_they_were_shown(
     for name in names:
         world.device(name)
     world.store.devices.revoke(DeviceId("many-2"), actor=local_actor())
-    asked = operator.client.post(
-        "/bulk/devices",
-        data={"csrf": operator.csrf, "action": "quarantine", "device": names, "there": "/devices?q=many"},
-    )
-    assert "3 devices touched" in text_of(asked.text)
+    chosen = {"action": "quarantine", "device": names, "there": "/devices?q=many"}
+    asked = operator.client.post("/bulk/devices", data={"csrf": operator.csrf, **chosen})
+    page = asked.headers["location"]
+    assert "3 devices touched" in text_of(operator.get(page).text)
     assert latest(world, "many-1").action == "device.enroll"
-    fields = {"action": "quarantine", "device": names, "count": "3", "there": "/devices?q=many"}
-    assert operator.post("/bulk/devices/do", **fields, typed="2", **WHY).status_code == 422
-    answer = operator.post("/bulk/devices/do", **fields, typed="3", **WHY)
+    assert operator.post(page, count="3", typed="2", **WHY).status_code == 422
+    answer = operator.post(page, count="3", typed="3", **WHY)
     assert (answer.status_code, answer.headers["location"]) == (303, "/devices?q=many")
     told = text_of(operator.get("/devices?q=many").text)
     assert "2 of 3 devices done. 1 refused" in told
@@ -230,19 +228,17 @@ def test_all_that_a_filter_finds_are_done_if_they_are_as_many_as_were_shown(
 ) -> None:
     for name in ("all-1", "all-2"):
         world.device(name)
-    asked = operator.post("/bulk/devices", **{"action": "tag", "tag": "wet", "all": "1", "filter-q": "all-"})
-    assert "2 devices touched" in text_of(asked.text)
-    world.device("all-3")
     fields = {"action": "tag", "tag": "wet", "all": "1", "filter-q": "all-"}
-    answer = operator.post("/bulk/devices/do", **fields, count="2", **WHY)
+    page = operator.post("/bulk/devices", **fields).headers["location"]
+    assert "2 devices touched" in text_of(operator.get(page).text)
+    world.device("all-3")
+    answer = operator.post(page, count="2", **WHY)
     assert answer.status_code == 409
     assert "2 devices were so when you looked, and 3 are now" in text_of(answer.text)
-    assert operator.post("/bulk/devices/do", **fields, count="3", **WHY).status_code == 303
+    assert operator.post(page, count="3", **WHY).status_code == 303
     assert dict(world.store.device_list.facets().tags)["wet"] == 3
-    assert (
-        operator.post("/bulk/devices/do", **{**fields, "action": "untag"}, count="3", **WHY).status_code
-        == 303
-    )
+    page = operator.post("/bulk/devices", **{**fields, "action": "untag"}).headers["location"]
+    assert operator.post(page, count="3", **WHY).status_code == 303
     assert "wet" not in dict(world.store.device_list.facets().tags)
 
 
@@ -253,8 +249,9 @@ def test_a_bulk_form_that_is_none_does_nothing(
     world: ConsoleWorld, operator: Visitor, fields: dict[str, str]
 ) -> None:
     before = world.store.audit.newest()
-    answer = operator.post("/bulk/devices/do", **fields)
-    assert answer.status_code in (409, 422)
+    page = operator.post("/bulk/devices", **fields).headers["location"]
+    for answer in (operator.get(page), operator.post(page, count="1", typed="1", **WHY)):
+        assert answer.status_code in (409, 422)
     assert world.store.audit.newest() == before
 
 

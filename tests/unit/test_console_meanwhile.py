@@ -14,6 +14,7 @@ import pytest
 
 from console_world import PASSWORD, ConsoleWorld, Visitor, console_world, text_of
 from rollout_world import HALF, World
+from umbel_proto.ids import DeviceId
 from umbel_server.access.actor import Role
 from umbel_server.console.guard import MAX_NEXT
 from umbel_server.monitor.alerts.state import Timing
@@ -86,6 +87,32 @@ def test_an_alert_is_not_silenced_by_a_session_that_ended_and_one_lands_at_it(co
     )
     assert sign_in_again(visitor, answer).headers["location"] == page
     assert console.store.alerts.get(alert.fingerprint).revision == alert.revision
+
+
+def test_devices_are_not_quarantined_by_a_session_that_ended_and_one_lands_at_the_same_ones(
+    console: ConsoleWorld,
+) -> None:
+    names = [f"{place:03d}-{'x' * 59}" for place in range(99)]  # A page of them, whose address is a long one.
+    for name in ("attic", "cellar"):
+        console.device(name)
+    visitor = console.signed_in(Role.OPERATOR)
+    for ticked in (["attic", "cellar"], names):
+        chosen = visitor.post("/bulk/devices", action="quarantine", device=ticked, there="/devices?q=a")
+        page = chosen.headers["location"]
+        console.clock.advance(IDLE_S)
+        answer = from_page(visitor, page, page, count="2", typed="2", reason="they smoke")
+        assert sign_in_again(visitor, answer).headers["location"] == page
+        visitor = console.signed_in(Role.OPERATOR)
+        if len(ticked) == 2:
+            shown = visitor.get(page).text
+            assert f'action="{html.escape(page)}"' in shown, (
+                "what is typed is given back to the form of the same address"
+            )
+            assert "2 devices touched" in text_of(shown)
+            assert "They are attic, cellar" in text_of(shown)
+    device = console.store.devices.get(DeviceId("attic"))
+    assert device
+    assert not device.quarantined
 
 
 @pytest.mark.parametrize("lines", [10, 400], ids=("short", "long"))

@@ -15,7 +15,7 @@ CSRF = "csrf"
 """The field with the session's token."""
 MAX_FIELDS = 2000
 MAX_WORDS = 2000
-_TYPE = "application/x-www-form-urlencoded"
+FORM_TYPE = "application/x-www-form-urlencoded"
 
 
 class Form:
@@ -36,7 +36,7 @@ class Form:
             UsageError: It is no form.
         """
         fields: dict[str, list[str]] = {}
-        if body and content_type.partition(";")[0].strip().lower() != _TYPE:
+        if body and content_type.partition(";")[0].strip().lower() != FORM_TYPE:
             raise UsageError("The form cannot be read: send it from the console's own pages.")
         try:
             pairs = parse_qsl(

@@ -1,12 +1,18 @@
-"""The same for many devices at once: shown first, with how many they are, and done one by one."""
+"""The same for many devices at once: shown first, with how many they are, and done one by one.
+
+What is asked for is all in the address of the page that shows it, so that one can be led back to it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from http import HTTPStatus
 from itertools import islice
+from urllib.parse import urlencode
 
 from fastapi import APIRouter, Request, Response
+from fastapi.responses import RedirectResponse
 
 from umbel_proto.errors import UmbelError, UsageError
 from umbel_proto.ids import DeviceId, check_name
@@ -14,8 +20,8 @@ from umbel_server.access.actor import Actor
 from umbel_server.access.permissions import Permission
 from umbel_server.api.service import StoreOf
 from umbel_server.console.confirm import Deed, ask, conflict, refusal
-from umbel_server.console.form import Form, FormOf
-from umbel_server.console.guard import ScreenRoute, may, safe
+from umbel_server.console.form import FORM_TYPE, Form, FormOf
+from umbel_server.console.guard import MAX_NEXT, ScreenRoute, may, safe
 from umbel_server.console.page import done
 from umbel_server.console.screens.devices import every_device, named
 from umbel_server.store.store import Store
@@ -24,6 +30,7 @@ from umbel_server.store.wanted import Status, Wanted
 router = APIRouter(route_class=ScreenRoute)
 MOST = 1000
 """So many at a time: each is a change of its own, with its entry in the audit log."""
+_PAGE = "/bulk/devices/do"
 _STATUSES: tuple[Status, ...] = ("online", "stale", "offline", "never seen", "quarantined", "revoked")
 _FILTERS = ("q", "status", "tag", "model", "version", "group")
 
@@ -95,16 +102,32 @@ ACTIONS = {
 
 
 @router.post("/bulk/devices", dependencies=[may(Permission.DEVICES_WRITE)])
-def ask_devices(request: Request, store: StoreOf, form: FormOf) -> Response:
+def choose_devices(form: FormOf) -> Response:
+    """Lead to the page that shows what would be done to which devices."""
+    names = ("action", "tag", "there", *(f"filter-{each}" for each in _FILTERS))
+    told = [(name, form.text(name)) for name in names]
+    told += [("all", "1")] if form.ticked("all") else [("device", each) for each in form.all("device")]
+    query = urlencode([(name, value) for name, value in told if value])
+    if len(query) > MAX_NEXT:
+        raise UsageError(
+            "Too many devices are ticked, so nothing was done: tick fewer, or all that a filter finds."
+        )
+    return RedirectResponse(f"{_PAGE}?{query}", HTTPStatus.SEE_OTHER)
+
+
+@router.get(_PAGE, dependencies=[may(Permission.DEVICES_WRITE)])
+def ask_devices(request: Request, store: StoreOf) -> Response:
     """Show what would be done to which devices; nothing is done yet."""
-    return ask(request, _deed(form, _chosen(store, form)))
+    asked = _asked(request)
+    return ask(request, _deed(request, asked, _chosen(store, asked)))
 
 
-@router.post("/bulk/devices/do", dependencies=[may(Permission.DEVICES_WRITE)])
+@router.post(_PAGE, dependencies=[may(Permission.DEVICES_WRITE)])
 def do_devices(request: Request, store: StoreOf, form: FormOf) -> Response:
     """Do it, to each by itself: what one device refuses holds up no other."""
-    chosen = _chosen(store, form)
-    deed = _deed(form, chosen)
+    asked = _asked(request)
+    chosen = _chosen(store, asked)
+    deed = _deed(request, asked, chosen)
     if form.text("count") != str(len(chosen)):
         return conflict(
             request,
@@ -116,7 +139,7 @@ def do_devices(request: Request, store: StoreOf, form: FormOf) -> Response:
     if again is not None:
         return again
     actor: Actor = request.state.session.account.actor
-    action, reason, tag = ACTIONS[form.text("action")], form.text("reason"), form.text("tag")
+    action, reason, tag = ACTIONS[asked.text("action")], form.text("reason"), asked.text("tag")
     refused: list[str] = []
     for device in chosen:
         try:
@@ -125,6 +148,11 @@ def do_devices(request: Request, store: StoreOf, form: FormOf) -> Response:
             refused.append(str(exc))
     word = f"{action.title}: {len(chosen) - len(refused)} of {len(chosen)} devices done."
     return done(deed.back, word + (f" {len(refused)} refused; the first: {refused[0]}" if refused else ""))
+
+
+def _asked(request: Request) -> Form:
+    """Return what is asked for, as the address tells it."""
+    return Form.read(FORM_TYPE, request.scope["query_string"])
 
 
 def _chosen(store: Store, form: Form) -> list[DeviceId]:
@@ -155,7 +183,7 @@ def _wanted(form: Form) -> Wanted:
     )
 
 
-def _deed(form: Form, chosen: list[DeviceId]) -> Deed:
+def _deed(request: Request, form: Form, chosen: list[DeviceId]) -> Deed:
     name, tag = form.text("action", most=20), form.text("tag", most=63)
     action = ACTIONS.get(name)
     if action is None:
@@ -164,7 +192,6 @@ def _deed(form: Form, chosen: list[DeviceId]) -> Deed:
         check_name(tag, "tag")
     count = len(chosen)
     first = ", ".join(chosen[:10])
-    everything = form.ticked("all")
     return Deed(
         f"{action.title} {count} {'device' if count == 1 else 'devices'}",
         action.button,
@@ -172,13 +199,6 @@ def _deed(form: Form, chosen: list[DeviceId]) -> Deed:
         count,
         (action.says.format(tag=tag), f"They are {first}{f' and {count - 10} more' if count > 10 else ''}."),
         safe(form.text("there") or "/devices"),
-        (
-            ("action", name),
-            ("tag", tag),
-            ("count", str(count)),
-            ("there", form.text("there")),
-            *((("all", "1"),) if everything else (("device", each) for each in chosen)),
-            *((f"filter-{each}", form.text(f"filter-{each}", most=63)) for each in _FILTERS),
-        ),
-        action="/bulk/devices/do",
+        (("count", str(count)),),
+        action=f"{_PAGE}?{request.url.query}",
     )
