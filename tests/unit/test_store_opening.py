@@ -12,8 +12,8 @@ import pytest
 from alembic.script import ScriptDirectory
 from sqlalchemy import event, text
 
-from service_fleet import PlainDevice
-from umbel_proto.errors import StorageError, UnavailableError
+from service_fleet import PlainDevice, make_fleet
+from umbel_proto.errors import StorageError, UnavailableError, UsageError
 from umbel_server.store import sqlite as sqlite_module
 from umbel_server.store.batches import Arrival
 from umbel_server.store.database import DiskFullError
@@ -125,6 +125,15 @@ def test_a_truncated_store_is_called_corrupted(tmp_path: Path) -> None:
     os.truncate(path, path.stat().st_size // 2)
     with pytest.raises(StorageError, match="corrupted"):
         open_store(path)
+
+
+def test_a_fleet_whose_store_is_elsewhere_or_lost_gets_no_empty_one(tmp_path: Path) -> None:
+    fleet = make_fleet(tmp_path / "garden")
+    for file in fleet.path.glob("store.db*"):
+        file.unlink()
+    with pytest.raises(UsageError, match=r"store\.db is not there: .* say where in UMBEL_STORE_URL"):
+        fleet.open_store()
+    assert not fleet.store_db.exists()
 
 
 def test_a_store_in_no_directory_cannot_be_opened(tmp_path: Path) -> None:

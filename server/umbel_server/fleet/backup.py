@@ -113,7 +113,7 @@ def restore(where: Path, directory: Path) -> Backup:
             (draft / name).mkdir(mode=0o700)
         contents = _extract(where, draft)
         fleet = FleetDir.open(draft)
-        place = fleet.store_place()
+        place = fleet.store_place(new=True)
         _bring_up_to_date(draft / STORE, where)
         if not isinstance(place, Path):
             with_rows, empty = Database(draft / STORE), Database(place)

@@ -186,7 +186,7 @@ def _fill(fleet: FleetDir, policy: FleetPolicy, clock: Clock) -> None:
         write_atomically(path, secret)
     sign_releases(fleet, clock=clock)
     _issue_server(fleet, _own_certifier(fleet, ca, clock()))
-    fleet.open_store(clock=clock).close()
+    fleet.open_store(clock=clock, new=True).close()
 
 
 def _issue_server(fleet: FleetDir, certify: Callable[[bytes], bytes]) -> None:

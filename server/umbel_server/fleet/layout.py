@@ -317,25 +317,38 @@ class FleetDir:
         """
         return open_policy(self.signed_policy(), authority=self.authority_public(), fleet=self.name)
 
-    def open_store(self, *, clock: Clock = system_clock) -> Store:
+    def open_store(self, *, clock: Clock = system_clock, new: bool = False) -> Store:
         """Open the store, bringing its tables up to date.
+
+        Args:
+            clock: Dates what is stored.
+            new: Whether to make it where it is not there: the fleet is being made.
 
         Raises:
             StorageError: It is damaged, or made by a newer umbel.
-            UsageError: It cannot be where the settings or the environment say.
+            UsageError: It cannot be, or is not, where the settings or the environment say.
             UnavailableError: It does not answer.
         """
         from umbel_server.store.store import open_store
 
-        return open_store(self.store_place(), clock=clock)
+        return open_store(self.store_place(new=new), clock=clock)
 
-    def store_place(self) -> Path | URL:
+    def store_place(self, *, new: bool = False) -> Path | URL:
         """Return where the store is: a file, or the URL of a PostgreSQL database.
+
+        Args:
+            new: Whether it may be a file that is not there.
 
         Raises:
             StorageError: The file with the URL cannot be read.
-            UsageError: The URL cannot be used.
+            UsageError: The URL cannot be used, or the file is not there.
         """
-        from umbel_server.store.settings import store_place
+        from umbel_server.store.settings import ENVIRONMENT, store_place
 
-        return store_place(self.path, self.settings.store, os.environ)
+        place = store_place(self.path, self.settings.store, os.environ)
+        if not new and isinstance(place, Path) and not place.exists():
+            raise UsageError(
+                f"The store {place} is not there: if it is in PostgreSQL, say where in {ENVIRONMENT} or in [store] of "
+                "fleet.toml; if it is lost, restore a copy."
+            )
+        return place

@@ -35,12 +35,7 @@ def show(directory: FleetOption, as_json: JsonOption = False) -> None:
     # Every subject brings its tables.
     import umbel_server.store.store  # noqa: F401  # isort: skip
 
-    place = FleetDir.open(directory).store_place()
-    if isinstance(place, Path) and not place.exists():
-        from umbel_proto.errors import UsageError
-
-        raise UsageError(f"There is no store {place} yet: make it with  umbel fleet store upgrade.")
-    database = Database(place)
+    database = Database(FleetDir.open(directory).store_place())
     try:
         schema = schema_of(database)
         with database.read() as connection:
