@@ -18,7 +18,6 @@ import collections
 import contextlib
 import dataclasses
 import os
-import random
 import secrets
 import signal
 import socket
@@ -29,12 +28,13 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import grpc
 from harness import QUICK, Report, in_turn, medians
+from http2_load import Connection, Crowd
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
@@ -51,9 +51,10 @@ from umbel_server.gateway.core import keep_to_one_core
 from umbel_server.gateway.settings import GatewaySettings
 from umbel_server.store.settings import StoreSettings
 
-DEVICES, IN_FLIGHT, THREADS = 16, 8, 128
-TURNS = 3
+DEVICES, AT_ONCE, THREADS = 128, 16, 128
+TURNS = 5
 START_S, CALL_S = 60.0, 30.0
+UPLOAD = "/umbel.wire.v1.Telemetry/Upload"
 TICK = os.sysconf("SC_CLK_TCK")
 SINGLE, HUNDRED = 1, 100
 
@@ -179,44 +180,33 @@ class Load:
         return ordered[min(int(len(ordered) * share), len(ordered) - 1)]
 
 
-class Sender:
-    """One device with several calls under way, each a new batch; what is sealed in them is the same."""
+def messages(fleet: FleetDir, device: PlainDevice, windows: int) -> Callable[[], bytes]:
+    """Return what makes a device's uploads: each a new batch; what is sealed in them is the same."""
+    plain = batch(*(window(start_s=7200 + 60 * number) for number in range(windows)))
+    key, place = fleet.telemetry_public(), secrets.token_bytes(16)
+    header = pb.BatchHeader(
+        schema=1, suite=1, key_id=key.key_id, fleet_id=fleet.name, device_id=device.id, batch_id=place
+    )
+    sealed = pb.SealedBatch(header=header.SerializeToString(), ciphertext=seal(key, b"", plain))
+    before, after = pb.UploadRequest(batches=[sealed]).SerializeToString().split(place)
+    return lambda: before + secrets.token_bytes(16) + after
 
-    def __init__(self, fleet: FleetDir, device: PlainDevice, windows: int) -> None:
-        self._device = device
-        plain = batch(*(window(start_s=7200 + 60 * number) for number in range(windows)))
-        self._ciphertext = seal(fleet.telemetry_public(), b"", plain)
-        self._header = {
-            "schema": 1,
-            "suite": 1,
-            "key_id": fleet.telemetry_public().key_id,
-            "fleet_id": fleet.name,
-        }
 
-    def run(self, channel: grpc.Channel, stop: threading.Event, every_s: float, out: list[float]) -> None:
-        upload = channel.unary_unary("/umbel.wire.v1.Telemetry/Upload")
-        room = threading.Semaphore(IN_FLIGHT)
-        due_s = time.perf_counter() + random.uniform(0, every_s)
-        while not stop.is_set():
-            room.acquire()
-            if every_s:
-                time.sleep(max(due_s - time.perf_counter(), 0))
-                due_s += every_s
-            # When it should have been sent is what counts, or a slow answer would hide those that waited behind it.
-            begin_s = due_s - every_s if every_s else time.perf_counter()
-            future = upload.future(self._message(), timeout=CALL_S)
-            future.add_done_callback(lambda done, begin_s=begin_s: self._answered(done, begin_s, room, out))
-
-    def _message(self) -> bytes:
-        header = pb.BatchHeader(**self._header, device_id=self._device.id, batch_id=secrets.token_bytes(16))
-        sealed = pb.SealedBatch(header=header.SerializeToString(), ciphertext=self._ciphertext)
-        return pb.UploadRequest(batches=[sealed]).SerializeToString()
-
-    @staticmethod
-    def _answered(done: grpc.Future, begin_s: float, room: threading.Semaphore, out: list[float]) -> None:
-        room.release()
-        if done.code() is grpc.StatusCode.OK:  # type: ignore[attr-defined]
-            out.append(time.perf_counter() - begin_s)
+def admitted(fleet: FleetDir, count: int) -> list[tuple[PlainDevice, ssl.SSLContext]]:
+    """Return new devices of the fleet, and how each connects."""
+    devices = []
+    with fleet.open_store() as store, tempfile.TemporaryDirectory() as name:
+        for _ in range(count):
+            device = PlainDevice()
+            device.admit(fleet, store)
+            files = (Path(name) / "bench.pem", Path(name) / "bench.key")
+            for path, data in zip(files, (device.certificate, private_pem(device.tls)), strict=True):
+                write_atomically(path, data)
+            context = ssl.create_default_context(cafile=str(fleet.ca_pem))
+            context.load_cert_chain(*files)
+            context.set_alpn_protocols(["h2"])
+            devices.append((device, context))
+    return devices
 
 
 def load(
@@ -225,54 +215,40 @@ def load(
     windows: int,
     seconds: float,
     rate: float = 0.0,
-    senders: int = DEVICES,
+    devices: int = DEVICES,
 ) -> Load:
-    """Send from all devices for a while: as fast as it goes, or ``rate`` calls each second."""
-    devices = [PlainDevice() for _ in range(senders)]
-    with fleet.open_store() as store:
-        for device in devices:
-            device.admit(fleet, store)
-    stop, latencies = threading.Event(), []
-    with beside(gateways), contextlib.ExitStack() as stack:
-        channels = [stack.enter_context(device.channel(fleet)) for device in devices]
-        for channel in channels:
-            grpc.channel_ready_future(channel).result(START_S)
-        threads = [
-            threading.Thread(
-                target=Sender(fleet, device, windows).run,
-                args=(channel, stop, senders / rate if rate else 0.0, latencies),
-                daemon=True,
-            )
-            for device, channel in zip(devices, channels, strict=True)
-        ]
-        for thread in threads:
-            thread.start()
-        time.sleep(seconds / 4)  # Caches fill.
-        del latencies[:]
-        begin, before = time.perf_counter(), used_s(gateways)
-        time.sleep(seconds)
-        calls, cpu_s, wall_s = len(latencies), used_s(gateways) - before, time.perf_counter() - begin
-        stop.set()
-        for thread in threads:
-            thread.join()
-    return Load(calls, cpu_s, wall_s, latencies[:calls])
+    """Send from devices for a while, one call of each at a time: as fast as it goes, or ``rate`` calls each second."""
+    pairs = admitted(fleet, devices)
+    with beside(gateways):
+        crowd = Crowd(
+            [
+                Connection(fleet.settings.ports.gateway, context, UPLOAD, messages(fleet, device, windows))
+                for device, context in pairs
+            ],
+            rate,
+        )
+        with contextlib.closing(crowd):
+            crowd.call(seconds / 4)  # Caches fill.
+            begin, before = time.perf_counter(), used_s(gateways)
+            done = crowd.call(seconds)
+            cpu_s, wall_s = used_s(gateways) - before, time.perf_counter() - begin
+    if done.refused:
+        raise RuntimeError(f"{done.refused} of {done.refused + len(done.latencies_s)} calls were refused")
+    return Load(len(done.latencies_s), cpu_s, wall_s, done.latencies_s)
+
+
+def slowest_ms(fleet: FleetDir, gateway: Running, seconds: float, rate: float) -> float:
+    """Return what 99 of 100 calls take at most, ms."""
+    return 1e3 * load(fleet, gateway, windows=SINGLE, seconds=seconds, rate=rate).percentile(0.99)
 
 
 def used_s(gateways: Sequence[Running]) -> float:
     return sum(gateway.cpu_s() for gateway in gateways)
 
 
-def handshakes(fleet: FleetDir, gateway: Running, *, seconds: float, clients: int = DEVICES) -> Load:
+def handshakes(fleet: FleetDir, gateway: Running, *, seconds: float, clients: int) -> Load:
     """Connect anew again and again, each with a client certificate and a whole handshake; so many at a time."""
-    device = PlainDevice()
-    with fleet.open_store() as store:
-        device.admit(fleet, store)
-    files = (fleet.path / "bench.pem", fleet.path / "bench.key")
-    for path, data in zip(files, (device.certificate, private_pem(device.tls)), strict=True):
-        write_atomically(path, data)
-    context = ssl.create_default_context(cafile=str(fleet.ca_pem))
-    context.load_cert_chain(*files)
-    context.set_alpn_protocols(["h2"])
+    context = admitted(fleet, 1)[0][1]
     stop, latencies = threading.Event(), []
 
     def connect() -> None:
@@ -332,9 +308,12 @@ def measured(
         )
         wall = statistics.median(each.calls / each.wall_s for each in ours)
         report.value(f"{kind}: single batches/s by the clock, on one core", wall, unit="/s")
-        slow_ms, plain_ms = (
-            1e3 * load(at, of, windows=SINGLE, seconds=seconds, rate=wall / 2).percentile(0.99)
-            for at, of in ((fleet, gateway), (other, bare))
+        slow_ms, plain_ms = medians(
+            in_turn(
+                lambda: slowest_ms(fleet, gateway, seconds, wall / 2),
+                lambda: slowest_ms(other, bare, seconds, wall / 2),
+                runs=TURNS,
+            )
         )
         report.value(
             f"{kind}: p99 of an acknowledgment at half of that, a server that keeps nothing beside it",
@@ -346,7 +325,7 @@ def measured(
         if database is None:
             # One at a time the gateway sleeps and is woken three times for each: more of that than of TLS is measured.
             for clients, words, target in (
-                (DEVICES, f"{DEVICES} at a time", 1000),
+                (AT_ONCE, f"{AT_ONCE} at a time", 1000),
                 (1, "one at a time", None),
             ):
                 value, baseline = medians(
@@ -368,25 +347,30 @@ def measured(
 
 
 def two_processes(report: Report, root: Path, server: PostgresqlServer, seconds: float) -> None:
-    """Compare two processes, each with the load that one has, to one: in processor time, so without the senders'."""
-    rates, plain = [], []
-    for count in (1, 2):
-        fleet = fleet_in(root, processes=count, server=server)
-        with running("gateway", fleet) as gateway:
-            done = load(fleet, gateway, windows=SINGLE, seconds=seconds, senders=DEVICES * count)
-        rates.append(done.per_core)
-        with contextlib.ExitStack() as stack:
-            other = fleet_in(root)
-            bare = [stack.enter_context(running(str(each), other, Bare)) for each in range(count)]
-            done = load(other, *bare, windows=SINGLE, seconds=seconds, senders=DEVICES * count)
-        plain.append(done.per_core)
-    # Each with a core of its own: what they cost each other is in their processor time.
+    """Compare what a call costs each of two processes, with as many devices each, to what it costs one alone."""
+    with contextlib.ExitStack() as stack:
+
+        def costs(kind: type[Running], count: int) -> Callable[[], float]:
+            ours = kind is Running
+            fleet = fleet_in(root, processes=count if ours else 1, server=server if ours else None)
+            names = ["gateway"] if ours else [str(number) for number in range(count)]
+            services = [stack.enter_context(running(name, fleet, kind)) for name in names]
+            return lambda: (
+                load(fleet, *services, windows=SINGLE, seconds=seconds, devices=DEVICES * count).per_core
+            )
+
+        scaled, plain = (
+            statistics.median(
+                2 * two / one for two, one in in_turn(costs(kind, 2), costs(kind, 1), runs=TURNS)
+            )
+            for kind in (Running, Bare)
+        )
     report.value(
         "two processes on PostgreSQL, as many times one, servers that keep nothing beside them",
-        2 * rates[1] / rates[0],
+        scaled,
         unit="x",
         at_least=1.7,
-        baseline=2 * plain[1] / plain[0],
+        baseline=plain,
     )
 
 

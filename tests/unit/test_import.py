@@ -32,6 +32,13 @@ def test_a_model_is_imported_without_flower_torch_or_a_runtime() -> None:
     assert not {"flwr", "torch", "grpc", "h2", "onnxruntime"}.intersection(run(code).split())
 
 
+def test_a_service_tells_grpc_how_to_read_before_it_is_there_and_leaves_the_choice_of_others() -> None:
+    name = "os.environ['GRPC_EXPERIMENTS']"
+    told = f"import umbel_server; print('grpc' in sys.modules, {name})"
+    assert run(f"import os, sys; {name} = ''; del {name}; {told}") == "False -event_engine_listener"
+    assert run(f"import os, sys; {name} = 'mine'; {told}") == "False mine"
+
+
 def test_importing_umbel_takes_less_than_a_quarter_of_a_second() -> None:
     code = "import time; begin = time.process_time(); import umbel; print(time.process_time() - begin)"
     assert min(float(run(code)) for _ in range(3)) < 0.25

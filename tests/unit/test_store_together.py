@@ -11,7 +11,7 @@ from types import FrameType
 import pytest
 
 from umbel_proto.errors import UnavailableError, UsageError
-from umbel_server.store.together import Together
+from umbel_server.store.together import COMPANY_S, MANY, Together
 
 
 class Disk:
@@ -34,9 +34,11 @@ class Disk:
         return sorted(item for commit in self.commits for item in commit)
 
 
-def gather(disk: Disk, *, items: int, most: int = 100) -> list[Future[None]]:
+def gather(
+    disk: Disk, *, items: int, most: int = 100, together: Together[int] | None = None
+) -> list[Future[None]]:
     """Add one item, and the others while it is being committed."""
-    together = Together(disk, most=most)
+    together = together or Together(disk, most=most)
     with ThreadPoolExecutor(items) as pool:
         first = pool.submit(together.add, 0)
         assert disk.begun.wait(10)
@@ -100,6 +102,58 @@ def test_the_next_commit_begins_when_all_of_the_one_before_were_told() -> None:
     assert disk.commits == [(0,), (1, 2)]
     assert second.is_set()
     assert not begun_early
+
+
+def test_who_comes_while_a_commit_waits_for_company_shares_it() -> None:
+    disk, pauses = Disk(), list[float]()
+
+    def pause(seconds: float) -> None:
+        """While it lasts two more come."""
+        pauses.append(seconds)
+        pool.submit(together.add, 101)
+        pool.submit(together.add, 102)
+        while len(together._waiting) < 3:
+            threading.Event().wait(0.001)
+
+    together = Together(disk, most=100, pause=pause)
+    with ThreadPoolExecutor(2) as pool:
+        for done in gather(disk, items=MANY + 1, together=together):
+            done.result()
+        assert pauses == []
+        together.add(100)
+    assert pauses == [COMPANY_S]
+    assert [len(commit) for commit in disk.commits] == [1, MANY, 3]
+
+
+def test_a_commit_that_few_shared_makes_the_next_wait_for_nobody() -> None:
+    disk, pauses = Disk(), list[float]()
+    together = Together(disk, most=100, pause=pauses.append)
+    for done in gather(disk, items=MANY, together=together):
+        done.result()
+    for item in range(100, 105):
+        together.add(item)
+    assert pauses == []
+
+
+def test_one_interrupted_while_it_waits_for_company_keeps_no_other_back() -> None:
+    disk = Disk()
+
+    def pause(_seconds: float) -> None:
+        behind.append(pool.submit(together.add, 101))
+        while len(together._waiting) < 2:
+            threading.Event().wait(0.001)
+        raise KeyboardInterrupt
+
+    together, behind = Together(disk, most=100, pause=pause), list[Future[None]]()
+    with ThreadPoolExecutor(1) as pool:
+        for done in gather(disk, items=MANY + 1, together=together):
+            done.result()
+        with pytest.raises(KeyboardInterrupt):
+            together.add(100)
+        together._pause = lambda _: None
+        behind[0].result(10)
+    assert disk.commits[-1] == (101,)
+    assert 100 not in disk.kept
 
 
 def test_one_that_is_wrong_is_told_so_and_spoils_no_others() -> None:

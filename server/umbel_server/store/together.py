@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -11,6 +12,11 @@ from typing import Generic, TypeVar
 
 from umbel_proto.errors import UnavailableError
 from umbel_server.store.failures import DiskFullError
+
+MANY = 8
+"""How many callers shared a commit for the next one to wait for more."""
+COMPANY_S = 0.002
+"""How long it waits for them."""
 
 _Item = TypeVar("_Item")
 
@@ -32,18 +38,31 @@ class _Waiting(Generic[_Item]):
 class Together(Generic[_Item]):
     """Commits what its callers bring, each call returning when its own is on disk.
 
-    The first caller commits for all who wait by then: nobody waits for company, and there is no thread. Afterwards each
-    wakes the next: woken all at once, they would only wait again, for Python's lock, at two switches of threads each.
-    The last of them lets the next commit begin: who calls until then shares it, and by as much it costs each less.
+    The first caller commits for all who wait by then, and there is no thread. Afterwards each wakes the next: woken all
+    at once, they would only wait again, for Python's lock, at two switches of threads each. The last of them lets the
+    next commit begin: who calls until then shares it, and by as much it costs each less. Where many shared the one
+    before, it waits a moment for more of them; a lone caller waits for nobody.
 
     Args:
         commit: Commits items in one transaction, all or none; again is no harm.
         most: How many items one transaction takes.
+        pause: Waits for so many seconds.
+
+    Source:
+        PostgreSQL 17, 19.5.1 "Settings": ``commit_delay`` and ``commit_siblings``.
     """
 
-    def __init__(self, commit: Callable[[Sequence[_Item]], None], *, most: int) -> None:
+    def __init__(
+        self,
+        commit: Callable[[Sequence[_Item]], None],
+        *,
+        most: int,
+        pause: Callable[[float], None] = time.sleep,
+    ) -> None:
         self._commit = commit
         self._most = most
+        self._pause = pause
+        self._shared_by = 0
         self._lock = threading.Lock()
         self._waiting: deque[_Waiting[_Item]] = deque()
         self._busy = False
@@ -73,13 +92,18 @@ class Together(Generic[_Item]):
 
     def _commit_some(self) -> None:
         """Commit those who wait longest, this thread's own the first of them, and leave the rest to the next."""
-        with self._lock:
-            some = [self._waiting.popleft() for _ in range(min(self._most, len(self._waiting)))]
+        some: list[_Waiting[_Item]] = []
         try:
+            if self._shared_by >= MANY:
+                self._pause(COMPANY_S)
+            with self._lock:
+                some = [self._waiting.popleft() for _ in range(min(self._most, len(self._waiting)))]
+            self._shared_by = len(some)
             self._settle(some)
         finally:
             with self._lock:
                 # Interrupted: this thread's own is given up, and the next in line commits the others.
+                some = some or [self._waiting.popleft()]
                 self._waiting.extendleft(reversed([each for each in some[1:] if not each.done]))
             last = some[0]
             for each in some[1:]:
