@@ -27,6 +27,7 @@ from umbel_server.learning.plan import RunPlan
 from umbel_server.registry.versions import add, describe
 from umbel_server.remote.client import Client, Place, trusting
 from umbel_server.remote.monitor import MonitorFar
+from umbel_server.store.audit import Sought
 from umbel_server.store.registry import Line
 from umbel_server.store.runs import Participation, RoundRecord
 
@@ -355,6 +356,26 @@ def test_what_is_refused_ends_the_same_way(world: TwoPlaces, words: str, kind: t
         ends[where] = refused.value.exit_code
         assert "\n" not in str(refused.value)
     assert ends["far"] == ends["here"]
+
+
+def test_a_run_is_paused_once_over_the_api_however_often_it_is_asked(world: TwoPlaces) -> None:
+    record(world, "lake")
+
+    def ask(what: str, **more: Any) -> httpx.Response:
+        return world.call(world.tokens["root"], "POST", f"/runs/lake/{what}", **more)
+
+    once = {"headers": {"Idempotency-Key": "lunch"}, "json": {"reason": "lunch"}}
+    first, again = ask("pause", **once), ask("pause", **once)
+    assert (first.status_code, first.json()) == (200, again.json())
+    assert (first.json()["state"], first.json()["paused_s"]) == ("paused", world.clock())
+    late = ask("pause", json={"reason": "me too"})
+    assert late.status_code == 409
+    assert "Run lake is paused already (lunch)" in late.text
+    assert ask("pause").status_code == 422
+    assert len(list(world.store.audit.all(Sought(object="run:lake", action="run.pause")))) == 1
+    assert ask("stop", json={"reason": "enough"}).json()["state"] == "stopped"
+    # Clients of before there were pauses send no reason.
+    assert ask("resume").status_code == ask("resume", json={"reason": "on"}).status_code == 409
 
 
 def test_an_approval_from_afar_is_the_accounts_and_nobody_approves_without_one(world: TwoPlaces) -> None:

@@ -92,5 +92,7 @@ class RunsFar:
 
 
 def _run(shown: dict[str, Any]) -> dict[str, Any]:
-    # Only a model that answers with numbers has one.
-    return {name: value for name, value in shown.items() if name != "r2" or value is not None}
+    # Only a model that answers with numbers has the one, and only a plan that asks for it the other.
+    return {
+        name: value for name, value in shown.items() if value is not None or name not in ("r2", "within_clip")
+    }
