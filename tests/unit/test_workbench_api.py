@@ -11,11 +11,13 @@ from typing import Any, get_type_hints
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 import umbel_models
 from model_packages import RELEASE, opened
 from umbel_models import show
 from umbel_models.card import Card
+from umbel_models.evaluation import evaluate_own
 from umbel_models.pack import repack
 from umbel_models.task import FIXED_METRICS
 from umbel_models.tasks.digits.task import DIGITS
@@ -79,6 +81,22 @@ def test_a_metric_of_ones_own_stands_in_the_card_and_in_what_is_shown() -> None:
     )
     again = Card.from_json(later.file(later.manifest.documents[CARD]))
     assert told in [metric.value for metric in again.metrics if metric.kind == "right about even"]
+
+
+def test_a_metric_of_ones_own_is_of_what_the_model_says_and_changes_it_for_no_other() -> None:
+    examples = DIGITS.data().held_out
+    said = np.random.default_rng(4).random((len(examples.y), 10), dtype=np.float32)
+    before = (said.copy(), examples.y.copy())
+
+    def spoil(said: NDArray[np.float32], y: NDArray[np.int64]) -> float:
+        said[:], y[:] = 0, 0
+        return 1.0
+
+    own = {"spoils": spoil, "right": lambda said, y: float((said.argmax(1) == y).mean())}
+    found = {each.kind: each.value for each in evaluate_own(own, said, examples)}
+    assert found == {"spoils": 1.0, "right": float((before[0].argmax(1) == before[1]).mean())}
+    np.testing.assert_array_equal(said, before[0])
+    np.testing.assert_array_equal(examples.y, before[1])
 
 
 @pytest.mark.parametrize(
