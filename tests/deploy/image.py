@@ -5,6 +5,7 @@ What an engine does with a Dockerfile's lines is done with debootstrap, chroot a
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -12,7 +13,7 @@ import shlex
 import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 SUITES = {"12": "bookworm", "13": "trixie"}
@@ -117,7 +118,7 @@ def clean_root(where: Path, *, suite: str) -> Path:
 
 
 def build(recipe: Path, context: Path, clean: Path, scratch: Path) -> Image:
-    """Replay a Dockerfile's stages, each in a copy of a clean root.
+    """Replay a Dockerfile's stages, each in a copy of a clean root. What begins alike is done once, as an engine does.
 
     Args:
         recipe: The Dockerfile; its stages are of one Debian release.
@@ -132,11 +133,23 @@ def build(recipe: Path, context: Path, clean: Path, scratch: Path) -> Image:
     image = Image(clean)
     for number, stage in enumerate(parse(recipe)):
         image = Image(scratch / f"stage-{number}", environment={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"})
-        _run(["cp", "-a", str(clean), str(image.root)])
-        for line in stage.lines:
+        first, *others = stage.lines
+        _run(["cp", "-a", str(_layer(first, image, clean)), str(image.root)])
+        for line in others:
             _do(line, image, context, built)
         built[stage.name] = image
     return image
+
+
+def _layer(first: Line, image: Image, clean: Path) -> Path:
+    """Return the root after a stage's first line, which installs what Debian has."""
+    if first.word != "RUN":
+        raise ValueError("a stage begins with something else than RUN: it cannot be replayed")
+    layer = clean.with_name(f"layer-{hashlib.sha256(first.rest.encode()).hexdigest()[:16]}")
+    if not layer.exists():
+        _run(["cp", "-a", str(clean), str(layer)])
+        _run_inside(replace(image, root=layer), first.rest)
+    return layer
 
 
 def _do(line: Line, image: Image, context: Path, built: Mapping[str, Image]) -> None:

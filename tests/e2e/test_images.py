@@ -1,6 +1,6 @@
-"""Law: the recipe of the service's image makes, in a clean Debian, a service that starts and stops as a container does.
+"""Law: the recipes of the images make, in a clean Debian, a service and a device that start and stop as containers do.
 
-No container engine takes part: `deploy/image.py` replays the recipe. What runs is not root, cannot write to its root
+No container engine takes part: `deploy/image.py` replays the recipes. What runs is not root, cannot write to its root
 directory, and can gain no privilege.
 """
 
@@ -17,6 +17,8 @@ from pathlib import Path
 import pytest
 
 from deploy.image import SUITES, Image, build, clean_root, parse
+from service_fleet import make_fleet, running
+from umbel_server.fleet.invite import invite
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
@@ -53,32 +55,77 @@ def test_what_the_recipes_copy_is_what_the_builder_is_sent() -> None:
 
 
 @pytest.fixture(scope="module")
-def image(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Image]:
+def clean(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     if os.geteuid() != 0 or shutil.which("debootstrap") is None:
         assert "CI" not in os.environ, "CI is root and has debootstrap"
         pytest.skip("replaying an image takes root and debootstrap")
-    recipe = ROOT / "deploy" / "service.Dockerfile"
     scratch = tmp_path_factory.mktemp("image")
-    release = parse(recipe)[0].base.removeprefix("debian:").partition(".")[0]
-    clean = clean_root(scratch / "clean", suite=SUITES[release])
-    yield build(recipe, ROOT, clean, scratch)
-    subprocess.run(["rm", "-rf", str(scratch)], check=True)  # Some 2 GB; quicker than shutil's way.
+    release = parse(RECIPES[0])[0].base.removeprefix("debian:").partition(".")[0]
+    yield clean_root(scratch / "clean", suite=SUITES[release])
+    subprocess.run(["rm", "-rf", str(scratch)], check=True)  # Some 3 GB; quicker than shutil's way.
 
 
-def test_the_service_starts_in_its_image_and_stops_when_asked(image: Image, tmp_path: Path) -> None:
+def made(name: str, clean: Path) -> Image:
+    """Return an image, built beside the clean root."""
+    scratch = clean.with_name(name)
+    scratch.mkdir()
+    return build(ROOT / "deploy" / f"{name}.Dockerfile", ROOT, clean, scratch)
+
+
+def confined(process: subprocess.Popen[str], user: int) -> None:
+    """Check that a process is nobody's but its user's, can gain no privilege, and cannot write to its root directory."""
+    status = Path(f"/proc/{process.pid}/status").read_text()
+    assert re.search(rf"^Uid:\t{user}\t{user}\t{user}\t{user}$", status, re.M)
+    assert re.search(r"^NoNewPrivs:\t1$", status, re.M)
+    assert re.search(r"^CapEff:\t0+$", status, re.M)
+    with pytest.raises(OSError, match="Read-only"):
+        Path("/proc", str(process.pid), "root", "opt/umbel/here").touch()
+
+
+def test_a_device_enrolls_and_runs_in_its_image_and_stops_when_asked(clean: Path, tmp_path: Path) -> None:
+    image = made("device", clean)
+    volume = tmp_path / "device"
+    volume.mkdir(mode=0o700)
+    os.chown(volume, *map(int, image.user.split(":")))
+    volumes, fleet = {image.volumes[0]: volume}, make_fleet(tmp_path / "garden")
+    with running(fleet) as (_, store), (tmp_path / "log").open("w") as log:
+        token = invite(fleet, store, device="rose").to_text()
+        for environment in ({"UMBEL_TOKEN": token}, {}):  # The second time it is enrolled.
+            device = subprocess.Popen(
+                image.start([], volumes, environment=environment),
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+            )
+            try:
+                assert device.stdout is not None
+                said = device.stdout.readline()
+                assert said == "ready rose\n", (tmp_path / "log").read_text()[-2000:]
+                confined(device, 10002)
+            finally:
+                device.send_signal(signal.SIGTERM)
+                ended = device.wait(40)
+                if device.stdout is not None:
+                    device.stdout.close()
+            assert ended == 0
+        assert [each.id for each in store.devices.all()] == ["rose"]
+
+
+def test_the_service_starts_in_its_image_and_stops_when_asked(clean: Path, tmp_path: Path) -> None:
+    image = made("service", clean)
     volume = tmp_path / "fleet"
     volume.mkdir(mode=0o700)
     os.chown(volume, *map(int, image.user.split(":")))
     volumes = {image.volumes[0]: volume}
     for _ in range(2):  # The second time it is there.
-        made = subprocess.run(
+        ran = subprocess.run(
             image.start(["fleet", "create", "--name", "garden", "--if-missing"], volumes, environment={}),
             capture_output=True,
             text=True,
             timeout=60,
             check=False,
         )
-        assert made.returncode == 0, made.stderr
+        assert ran.returncode == 0, ran.stderr
     with (tmp_path / "log").open("w") as log:
         service = subprocess.Popen(
             image.start([], volumes, environment={}), stdout=subprocess.PIPE, stderr=log, text=True
@@ -91,12 +138,7 @@ def test_the_service_starts_in_its_image_and_stops_when_asked(image: Image, tmp_
             if said[-1] == "ready umbel":
                 break
         assert said[-1:] == ["ready umbel"], (tmp_path / "log").read_text()[-2000:]
-        status = Path(f"/proc/{service.pid}/status").read_text()
-        assert re.search(r"^Uid:\t10001\t10001\t10001\t10001$", status, re.M)
-        assert re.search(r"^NoNewPrivs:\t1$", status, re.M)
-        assert re.search(r"^CapEff:\t0+$", status, re.M)
-        with pytest.raises(OSError, match="Read-only"):
-            Path("/proc", str(service.pid), "root", "opt/umbel/here").touch()
+        confined(service, 10001)
         devices = subprocess.run(
             image.start(["fleet", "devices", "--json"], volumes, environment={}),
             capture_output=True,
