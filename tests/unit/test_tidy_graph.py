@@ -12,9 +12,11 @@ from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.onnx._internal.exporter import _fx_passes
 
 from umbel_models.graphs.decompositions import select_backward, slice_backward, table
 from umbel_models.graphs.tidy import tidied
+from umbel_models.graphs.trace import to_onnx
 
 aten = torch.ops.aten
 
@@ -132,3 +134,40 @@ def test_the_gradient_of_places_in_a_row_is_torchs(dim: int, begin: int, end: in
     grad = torch.randn(aten.slice.Tensor(torch.empty(sizes), dim, begin, end).shape)
     expected = aten.slice_backward(grad, sizes, dim, begin, end, 1)
     torch.testing.assert_close(slice_backward(grad, sizes, dim, begin, end, 1), expected)
+
+
+def test_a_value_that_has_no_derivative_is_itself_in_a_trace(x: Tensor) -> None:
+    def function(x: Tensor) -> Tensor:
+        return x.detach() * torch.tensor([2.0]) + x
+
+    for each in (function, gradient_of(lambda x: function(x).sum())):
+        trace = traced(each, x)
+        assert count(trace, aten.detach.default) == count(trace, aten.detach_.default) == 0
+        torch.testing.assert_close(trace(x), each(x))
+
+
+def test_the_gradient_of_a_network_with_a_pool_is_not_taken_apart_twice(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def decompose(*_: object) -> object:
+        raise AssertionError("the trace holds what the exporter has no operator for")
+
+    monkeypatch.setattr(_fx_passes, "decompose_with_registry", decompose)
+    network = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten())
+    names, parameters = zip(*network.named_parameters(), strict=True)
+
+    def gradient(*values: Tensor) -> tuple[Tensor, ...]:
+        *parameters, x = values
+        leaves = [each.detach().requires_grad_() for each in parameters]
+        out = torch.func.functional_call(network, dict(zip(names, leaves, strict=True)), (x,))
+        return torch.autograd.grad(out.square().sum(), leaves)
+
+    model = to_onnx(
+        gradient,
+        [each.detach() for each in parameters],
+        [torch.randn(7, 1, 8, 8)],
+        [*names, "x"],
+        [f"{name}.gradient" for name in names],
+        trains=True,
+    )
+    assert len(model.graph.output) == len(names)

@@ -214,12 +214,13 @@ def _sorting(kernel: tuple[int, int], side: int) -> Tensor:
     A product with it takes the runtime a third of strided slices, and is exact: a one, and zeros.
     """
     count = kernel[0] * kernel[1] * side
-    matrix = torch.zeros(count, count)
-    for number in range(count):
+    # Numbers of Python's, made a tensor at once: the tracer would take down each change of a tensor.
+    matrix = [[0.0] * count for _ in range(count)]
+    for number, row in enumerate(matrix):
         line, column = divmod(number, kernel[1] * side)
         window, place = divmod(column, kernel[1])
-        matrix[number, (line * kernel[1] + place) * side + window] = 1.0
-    return matrix
+        row[(line * kernel[1] + place) * side + window] = 1.0
+    return torch.tensor(matrix)
 
 
 def _to_first(grad: Tensor, values: Sequence[Tensor]) -> list[Tensor]:

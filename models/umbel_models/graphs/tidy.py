@@ -1,6 +1,6 @@
 """What a trace holds that the runtime need not do: masks where nothing is masked, and parts padded to be added up.
 
-Both are rewritten in the traced graph, where who reads what is known.
+And what keeps the exporter, which would take all of it apart a second time: that a constant has no derivative. All are rewritten in the traced graph, where who reads what is known.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ _SAME_NUMBERS = {
     aten.clone.default,
     aten.permute.default,
 }
+_DETACHED = {aten.detach.default, aten.detach_.default}
 _PRODUCTS = {aten.bmm.default, aten.mm.default}
 
 
@@ -35,6 +36,10 @@ def tidied(traced: GraphModule) -> GraphModule:
             _unmask(node)
         elif node.target == aten.add.Tensor:
             _join(node)
+        elif node.target in _DETACHED:
+            # Derivatives are in the trace already.
+            node.replace_all_uses_with(cast("Node", node.args[0]))
+            traced.graph.erase_node(node)
     traced.graph.eliminate_dead_code()
     traced.recompile()
     return traced
