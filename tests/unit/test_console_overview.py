@@ -243,6 +243,9 @@ def test_what_changed_before_the_line_was_there_is_told_at_once(
         (words.size(999), "999\xa0B"),
         (words.size(1_234_567), "1.2\xa0MB"),
         (words.duration(0.34), "340\xa0ms"),
+        (words.duration(0.000_999_7), "1.00\xa0ms"),
+        (words.duration(0.000_999_4), "999\xa0µs"),
+        (words.duration(0.999_8), "1.0\xa0s"),
         (words.duration(1.25), "1.2\xa0s"),
         (words.duration(90061), "1\xa0d 1\xa0h"),
         (words.duration(float("nan")), "–"),  # noqa: RUF001

@@ -56,8 +56,11 @@ def duration(seconds: float | None) -> str:
     space = "\N{NO-BREAK SPACE}"
     if abs(seconds) < 60:
         for factor, unit in ((1, "s"), (1e3, "ms"), (1e6, "µs")):
-            if abs(seconds) * factor >= 1 or unit == "µs":
-                return f"{figures(seconds * factor, 2 if unit == 's' else 3)}{space}{unit}"
+            told = seconds * factor
+            if 0.9995 <= abs(told) < 1:
+                told = round(told)  # Three figures would make it a thousand of the next unit.
+            if abs(told) >= 1 or unit == "µs":
+                return f"{figures(told, 2 if unit == 's' else 3)}{space}{unit}"
     sign, left = "-" if seconds < 0 else "", round(abs(seconds))
     parts = []
     for length, unit in _AGES:
