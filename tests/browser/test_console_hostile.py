@@ -69,6 +69,7 @@ def _card() -> Iterator[None]:
         patch.setattr(registry_seed, "COHORTS", cohorts)
         patch.setattr(registry_seed, "SECTIONS", {**registry_seed.SECTIONS, f"fairness:{SHORT}": HOSTILE})
         patch.setattr(registry_seed, "DECIDES", {**registry_seed.DECIDES, SHORT: 0.3})
+        patch.setattr(registry_seed, "WITHIN", {**registry_seed.WITHIN, SHORT: (40, range(6))})
         registry_seed.version.cache_clear()
         yield
     registry_seed.version.cache_clear()
