@@ -126,7 +126,11 @@ class Control:
             raise UnavailableError(f"The SuperLink does not answer: {exc}.") from exc
 
     def online(self) -> set[NodeId]:
-        """Return the nodes that are connected now."""
+        """Return the nodes that are connected now.
+
+        Raises:
+            UnavailableError: The SuperLink does not answer.
+        """
         return {NodeId(node.node_id) for node in self._nodes() if node.status == "online"}
 
     def start(self, fleet: FleetDir, run: str) -> int:
@@ -170,4 +174,7 @@ class Control:
         self._client.close()
 
     def _nodes(self) -> Sequence[Any]:
-        return list(self._client.ListNodes(ListNodesRequest()).nodes_info)
+        try:
+            return list(self._client.ListNodes(ListNodesRequest()).nodes_info)
+        except httpx.HTTPError as exc:
+            raise UnavailableError(f"The SuperLink does not answer: {exc}.") from exc

@@ -54,9 +54,9 @@ PRIVATE = (
 MEMORY = (
     Series("Opacus, ghost clipping", "peak RSS of DP-SGD, Opacus ghost", "baseline", GHOST, None),
     Series("Opacus, hooks", "peak RSS of DP-SGD, Opacus", "baseline", HOOKS, (0, -5)),
-    Series("torch, SGD", "peak RSS of the device, torch", "baseline", TORCH, (2, 5)),
+    Series("torch, SGD", "peak RSS of the process that trains, torch", "baseline", TORCH, (2, 5)),
     Series("umbel, DP-SGD", "peak RSS of DP-SGD, of SGD", "value", PALE, (2, -5)),
-    Series("umbel, SGD", "peak RSS of the device, torch", "value", DARK, (-2, 5)),
+    Series("umbel, SGD", "peak RSS of the process that trains, torch", "value", DARK, (-2, 5)),
 )
 
 
@@ -132,7 +132,7 @@ def main(path: str) -> None:
         axis.axvline(1, color="black", linewidth=0.8)
         axis.set_xlabel("below 1: umbel is faster", fontsize=9)
         targets(axis, networks, [series.row for series in shown])
-    targets(memory, networks, ["peak RSS of the device, torch"])
+    targets(memory, networks, ["peak RSS of the process that trains, torch"])
     step.set_xlim(0, 1.25)
     private.set(xscale="log", xlim=(0.02, 1.6))
     private.set_xticks([0.03, 0.1, 0.3, 1], ["0.03", "0.1", "0.3", "1"])

@@ -21,7 +21,7 @@ from umbel_proto.errors import PackageError, RemoteProtocolError, UsageError
 from umbel_proto.wire import delivery_pb2, telemetry_pb2
 from umbel_server.fleet.layout import FleetDir
 from umbel_server.fleet.publish import publish
-from umbel_server.gateway.rpc import service
+from umbel_server.gateway.rpc import serve_on
 
 
 class Liar:
@@ -36,12 +36,9 @@ class Liar:
         self.server = grpc.server(pool)
         delivery = delivery_pb2.DESCRIPTOR.services_by_name["Delivery"]
         telemetry = telemetry_pb2.DESCRIPTOR.services_by_name["Telemetry"]
-        self.server.add_generic_rpc_handlers(
-            [
-                service(delivery, {"Check": self._check, "Fetch": self._fetch, "Metadata": self._metadata}),
-                service(telemetry, {"Upload": self._upload}),
-            ]
-        )
+        methods = {"Check": self._check, "Fetch": self._fetch, "Metadata": self._metadata}
+        serve_on(self.server, delivery, methods)
+        serve_on(self.server, telemetry, {"Upload": self._upload})
         credentials = grpc.ssl_server_credentials(
             [(fleet.server_key.read_bytes(), fleet.server_pem.read_bytes())],
             fleet.ca_pem.read_bytes(),

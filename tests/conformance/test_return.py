@@ -36,7 +36,7 @@ from umbel_server.fleet.settings import FleetSettings, Ports
 from umbel_server.gateway.enrollment import Enrollment
 from umbel_server.gateway.papers import Issuer
 from umbel_server.gateway.readmission import CHALLENGE_LIFE_S, PACE_S, Readmission
-from umbel_server.gateway.rpc import BusyError, service
+from umbel_server.gateway.rpc import BusyError, serve_on
 from umbel_server.monitor.opener import Opener
 from umbel_server.store.store import Store
 
@@ -312,7 +312,7 @@ def test_a_gateway_of_before_takes_nobody_back(world: World) -> None:
     home = world.device(away_days=2)
     before = grpc.server(ThreadPoolExecutor(2))
     enrollment = Enrollment(Issuer.open(world.fleet, world.store, clock=world.clock))
-    before.add_generic_rpc_handlers([service(enrollment.descriptor, enrollment.methods)])
+    serve_on(before, enrollment.descriptor, enrollment.methods)
     pair = (world.fleet.server_key.read_bytes(), world.fleet.server_pem.read_bytes())
     port = before.add_secure_port("127.0.0.1:0", grpc.ssl_server_credentials([pair]))
     before.start()

@@ -12,6 +12,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,6 +21,7 @@ SUITES = {"12": "bookworm", "13": "trixie"}
 MIRROR = "http://deb.debian.org/debian"
 ATTEMPTS = 2
 """A mirror may be away for a moment; what is tested is the recipe."""
+_LAYERS = threading.Lock()
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,9 +148,10 @@ def _layer(first: Line, image: Image, clean: Path) -> Path:
     if first.word != "RUN":
         raise ValueError("a stage begins with something else than RUN: it cannot be replayed")
     layer = clean.with_name(f"layer-{hashlib.sha256(first.rest.encode()).hexdigest()[:16]}")
-    if not layer.exists():
-        _run(["cp", "-a", str(clean), str(layer)])
-        _run_inside(replace(image, root=layer), first.rest)
+    with _LAYERS:  # Two images may be built at once.
+        if not layer.exists():
+            _run(["cp", "-a", str(clean), str(layer)])
+            _run_inside(replace(image, root=layer), first.rest)
     return layer
 
 

@@ -1,4 +1,7 @@
-"""Runs as a service: two begin by themselves at once, and one whose server process is killed is driven on."""
+"""Runs as a service: two begin by themselves at once, and one whose server process is killed after devices were charged
+is driven on, with no charge forgotten. In memory the same is tested at every message and write:
+tests/simulation/test_resume.py.
+"""
 
 from __future__ import annotations
 
@@ -13,12 +16,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from live_fleet import live_fleet, umbel
+from live_fleet import LiveFleet, live_fleet, umbel
 from simulation.federation import Federation
+from umbel_proto.ids import RunId
 from umbel_proto.package import read_package
 from umbel_server.learning.lock import LOCK
+from umbel_server.learning.run import PROGRESS
 from umbel_server.registry.stages import Stage
 from umbel_server.store.registry import versions
+from umbel_server.store.runs import RunningAttempt
 
 DEVICES = 3
 PLAN = """
@@ -63,6 +69,29 @@ def drafts(federation: Federation) -> dict[int, str | None]:
         }
 
 
+def kill_server(fleet: LiveFleet, run: RunId) -> RunningAttempt:
+    """Kill a run's server in a round whose devices it has asked for their updates; return what is on record."""
+    progress = fleet.federation.fleet.runs / run / PROGRESS
+    for round_ in (1, 2):
+
+        def asked(round_: int = round_) -> bool:
+            events = progress.read_text().splitlines(keepends=True) if progress.exists() else []
+            told = [json.loads(line) for line in events if line.endswith("\n")]
+            return any(each["round"] == round_ and each.get("phase") == "mask" for each in told)
+
+        fleet.supervisor.wait(f"the updates of round {round_}", asked, timeout_s=90)
+        pid = pid_of(progress.with_name(LOCK))
+        assert pid is not None
+        # Stopped first: a round that has just ended is no case for this test.
+        os.kill(pid, signal.SIGSTOP)
+        left = fleet.store.runs.running_attempt(run)
+        if left is not None and left.charged:
+            os.kill(pid, signal.SIGKILL)
+            return left
+        os.kill(pid, signal.SIGCONT)
+    raise AssertionError("No round was caught in time.")
+
+
 @pytest.mark.e2e
 def test_two_scheduled_runs_share_a_fleet_and_outlive_the_loss_of_a_server_process(tmp_path: Path) -> None:
     federation = Federation(tmp_path, DEVICES)
@@ -91,15 +120,9 @@ def test_two_scheduled_runs_share_a_fleet_and_outlive_the_loss_of_a_server_proce
                 "rounds", "schedule", "add", name, plan, "--every", "7d", "--now", "--fleet", fleet_dir.path
             )
 
-        def opened(run: str) -> int:
-            with contextlib.suppress(AssertionError):
-                return sum(record.state == "opened" for record in federation.record(run)[1])
-            return 0
-
-        fleet.supervisor.wait("a round of the first", lambda: opened("first-1") >= 1, timeout_s=90)
-        server = pid_of(fleet_dir.runs / "first-1" / LOCK)
-        assert server is not None
-        os.kill(server, signal.SIGKILL)
+        left = kill_server(fleet, RunId("first-1"))
+        recorded = federation.record("first-1")[1]
+        assert left.charged == tuple(f"dev-{number}" for number in range(DEVICES))
 
         def all_ended() -> bool:
             return all(federation.record(run)[0].state != "running" for run in ("first-1", "second-1"))
@@ -122,6 +145,20 @@ def test_two_scheduled_runs_share_a_fleet_and_outlive_the_loss_of_a_server_proce
         assert package.manifest.lineage["run"] == run
         assert package.manifest.lineage["base_sha256"] == federation.package.sha256
         np.testing.assert_array_equal(package.parameters(), federation.trained(run))
+    attempts = federation.record("first-1")[1]
+    assert attempts[: len(recorded)] == recorded
+    aborted = attempts[len(recorded)]
+    assert (aborted.round, aborted.attempt) == (left.round, left.attempt)
+    assert aborted.reason == f"the server was stopped in phase {left.phase}"
+    assert {part.outcome for part in aborted.participations} == {"charged"}
+    for number in range(DEVICES):
+        parts = [(each, p) for each in attempts for p in each.participations if p.device == f"dev-{number}"]
+        asked = {(each.round, each.attempt) for each, part in parts if part.outcome != "dropped"}
+        summed = {(each.round, each.attempt) for each, part in parts if part.outcome == "summed"}
+        charged = [(each.round, each.attempt) for each in fleet.charges(number) if each.run == "first-1"]
+        # Nothing twice, nothing that the service does not know; what was asked of it may not have come to it.
+        assert len(set(charged)) == len(charged)
+        assert summed <= set(charged) <= asked
     assert drafts(federation) == dict(zip(packed, ["first-1", "second-1"], strict=True))
     assert sorted(packed) == [2, 3]
     # Rounds of the two took place at the same time.

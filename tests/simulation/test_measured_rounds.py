@@ -6,8 +6,8 @@ Real devices, training and protocol; only the carrier of messages is in memory.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -16,6 +16,7 @@ from simulation.federation import TRAINING, Federation, MemoryLink
 from simulation.fleet import descriptor, encoding
 from umbel._data.examples import Examples, read_examples
 from umbel._rounds.contribution import asked_for
+from umbel._rounds.ledger import Ledger
 from umbel.train import TrainPlan, TrainResult
 from umbel.train.evaluate import evaluate, hold_back
 from umbel.train.local import train_locally
@@ -283,26 +284,36 @@ def test_a_run_that_asks_for_norms_has_numpy_s_histogram_of_its_devices_lengths(
     assert (np.sum(seen, axis=0) > 0).sum() >= 4, "bins that some update is in"
 
 
+@dataclass
+class Newer(MemoryLink):
+    """Some devices are of a version before a quantity: they are asked for one that no version knows.
+
+    Args:
+        old: Their numbers.
+    """
+
+    old: Sequence[int] = ()
+
+    def answer(self, node: NodeId, kind: str, payload: Payload) -> Answer:
+        if kind == "train" and node in map(Federation.node, self.old):
+            request = pb.TrainRequest.FromString(payload.body)
+            plan = pb.TrainPlan.FromString(request.plan)
+            plan.auxiliary[0].name = "within_a_hair"
+            request.plan = plan.SerializeToString()
+            described = pb.SessionDescriptor.FromString(request.descriptor)
+            described.plan_hash = plan_hash(request.plan)
+            request.descriptor = described.SerializeToString(deterministic=True)
+            payload = replace(payload, body=request.SerializeToString())
+        return super().answer(node, kind, payload)
+
+
 def test_devices_that_do_not_know_a_quantity_are_dropped_before_the_charge_and_say_its_name(
     shared: Federation,
 ) -> None:
-    """As devices of a version before a quantity do; here two of five are asked for one that no version knows."""
-
-    class Newer(MemoryLink):
-        def answer(self, node: NodeId, kind: str, payload: Payload) -> Answer:
-            if kind == "train" and node in (shared.node(0), shared.node(1)):
-                request = pb.TrainRequest.FromString(payload.body)
-                plan = pb.TrainPlan.FromString(request.plan)
-                plan.auxiliary[0].name = "within_a_hair"
-                request.plan = plan.SerializeToString()
-                described = pb.SessionDescriptor.FromString(request.descriptor)
-                described.plan_hash = plan_hash(request.plan)
-                request.descriptor = described.SerializeToString(deterministic=True)
-                payload = replace(payload, body=request.SerializeToString())
-            return super().answer(node, kind, payload)
-
     _, (only,) = shared.run(
-        Newer(shared.participants()), planned(shared, metrics=Metrics(names=(), norms=True)), "newer"
+        Newer(shared.participants(), old=(0, 1)),
+        planned(shared, metrics=Metrics(names=(), norms=True)),
+        "newer",
     )
     assert only.state == "opened"
     became = {part.device: (part.outcome, part.reason) for part in only.participations}
@@ -311,6 +322,25 @@ def test_devices_that_do_not_know_a_quantity_are_dropped_before_the_charge_and_s
         assert outcome == "dropped"
         assert "the plan asks for what no device answers: 'within_a_hair'" in reason
     assert [became[DeviceId(f"dev-{each}")][0] for each in (2, 3, 4)] == ["summed"] * 3
+
+
+def test_a_run_that_too_few_devices_know_the_quantities_of_fails_and_charges_nobody(
+    shared: Federation,
+) -> None:
+    """As docs/how-to/run-rounds.md says of norms: the policy wants three, and two know them."""
+    wanted = planned(shared, metrics=Metrics(names=(), norms=True), attempts=2)
+    with pytest.raises(UmbelError):
+        shared.run(Newer(shared.participants(), old=(0, 1, 2)), wanted, "too-new")
+    record, rounds = shared.record("too-new")
+    assert record.state == "failed"
+    assert [(each.attempt, each.state) for each in rounds] == [(1, "aborted"), (2, "aborted")]
+    for each in rounds:
+        told = {part.device: part.reason for part in each.participations}
+        assert all("'within_a_hair' is no quantity" in told[DeviceId(f"dev-{old}")] for old in (0, 1, 2))
+        assert {part.outcome for part in each.participations} == {"dropped"}
+    for home in shared.homes:
+        with Ledger(home.ledger) as ledger:
+            assert [charge for charge in ledger.charges() if charge.run == "too-new"] == []
 
 
 def test_a_device_s_reason_is_one_short_line_on_record(

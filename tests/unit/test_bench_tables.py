@@ -133,3 +133,16 @@ def test_every_table_of_the_page_is_of_a_benchmark(tables: Any) -> None:
     for name in names:
         layout = tables.LAYOUTS.get(name)
         assert (BENCH / f"{layout.benchmark if layout else name}.py").exists(), name
+
+
+def test_the_picture_of_training_shows_figures_that_its_tables_have(
+    tables: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plot = benchmark("models_plot", tmp_path, monkeypatch)
+    parts = {match[2]: match[0] for match in tables.TABLE.finditer(PAGE.read_text())}
+    (head, *_), (memory, *_) = (
+        [line for line in parts[name].splitlines() if line.startswith("| network |")]
+        for name in ("training steps", "training memory")
+    )
+    assert all(f"| {series.row} beside it |" in head for series in (*plot.STEP, *plot.PRIVATE))
+    assert all(f"| {series.row} beside it |" in memory for series in plot.MEMORY)

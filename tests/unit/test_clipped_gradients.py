@@ -13,7 +13,7 @@ from onnx import TensorProto, numpy_helper
 from torch import Tensor, nn
 
 from model_packages import digits, first, opened
-from umbel_models.graphs import decompositions
+from umbel_models.graphs import windows
 from umbel_models.graphs.export import export
 from umbel_models.graphs.model import finish
 from umbel_models.graphs.onepass import clipped_gradients
@@ -233,9 +233,10 @@ def test_every_rule_gives_what_opacus_gives(make: Callable[[], nn.Module], clip:
         torch.testing.assert_close(sums[name], theirs, atol=1e-6, rtol=1e-5)
 
 
-def test_a_convolution_in_pieces_gives_what_opacus_gives(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decompositions, "LARGE", 0)
-    monkeypatch.setattr(decompositions, "WIDE", 2)
+@pytest.mark.parametrize("wide", [2, 6])
+def test_a_convolution_in_pieces_gives_what_opacus_gives(wide: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(windows, "LARGE", 0)
+    monkeypatch.setattr(windows, "WIDE", wide)
     for make in (Rows, sequences, volumes):
         test_every_rule_gives_what_opacus_gives(make, 0.3)
 

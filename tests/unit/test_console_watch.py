@@ -284,6 +284,31 @@ def test_what_decides_is_read_from_a_package_as_its_card_writes_it(tmp_path: Pat
     assert told.slices == ()
 
 
+def test_an_input_that_is_called_as_an_interval_ends_is_an_input(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    named = {"tide": 0.2, "tide low": 0.1, "neap high": 0.05}
+    monkeypatch.setattr("registry_seed.DECIDES", named)
+    monkeypatch.setattr("registry_seed.WITHIN", {"older": (86, range(len(named)))})
+    version.cache_clear()
+    fleet = make_fleet(tmp_path / "fleet")
+    try:
+        with fleet.open_store() as store:
+            raw, sha256 = version(2), b"\3" * 32
+            fleet.package(sha256).write_bytes(raw)
+            store.releases.publish(ModelName(MODEL), 2, sha256=sha256, size=len(raw))
+            told = explained(fleet, store, MODEL, 2, None)
+    finally:
+        version.cache_clear()
+    assert {each.name for each in told.inputs} == set(told.slices[0].lost) == set(named)
+    of = {each.name: each for each in told.inputs}
+    # Where the low end of one would be, the other is: it is nobody's end.
+    assert (of["tide"].low, of["tide"].high) == (None, pytest.approx(0.24))
+    assert of["tide low"].lost == pytest.approx(0.096)
+    assert (of["neap high"].low, of["neap high"].high) == (pytest.approx(0.026), pytest.approx(0.066))
+    assert told.slices[0].lost["tide low"] == Lost(*map(pytest.approx, (0.1, 0.07, 0.13)))
+
+
 def test_what_decides_within_a_part_is_read_as_the_card_writes_it_and_mixes_with_nothing_else(
     tmp_path: Path,
 ) -> None:

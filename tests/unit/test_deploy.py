@@ -19,7 +19,10 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from umbel_server.fleet.layout import FleetDir
 from umbel_server.fleet.settings import Ports
+from umbel_server.store.postgresql import postgresql_url
+from umbel_server.store.settings import ENVIRONMENT
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
@@ -152,3 +155,55 @@ def test_what_compose_names_is_declared() -> None:
             assert origin in whole["volumes"] or (DEPLOY / origin).exists(), volume
         assert set(service.get("secrets", [])) <= whole["secrets"].keys()
         assert set(service.get("depends_on", {})) <= whole["services"].keys()
+
+
+@pytest.fixture(scope="module")
+def composed(tmp_path_factory: pytest.TempPathFactory) -> FleetDir:
+    """A fleet as compose makes it, but for the database."""
+    made = tmp_path_factory.mktemp("composed") / "fleet"
+    words = [
+        re.sub(r"\$\{FLEET_(NAME|HOST).*\}", "fleet.example" if "HOST" in word else "meadow", word)
+        for word in compose()["services"]["make-fleet"]["command"]
+    ]
+    environment = {**os.environ, "UMBEL_FLEET": str(made)}
+    subprocess.run([sys.executable, "-m", "umbel", *words], env=environment, check=True, timeout=60)
+    return FleetDir.open(made)
+
+
+def test_the_ports_of_compose_are_those_of_the_fleet_that_it_makes(composed: FleetDir) -> None:
+    settings = composed.settings
+    published = {tuple(map(int, each.split(":"))) for each in compose()["services"]["umbel"]["ports"]}
+    outside = (settings.ports.gateway, settings.ports.enrollment, settings.ports.superlink)
+    assert published == {(port, port) for port in outside}
+    assert settings.listen == "0.0.0.0"
+    (scraped,) = yaml.safe_load((DEPLOY / "prometheus" / "prometheus.yml").read_text())["scrape_configs"]
+    assert scraped["static_configs"] == [{"targets": [f"127.0.0.1:{settings.health.port}"]}]
+
+
+def test_the_console_of_compose_is_reached_by_what_the_page_says(composed: FleetDir) -> None:
+    page = (ROOT / "docs" / "how-to" / "deploy.md").read_text()
+    assert {composed.settings.api.listen, composed.settings.console.listen} == {"127.0.0.1"}
+    (edit,) = re.findall(r"compose exec umbel (sed .*)/var/lib/umbel/fleet/fleet.toml$", page, re.M)
+    (told,) = re.findall(r"^\$ printf '(.*)' > compose.override.yaml$", page, re.M)
+    subprocess.run(f"{edit} {composed.path / 'fleet.toml'}", shell=True, check=True)
+    settings = FleetDir.open(composed.path).settings
+    assert {settings.api.listen, settings.console.listen} == {"0.0.0.0"}
+    assert settings.health.listen == "127.0.0.1"
+    published = yaml.safe_load(told.replace("\\n", "\n"))["services"]["umbel"]["ports"]
+    assert published == [f"{port}:{port}" for port in (settings.api.port, settings.console.port)]
+
+
+def test_compose_names_places_and_variables_that_the_image_and_umbel_read(composed: FleetDir) -> None:
+    whole = compose()
+    recipe = (DEPLOY / "service.Dockerfile").read_text()
+    (volume,) = re.findall(r"^VOLUME (\S+)$", recipe, re.M)
+    assert f"fleet:{volume}" in whole["services"]["umbel"]["volumes"]
+    assert re.search(rf"UMBEL_FLEET={volume}/fleet\b", recipe)
+    assert whole["services"]["umbel"]["environment"].keys() == {ENVIRONMENT}
+    postgresql_url(whole["services"]["umbel"]["environment"][ENVIRONMENT])
+    page = (ROOT / "docs" / "how-to" / "deploy.md").read_text()
+    copied = dict(re.findall(rf"compose cp umbel:{volume}/fleet/(\S+) (secrets/\S+)$", page, re.M))
+    assert copied == {"ca/ca.pem": "secrets/ca.pem", "keys/metrics.token": "secrets/metrics"}
+    assert composed.ca_pem == composed.path / "ca/ca.pem"
+    read = {each["file"] for kind in ("configs", "secrets") for each in whole[kind].values()}
+    assert {f"./{each}" for each in copied.values()} < read

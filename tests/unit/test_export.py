@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Mapping
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
 import torch
 from onnx import TensorProto, numpy_helper
 from torch import Tensor, nn
+from torch.fx.experimental.proxy_tensor import make_fx
 
-from umbel_models.graphs import decompositions
+from umbel_models.graphs import windows as cut
 from umbel_models.graphs.decompositions import (
     batch_norm,
     batch_norm_without_statistics,
     convolution_backward,
     max_pool2d_with_indices_backward,
     threshold_backward,
-    windows,
 )
-from umbel_models.graphs.export import export
+from umbel_models.graphs.export import Graphs, export
 from umbel_models.graphs.layers import check_layers
 from umbel_models.graphs.model import IR_VERSION, finish
 from umbel_models.graphs.pools import adaptive_avg_pool_backward, avg_pool_backward
@@ -29,6 +31,7 @@ from umbel_models.graphs.rectified import pooled_first
 from umbel_models.graphs.same import require_same
 from umbel_models.graphs.truth import Truth
 from umbel_models.graphs.verify import compare, verify_gradient, verify_inference
+from umbel_models.graphs.windows import windows
 from umbel_models.task import cross_entropy as loss
 from umbel_models.tasks.digits import export as digits_export
 from umbel_models.tasks.digits.module import initial
@@ -150,6 +153,18 @@ def test_a_committed_file_that_computes_something_else_is_found_out(made: Mappin
         require_same("infer.onnx", model.SerializeToString(), made["infer.onnx"])
 
 
+@pytest.mark.parametrize("name", ["grad.onnx", "dpgrad.onnx", "explain.onnx"])
+def test_every_committed_graph_is_compared_by_what_it_computes(made: Mapping[str, bytes], name: str) -> None:
+    model = onnx.load_from_string(made[name])
+    model.doc_string = "other bytes, the same graph"
+    require_same(name, model.SerializeToString(), made[name])
+    last = next(node for node in reversed(model.graph.node) if model.graph.output[0].name in node.output)
+    last.output[0] = "before"
+    model.graph.node.add(op_type="Neg", input=["before"], output=[model.graph.output[0].name])
+    with pytest.raises(VerificationError, match=f"computes another {model.graph.output[0].name}"):
+        require_same(name, model.SerializeToString(), made[name])
+
+
 @pytest.mark.parametrize("wrong", [np.array([1.0, 2.1]), np.array([1.0, np.nan]), np.array([[1.0, 2.0]])])
 def test_verification_refuses_what_differs(wrong: np.ndarray) -> None:
     compare({"y": np.array([1.0, 2.0 + 1e-5])}, {"y": np.array([1.0, 2.0])}, "graph")
@@ -218,6 +233,7 @@ def test_the_gradient_of_a_convolution_is_torchs(
         torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("taps", [1, 3])
 @pytest.mark.parametrize("groups", [1, 2])
 @pytest.mark.parametrize(
     ("kernel", "stride", "padding", "dilation"),
@@ -229,6 +245,7 @@ def test_windows_in_pieces_give_the_same_gradient(
     padding: list[int],
     dilation: list[int],
     groups: int,
+    taps: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     source = torch.Generator().manual_seed(7)
@@ -237,16 +254,33 @@ def test_windows_in_pieces_give_the_same_gradient(
     y = aten.convolution(x, weight, None, stride, padding, dilation, False, [0] * len(kernel), groups)
     grad, mask = torch.randn(y.shape, generator=source), [False, True, False]
     settings = ([6], stride, padding, dilation, False, [0] * len(kernel), groups, mask)
-    monkeypatch.setattr(decompositions, "LARGE", 0)
-    monkeypatch.setattr(decompositions, "WIDE", 12)  # Three taps of four channels.
-    pieces = windows(x, kernel, y.shape[2:], stride, padding, dilation)
-    assert len(pieces) == 2
+    monkeypatch.setattr(cut, "LARGE", 0)
+    monkeypatch.setattr(cut, "WIDE", 4 * taps)  # Four channels of each.
+    pieces = windows(x, kernel, y.shape[2:], stride, padding, dilation, groups)
+    assert len(pieces) == -(-math.prod(kernel) // taps)
     torch.testing.assert_close(
         convolution_backward(grad, x, weight, *settings)[1],
         aten.convolution_backward(grad, x, weight, *settings)[1],
         atol=1e-4,
         rtol=1e-4,
     )
+
+
+@pytest.mark.parametrize(
+    ("kernel", "stride", "padding", "dilation"),
+    [([4], [2], [1], [3]), ([3, 2], [2, 1], [1, 0], [1, 2]), ([2, 1, 2], [1, 2, 1], [0, 1, 2], [2, 1, 1])],
+)
+def test_the_windows_of_one_channel_are_one_convolution_and_the_channels_own_numbers(
+    kernel: list[int], stride: list[int], padding: list[int], dilation: list[int]
+) -> None:
+    x, dims = torch.randn(3, 1, *[9, 8, 7][: len(kernel)]), len(kernel)
+    weight = torch.randn(5, 1, *kernel)
+    y = aten.convolution(x, weight, None, stride, padding, dilation, False, [0] * dims, 1)
+    trace = make_fx(lambda x: windows(x, kernel, y.shape[2:], stride, padding, dilation, 1)[0])(x)
+    assert sum(node.target == aten.convolution.default for node in trace.graph.nodes) == 1
+    assert not any(node.target == aten.slice.Tensor for node in trace.graph.nodes)
+    assert set(trace(x).unique().tolist()) <= {0.0, *x.unique().tolist()}
+    torch.testing.assert_close((trace(x) @ weight.flatten(1).t()).transpose(1, 2).reshape(y.shape), y)
 
 
 def test_only_the_gradients_asked_for_are_computed() -> None:
@@ -384,11 +418,44 @@ def test_training_rectifies_maxima_and_inference_what_they_are_taken_from() -> N
         assert [kind for kind in kinds if kind in order] == order
 
 
-def test_a_large_layer_multiplies_its_weight_from_the_left_when_it_trains() -> None:
-    graphs = export(nn.Sequential(nn.Flatten(), nn.Linear(600, 500)), loss, (600,))
-    for data, left in ((graphs.infer, False), (graphs.gradient, True)):
+@pytest.fixture(scope="module")
+def large() -> Graphs:
+    """A network whose first layer has more than 1 MiB."""
+    torch.manual_seed(0)
+    return export(
+        nn.Sequential(nn.Flatten(), nn.Linear(600, 500), nn.ReLU(), nn.Linear(500, 3)), loss, (600,)
+    )
+
+
+def test_a_large_layer_multiplies_its_weight_from_the_left_when_it_trains_or_explains(large: Graphs) -> None:
+    assert large.explain is not None
+    for data, left in (
+        (large.infer, False),
+        (large.gradient, True),
+        (large.clipped, True),
+        (large.explain, True),
+    ):
         nodes = onnx.load_from_string(data).graph.node
         assert any(node.op_type == "MatMul" and node.input[0] == "1.weight" for node in nodes) is left
+
+
+def test_an_explanation_transposes_no_large_weight(large: Graphs) -> None:
+    """A transpose of what lies in the package would be computed whenever a session is opened."""
+    assert large.explain is not None
+    nodes = onnx.load_from_string(large.explain).graph.node
+    assert not any(node.op_type == "Transpose" and node.input[0] == "1.weight" for node in nodes)
+
+
+@pytest.mark.parametrize("graph", ["gradient", "clipped"])
+def test_onnxruntime_is_soon_done_with_a_graph(
+    large: Graphs, graph: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """It goes over a graph until it finds nothing to do, at most ten times: one rule that never ends costs a third."""
+    options = ort.SessionOptions()
+    options.log_severity_level = 0
+    ort.InferenceSession(getattr(large, graph), options, providers=["CPUExecutionProvider"])
+    told = capfd.readouterr().err
+    assert 1 <= told.count("GraphTransformer Level1_RuleBasedTransformer modified: ") <= 5
 
 
 def test_the_gradient_of_a_relu_is_torchs() -> None:

@@ -7,6 +7,7 @@ check: a place may leave to that what is right, but never take what is not.
 from __future__ import annotations
 
 import math
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -144,6 +145,15 @@ def test_another_form_it_leaves_alone(x: object) -> None:
     take, example = place(Field("x", "float32", (3,), 0.0, 2.0))
     assert not take(x)
     assert not example.any()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "uint8"])
+def test_an_array_that_came_from_another_process_is_taken_as_one_that_was_made_here(dtype: str) -> None:
+    take, example = place(Field("x", dtype, (3,), 0.0, 16.0))
+    x = pickle.loads(pickle.dumps(np.array([1, 2, 16], dtype)))
+    assert x.dtype is not np.dtype(dtype)
+    assert take(x)
+    np.testing.assert_array_equal(example[0], [1, 2, 16])
 
 
 def test_the_order_of_an_arrays_memory_does_not_matter() -> None:

@@ -16,12 +16,14 @@ from cohort_tables import network, table
 from umbel_models.fit import fit, predict
 from umbel_models.responsible.explanations import (
     MIN_SLICE,
+    Attributions,
     by_cohort,
     figures,
     groups_of,
     importance,
     integrated_gradients,
 )
+from umbel_models.responsible.figures import Interval
 from umbel_models.responsible.surrogate import imitate
 from umbel_models.task import cross_entropy
 
@@ -164,6 +166,14 @@ def test_the_card_names_the_most_important_inputs() -> None:
     told = figures(lost, local)
     assert f"accuracy lost without {next(iter(lost))}" in told
     assert "integrated gradients, greatest completeness residual" in told
+
+
+def test_an_input_that_is_called_as_the_end_of_anothers_interval_keeps_its_own_figure() -> None:
+    named = {"tide low": Interval(0.1, 0.08, 0.12), "tide": Interval(0.2, 0.18, 0.22)}
+    for lost in (named, dict(reversed(named.items()))):
+        told = figures(lost, Attributions(np.zeros((1, 2), np.float32), np.zeros(1, np.float32)))
+        own = {name: told[f"accuracy lost without {name}"] for name in (*named, "tide high", "tide low low")}
+        assert own == {"tide low": 0.1, "tide": 0.2, "tide high": 0.22, "tide low low": 0.08}
 
 
 def test_what_decides_within_a_cohort_is_what_decides_on_its_rows_alone() -> None:

@@ -20,10 +20,11 @@ from umbel._data.consent import Consent
 from umbel._data.dataset import DataSet
 from umbel._home.directory import DeviceHome
 from umbel._predict.model import Model, Prediction
+from umbel._review import queue as _queue
 from umbel._review import recent as _recent
-from umbel._review import review as _review
 from umbel._review import store as _review_store
-from umbel._review.review import Queue, Review
+from umbel._review.queue import Queue
+from umbel._review.review import Review
 from umbel._review.store import ReviewStore
 from umbel.engines import load_engine
 from umbel_proto.errors import StorageError, UsageError
@@ -45,7 +46,7 @@ class Desk:
         self.data = DataSet(home, opened(first()).manifest, clock=lambda: self.now_s)
         self.queue = Queue(
             "digits",
-            self.store,
+            lambda: self.store,
             tell=self.tell,
             judge=self.judge,
             data=lambda: self.data,
@@ -202,7 +203,7 @@ def test_the_oldest_go_and_are_counted(desk: Desk, monkeypatch: pytest.MonkeyPat
 
 
 def test_memory_is_bounded_too(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_review, "MAX_UNKEPT", 4)
+    monkeypatch.setattr(_queue, "MAX_UNKEPT", 4)
     ids = [desk.ask().id for _ in range(6)]
     assert [case.id for case in desk.review.pending()] == ids[2:]
     assert desk.told[1, "review.dropped"] == 2
@@ -211,7 +212,7 @@ def test_memory_is_bounded_too(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> N
 def test_threads_that_ask_while_another_keeps_lose_nothing_uncounted(
     desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_review, "MAX_UNKEPT", 20)
+    monkeypatch.setattr(_queue, "MAX_UNKEPT", 20)
     said = desk.ask()
     rows = [Prediction(said.label, said.name, 0.5, "review", 1, number, b"") for number in range(800)]
     with ThreadPoolExecutor(8) as threads:
@@ -240,7 +241,7 @@ def test_reviews_outlive_the_process_and_each_model_has_its_own(desk: Desk) -> N
     said = desk.ask()
     desk.queue.keep()
     desk.store.close()
-    desk.store = desk.queue.store = ReviewStore(desk.file, desk.key)
+    desk.store = ReviewStore(desk.file, desk.key)
     assert [case.id for case in desk.review.pending()] == [said.id]
     assert desk.store.waiting() == {"digits": 1}
     assert desk.store.cases("other") == []

@@ -8,7 +8,10 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from matplotlib.image import imread
+from numpy.typing import NDArray
 
 from model_packages import RELEASE, first
 from service_fleet import make_fleet
@@ -18,7 +21,8 @@ from umbel_proto.privacy.auxiliary import WITHIN
 from umbel_server.fleet.layout import FleetDir
 from umbel_server.fleet.publish import publish
 from umbel_server.learning.plan import RunPlan
-from umbel_server.store.runs import Participation, RoundRecord, RoundState
+from umbel_server.learning.plot import draw
+from umbel_server.store.runs import Participation, RoundRecord, RoundState, RunRecord
 
 GOOD = """
 model = "digits"
@@ -204,6 +208,29 @@ def test_a_run_that_asked_for_norms_is_shown_with_the_lengths_of_its_updates(
     assert re.search(r"2 +0 +" + " +".join(cells), out)
     assert rounds.json("show", "r1")["within_clip"] == {"mean": 0.75, "error": 0.03}
     assert "within the clip 0.750 +- 0.030" in rounds("watch", "r1")[1]
+
+
+def test_the_picture_of_a_run_that_asked_for_norms_shows_how_many_updates_were_how_long(
+    tmp_path: Path,
+) -> None:
+    record = RunRecord(RunId("r1"), ModelName("digits"), "{}", "finished", "", 1.0, 2.0)
+
+    def pixels(*shares: float) -> NDArray[np.float32]:
+        told = {name: {"mean": mean, "error": 0.03} for name, mean in zip(WITHIN, shares, strict=False)}
+        draw(
+            record,
+            [RoundRecord(RunId("r1"), 1, 1, "opened", 1.0, 2.0, "", {"metrics": told})],
+            tmp_path / "r1.png",
+        )
+        return imread(tmp_path / "r1.png")
+
+    plain, lower, higher = pixels(), pixels(0, 0, 0.5, 1, 1), pixels(0.5, 1, 1, 1, 1)
+    assert lower.shape == higher.shape
+    assert lower.shape[0] > plain.shape[0]
+    # What the lengths say is in the lowest panel and nowhere else.
+    differ = np.flatnonzero((lower != higher).any(axis=(1, 2)))
+    assert differ.size > 0
+    assert differ[0] > 0.75 * len(lower)
 
 
 def test_an_attempt_under_way_does_not_make_epsilon_infinite(rounds: Terminal, fleet: FleetDir) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import secrets
 from collections.abc import Iterator
@@ -117,6 +118,8 @@ class PlayedSuperLink:
         self.down = False
 
     def register(self, device: str, node_key: bytes) -> int:
+        if self.down:
+            raise UnavailableError("The SuperLink does not answer.")
         return 1
 
     def start(self, fleet: FleetDir, run: str) -> int:
@@ -386,6 +389,37 @@ def test_a_schedule_waits_for_a_run_of_it_that_is_paused(
     clock.advance(3601)
     keeper.turn()
     assert superlink.started == ["weekly-1", "weekly-2"]
+
+
+def test_a_superlink_that_is_away_is_told_of_once_and_then_every_few_minutes(
+    store: Store,
+    fleet: FleetDir,
+    superlink: PlayedSuperLink,
+    clock: ManualClock,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Nobody could read a log with a line a second; and one line a week ago is none either."""
+    caplog.set_level(logging.INFO, "umbel_server.learning.keeper")
+    application = PlainDevice().application(store.tokens.issue(valid_s=60), name="rose")
+    store.devices.enroll(application, certificate_life_s=60)
+    for name in ("by-hand", "another"):
+        store.runs.create(RunId(name), ModelName("digits"), pin(dict(PLAN), store).to_json())
+    keeper = Keeper(fleet, store, cast(Control, superlink), clock=clock)
+    superlink.down = True
+
+    def said(seconds: int) -> list[str]:
+        caplog.clear()
+        for _ in range(seconds // 5):
+            keeper.turn()
+            clock.advance(5)
+        return [each.getMessage() for each in caplog.records]
+
+    assert said(290) == ["The SuperLink does not answer. It is tried again."]
+    assert said(1800) == ["The SuperLink does not answer. It is tried again."] * 6
+    superlink.down = False
+    told = said(int(START_S))
+    assert sorted(superlink.started) == ["another", "by-hand"]
+    assert sorted(each.split()[1] for each in told) == ["another", "by-hand"]
 
 
 def test_a_paused_run_is_not_driven_on_and_others_are(

@@ -26,7 +26,7 @@ from umbel._releases.follow import STEADY_S, Follower
 from umbel._releases.packages import Installed
 from umbel._releases.shelf import Shelf
 from umbel._releases.slots import Failure
-from umbel._releases.trial import yielding
+from umbel._releases.trial import YOUNG, yielding
 from umbel._telemetry.window import PredictionWindow
 from umbel.engines import EngineOptions, load_engine
 from umbel_proto.errors import PackageError, RefusedError, UsageError
@@ -293,6 +293,24 @@ def test_threads_take_turns_sooner_while_a_package_is_loaded_and_as_before_after
         assert sys.getswitchinterval() == pytest.approx(0.004)
     finally:
         sys.setswitchinterval(usual)
+
+
+def test_garbage_is_looked_for_less_while_a_package_is_loaded_and_as_before_afterwards() -> None:
+    usual = gc.get_threshold()
+    try:
+        gc.set_threshold(600, 7, 8)
+        with yielding():
+            with yielding():
+                assert gc.get_threshold() == (YOUNG, 7, 8)
+            assert gc.get_threshold() == (YOUNG, 7, 8)
+        assert gc.get_threshold() == (600, 7, 8)
+        for own in (0, 2 * YOUNG):  # An application that looks for it itself, or less often.
+            gc.set_threshold(own, 7, 8)
+            with yielding():
+                assert gc.get_threshold() == (own, 7, 8)
+            assert gc.get_threshold() == (own, 7, 8)
+    finally:
+        gc.set_threshold(*usual)
 
 
 # Falling back

@@ -136,6 +136,16 @@ def test_the_gradient_of_places_in_a_row_is_torchs(dim: int, begin: int, end: in
     torch.testing.assert_close(slice_backward(grad, sizes, dim, begin, end, 1), expected)
 
 
+@pytest.mark.parametrize(("there", "back", "left"), [((1, 2, 0), (2, 0, 1), 0), ((1, 2, 0), (1, 2, 0), 2)])
+def test_a_transpose_and_its_inverse_are_left_away_and_no_others(
+    there: tuple[int, ...], back: tuple[int, ...], left: int
+) -> None:
+    x = torch.randn(2, 3, 4)
+    trace = traced(lambda x: x.permute(there).permute(back) + 1, x)
+    assert count(trace, aten.permute.default) == left
+    torch.testing.assert_close(trace(x), x.permute(there).permute(back) + 1)
+
+
 def test_a_value_that_has_no_derivative_is_itself_in_a_trace(x: Tensor) -> None:
     def function(x: Tensor) -> Tensor:
         return x.detach() * torch.tensor([2.0]) + x

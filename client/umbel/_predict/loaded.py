@@ -6,6 +6,7 @@ import threading
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from time import sleep
 from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
@@ -18,6 +19,9 @@ from umbel_proto.package import GOLDEN, Package
 
 if TYPE_CHECKING:
     from umbel._predict.listeners import Window
+
+PAUSE_S = 0.0002
+"""Between two places that are made."""
 
 
 @dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
@@ -77,6 +81,8 @@ class Loaded:
         examples, _ = self.check(self.package.tensors(GOLDEN)["x"])
         for _ in range(threads):
             self.ready.append(self._place(examples[0]))
+            # Those that answer meanwhile need not wait for all of them.
+            sleep(PAUSE_S)
 
     def _place(self, example: NDArray[Any] | None = None) -> Place:
         """Return a place; one that has answered about an example, if there is one, and has not counted it."""

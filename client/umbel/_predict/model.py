@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from umbel._predict.listeners import Shadow, Window
     from umbel._quantize.here import Made
     from umbel._quantize.report import Quantization
-    from umbel._review.review import Feedback, Queue, Review
+    from umbel._review.queue import Queue
+    from umbel._review.review import Feedback, Review
 
 
 class Model:

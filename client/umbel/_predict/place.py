@@ -97,7 +97,10 @@ def asker(
     # driven everything it looks at from the processor's cache.
     def ask(x: object) -> Prediction | Estimate | None:
         begin = clock()
-        if type(x) is not array or x.dtype is not dtype or x.shape != shape:
+        if type(x) is not array or x.shape != shape:
+            return None
+        # An array from another process has a data type of its own, which is equal and not the same.
+        if x.dtype is not dtype and x.dtype != dtype:
             return None
         # As bytes, and not by numpy: from 500 values on it lets other threads run meanwhile, and where there are
         # any, to come back takes longer than the copy.

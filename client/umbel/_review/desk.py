@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 
 from umbel._fork import Lock
 from umbel._home.directory import DeviceHome
-from umbel._review.review import Queue
-from umbel._review.store import ReviewStore
+from umbel._review.queue import Queue
 from umbel_proto.errors import StorageError, UmbelError, UnavailableError
 
 if TYPE_CHECKING:
     from umbel._data.dataset import DataSet
     from umbel._review.remote import Remote
+    from umbel._review.store import ReviewStore
     from umbel._telemetry.telemetry import Telemetry
 
 log = logging.getLogger(__name__)
@@ -41,13 +41,14 @@ class Desk:
         labels: Callable[[str], Sequence[str]],
         clock: Callable[[], float],
     ) -> None:
-        self.store: ReviewStore = ReviewStore(home.reviews, home.reviews_key)
+        self._store: ReviewStore | None = None
         self._home = home
         self._telemetry = telemetry
         self._data = data
         self._clock = clock
         self._queues: dict[str, Queue] = {}
         self._lock = Lock()
+        self._opening = Lock()
         self._trouble = ""
         self._labels = labels
 
@@ -57,7 +58,7 @@ class Desk:
             if model not in self._queues:
                 self._queues[model] = Queue(
                     model,
-                    self.store,
+                    lambda: self.store,
                     tell=functools.partial(self._tell, model),
                     judge=functools.partial(self._judge, model),
                     data=functools.partial(self._data, model),
@@ -98,10 +99,21 @@ class Desk:
     def close(self) -> None:
         """Put on disk what waits, and close the file."""
         self.keep()
-        self.store.close()
+        if self._store is not None:
+            self._store.close()
+
+    @property
+    def store(self) -> ReviewStore:
+        """What is on disk."""
+        # It takes time to import, which who only predicts need not wait for.
+        from umbel._review.store import ReviewStore
+
+        with self._opening:
+            if self._store is None:
+                self._store = ReviewStore(self._home.reviews, self._home.reviews_key)
+            return self._store
 
     def _remote(self, telemetry: Telemetry) -> Remote:
-        # It takes time to import, which who only predicts need not wait for.
         from umbel._review.announced import Announced
         from umbel._review.remote import Remote
 

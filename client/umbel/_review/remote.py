@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 from umbel._data.consent import REVIEWS, Consent
 from umbel._home.directory import DeviceHome
 from umbel._review.announced import Announced, Due
-from umbel._review.review import Queue, Review, case_of
+from umbel._review.queue import Queue
+from umbel._review.review import Review, case_of
 from umbel_proto.errors import CertificateError, PackageError, UsageError
 from umbel_proto.reviews import EndedReview, ReviewAnswer, WaitingReview, end_of, open_answer
 

@@ -1,14 +1,12 @@
 """What people say of predictions: reviews of those that a model was not sure enough of, overrides, and feedback.
 
-A prediction that wants a review is handed over in memory and put on disk later, off the way of the next one. Examples
-and decisions stay on the device; telemetry hears how many there were.
+Examples and decisions stay on the device; telemetry hears how many there were.
 """
 
 from __future__ import annotations
 
 import io
-from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -16,23 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from umbel._data.lineage import check_words, pack, unpack
-from umbel._fork import Lock, renew_in_child
-from umbel._review.recent import Labeled, Said, recall
-from umbel._review.store import ReviewStore, Row
-from umbel_proto.errors import RefusedError, StorageError, UnavailableError, UsageError
+from umbel._review.recent import Said, recall
+from umbel_proto.errors import RefusedError, UsageError
 
 if TYPE_CHECKING:
-    from umbel._data.dataset import DataSet
     from umbel._predict.answer import Prediction
-
-MAX_UNKEPT = 256
-"""Predictions that wait in memory for the disk, of one model; beyond it, the oldest go, counted."""
-
-Tell = Callable[[int, str, int], None]
-"""Tells telemetry of a model version: the version, a counter's name, and by how much it grows."""
-
-Judge = Callable[[int, bool, float | None], None]
-"""Tells telemetry of a label that arrived: the version, whether it had given it, and how sure it was of its own."""
+    from umbel._review.queue import Offered, Queue
+    from umbel._review.store import Row
 
 SOURCES = frozenset({"user", "expert", "sensor", "outcome", "rule"})
 """Where a label is from, in words that telemetry counts by themselves; any other is one of the others there."""
@@ -90,16 +78,6 @@ class Ruling:
     at_s: float
 
 
-class _Offered(NamedTuple):
-    """A prediction on its way to the disk: what was said, when, of what, and why a person is needed."""
-
-    prediction: Prediction
-    at_s: float
-    x: NDArray[Any]
-    unsure: bool
-    flagged: bool
-
-
 @dataclass(frozen=True, slots=True)
 class Feedback:
     """What came of a label that arrived after its prediction.
@@ -111,89 +89,6 @@ class Feedback:
 
     agreed: bool
     kept: bool
-
-
-class Queue:
-    """The predictions of one model that want a review, on their way to the disk; a device has one for each model.
-
-    Args:
-        model: The model's name.
-        store: What is on disk.
-        tell: Tells telemetry.
-        judge: Tells telemetry of labels that arrive.
-        data: Returns the model's local data set.
-        clock: Returns Unix time, seconds.
-    """
-
-    def __init__(
-        self,
-        model: str,
-        store: ReviewStore,
-        *,
-        tell: Tell,
-        judge: Judge,
-        data: Callable[[], DataSet],
-        clock: Callable[[], float],
-    ) -> None:
-        self.model = model
-        self.store = store
-        self.tell = tell
-        self.judge = judge
-        self.labeled: Labeled = Labeled()
-        self.data = data
-        self.clock = clock
-        self._unkept: deque[_Offered] = deque()
-        self._lost = 0
-        self._lock = Lock()
-        self._losing = Lock()
-        renew_in_child(self._renew)
-
-    def _renew(self) -> None:
-        """In a forked process: what the parent predicted it keeps itself."""
-        self._unkept.clear()
-
-    def offer(self, prediction: Prediction, x: object, *, unsure: bool = True, flagged: bool = False) -> None:
-        """Take a prediction that wants a review. It waits in memory until ``keep``, and blocks nobody."""
-        waiting = self._unkept
-        waiting.append(_Offered(prediction, self.clock(), np.array(x), unsure, flagged))
-        if len(waiting) > MAX_UNKEPT:
-            # A lock that nobody holds for longer than this, unlike the disk's.
-            with self._losing:
-                if len(waiting) > MAX_UNKEPT:
-                    waiting.popleft()
-                    self._lost += 1
-
-    def keep(self) -> None:
-        """Put on disk what waits in memory. Where the disk takes none it goes on waiting.
-
-        Raises:
-            StorageError: The disk is full, or the file damaged.
-            UnavailableError: Another process held the file for too long.
-        """
-        with self._lock:
-            with self._losing:
-                taken = [self._unkept.popleft() for _ in range(len(self._unkept))]
-            if not taken:
-                return
-            try:
-                rows = [_row(each) for each in taken]
-                gone = self.store.add(self.model, rows, now_s=self.clock())
-            except (StorageError, UnavailableError):
-                self._unkept.extendleft(reversed(taken))
-                raise
-            for each in taken:
-                self.tell(each.prediction.model_version, "review.asked", 1)
-            with self._losing:
-                gone, self._lost = gone + self._lost, 0
-            if gone:
-                self.tell(taken[-1].prediction.model_version, "review.dropped", gone)
-
-    def clear(self) -> int:
-        """Forget everything that waits; return how much it was."""
-        with self._lock:
-            unkept = len(self._unkept)
-            self._unkept.clear()
-        return unkept + self.store.clear(self.model)
 
 
 class _Known(NamedTuple):
@@ -419,7 +314,8 @@ def case_of(row: Row) -> Case:
     )
 
 
-def _row(offered: _Offered) -> Row:
+def row_of(offered: Offered) -> Row:
+    """Return a prediction that wants a review, as the store has it."""
     said = offered.prediction
     fields = {
         "version": str(said.model_version),

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 
 from umbel._fork import Lock, renew_in_child
 from umbel._home.directory import DeviceHome
-from umbel._telemetry.comparison import Comparison, ComparisonWindow
 from umbel._telemetry.rhythm import elapsed_s
 from umbel._telemetry.scope import NOTHING, Scope
 from umbel._telemetry.spool import Sealed, Spool, new_batch_id
@@ -21,6 +20,7 @@ from umbel._telemetry.window import ApplicationWindow, PredictionWindow
 
 if TYPE_CHECKING:
     from umbel._predict.listeners import Window
+    from umbel._telemetry.comparison import Comparison, ComparisonWindow
     from umbel_proto.wire import telemetry_pb2 as pb
 
 MAX_BATCH_BYTES = 128 * 1024
@@ -144,6 +144,9 @@ class Telemetry:
             engine: What runs it.
             scope: What is hidden of what both versions say.
         """
+        # With a cipher for what it hides: few devices compare, and none does before its first prediction.
+        from umbel._telemetry.comparison import ComparisonWindow
+
         with self._lock:
             of = (model, version, variant, engine)
             if of not in self._comparisons:

@@ -16,20 +16,11 @@ from torch import Tensor
 from torch._decomp import core_aten_decompositions
 
 from umbel_models.graphs.pools import adaptive_avg_pool_backward, avg_pool_backward
+from umbel_models.graphs.windows import joined, windows
 
 aten = torch.ops.aten
 
 Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
-
-LARGE = 1 << 16
-"""Numbers of one example, 256 KiB, above which a convolution's windows are taken in pieces.
-
-For 64 channels out, 32 in and a kernel of 5 x 5 over 14 x 14 positions all windows at once took 40 MB for a batch of
-32, in pieces 2, and the products a tenth less time: a piece of one example stays in the cache.
-"""
-
-WIDE = 32
-"""Channels times taps of a piece, at least: of much fewer columns a product of matrices is slow."""
 
 TALL = 1 << 18
 """Numbers of a matrix, 1 MiB, above which a batch is multiplied from its other side."""
@@ -108,64 +99,16 @@ def _kernel_gradient(
     groups: int,
 ) -> Tensor:
     batch, positions = x.shape[0], grad.shape[2:]
-    spots, parts = positions.numel(), []
-    for taps in windows(x, weight.shape[2:], positions, stride, padding, dilation):
-        shape = (batch, -1, spots) if groups == 1 else (batch, groups, -1, spots)
-        part = (grad.reshape(shape) @ taps.reshape(shape).transpose(-1, -2)).sum(0)
-        parts.append(part.reshape(*part.shape[:-1], -1, taps.shape[2]))
+    spots = positions.numel()
+    pieces = windows(x, weight.shape[2:], positions, stride, padding, dilation, groups)
+    if len(pieces) > 1 and groups == 1:
+        # The examples side by side: their sum is then part of the product.
+        rows = grad.flatten(2).transpose(0, 1).flatten(1)
+        parts = [rows @ piece.flatten(0, 1) for piece in pieces]
+    else:
+        rows = grad.reshape((batch, -1, spots) if groups == 1 else (batch, groups, -1, spots))
+        parts = [(rows @ piece).sum(0) for piece in pieces]
     return joined(parts, weight.shape)
-
-
-def windows(
-    x: Tensor,
-    kernel: Sequence[int],
-    positions: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-) -> list[Tensor]:
-    """Return what the taps of a kernel see, shape (batch, channels, taps, *positions), in one piece or in several.
-
-    One strided slice of the padded input per tap: the gradient by the kernel is then one batched matrix product for
-    each piece. Small windows are one piece, with the kernel's order of taps. Of several pieces ``joined`` undoes the order.
-
-    Args:
-        x: The convolution's input, shape (batch, channels, *size).
-        kernel: Size of the kernel per spatial dimension.
-        positions: Size of the convolution's output per spatial dimension.
-        stride: One step per spatial dimension.
-        padding: Zeros on both sides per spatial dimension.
-        dilation: Distance of the kernel's taps per spatial dimension.
-    """
-    if any(padding):
-        x = aten.constant_pad_nd(x, [edge for size in reversed(padding) for edge in (size, size)], 0.0)
-
-    views: dict[tuple[int, ...], Tensor] = {(): x}
-    # The last dimension first: what is cut from these slices afterwards lies in one piece in memory.
-    for d in reversed(range(len(kernel))):
-        reach = (positions[d] - 1) * stride[d] + 1
-        views = {
-            (tap, *rest): aten.slice.Tensor(view, 2 + d, low, low + reach, stride[d])
-            for rest, view in views.items()
-            for tap, low in enumerate(range(0, kernel[d] * dilation[d], dilation[d]))
-        }
-    order = list(itertools.product(*map(range, kernel)))
-    channels, count = x.shape[1], len(order)
-    if channels * len(order) * math.prod(positions) >= LARGE and -(-WIDE // channels) < count:
-        count = -(-WIDE // channels)
-        # As they were cut: each slice of the last dimension is done with before the next is made.
-        order.sort(key=lambda tap: tap[::-1])
-    taps = [views[tap] for tap in order]
-    return [torch.stack(taps[low : low + count], 2) for low in range(0, len(taps), count)]
-
-
-def joined(parts: Sequence[Tensor], shape: Sequence[int]) -> Tensor:
-    """Return a kernel's gradient, of its shape, from what came of each of its windows' pieces, taps last."""
-    if len(parts) == 1:
-        return parts[0].reshape(shape)
-    kernel = shape[2:]
-    reverse = [0, 1, *range(len(shape) - 1, 1, -1)]
-    return torch.cat(list(parts), -1).reshape(*shape[:2], *kernel[::-1]).permute(reverse)
 
 
 def max_pool2d_with_indices_backward(
@@ -200,8 +143,8 @@ def max_pool2d_with_indices_backward(
     whole = side == columns
     wide = (tiled if whole else tiled.transpose(-3, -2)).reshape(-1, taps * side)
     # The places come first: what is cut apart here, and put together again, lies in few large pieces.
-    places = (sort.t() @ wide.t()).reshape(taps, side, -1).unbind(0)
-    shares = torch.stack(_to_first(grad.reshape(-1, side).t(), places))
+    places = torch.split((sort.t() @ wide.t()).reshape(taps, side, -1), 1)
+    shares = torch.cat(_to_first(grad.reshape(-1, side).t(), places))
     back = (shares.reshape(taps * side, -1).t() @ sort.t()).reshape(*lead, rows, -1, kernel[0], block)
     out = (back if whole else back.transpose(-3, -2)).reshape(inside.shape)
     edge = (width - columns * kernel[1], height - rows * kernel[0])
@@ -246,7 +189,8 @@ def addmm(added: Tensor, left: Tensor, right: Tensor, *, beta: float = 1, alpha:
     known = all(isinstance(size, int) for size in right.shape)
     if beta != 1 or alpha != 1 or not known or math.prod(right.shape) < TALL:
         return NotImplemented  # The tracer leaves the operator as it is.
-    return (right.t() @ left.t()).t() + added
+    # The runtime makes the sum part of the product, and tries for ever to do so with the transpose of an addend.
+    return (right.t() @ left.t() + (added[:, None] if added.dim() == 1 else added.t())).t()
 
 
 def batch_norm(

@@ -32,14 +32,17 @@ def integrated_gradients(
     places = torch.tensor([(step + 0.5) / STEPS for step in range(STEPS)])
     way = x - baseline
     points = baseline + places.reshape(-1, 1, *(1 for _ in x.shape[1:])) * way
-    points = points.flatten(0, 1).detach().requires_grad_()
+    # All that the network is asked in one batch: what onnxruntime packs for each of its layers it packs once.
+    asked = torch.cat([points, x[None], baseline[None]]).flatten(0, 1).detach().requires_grad_()
     with torch.enable_grad():
-        reached = flat(network(points)).gather(1, target.repeat(STEPS)[:, None]).sum()
-        (gradients,) = torch.autograd.grad(reached, [points])
-    attributions = (gradients.reshape(STEPS, *x.shape).mean(0) * way).detach()
-    logits, from_logits = network(x).detach(), network(baseline).detach()
-    moved = flat(logits - from_logits).gather(1, target[:, None])[:, 0]
-    return attributions, logits, attributions.flatten(1).sum(1) - moved
+        outputs = network(asked)
+        reached = torch.unflatten(flat(outputs), 0, (STEPS + 2, -1))
+        picked = reached.gather(2, target[None, :, None].expand(STEPS + 2, -1, 1))[..., 0]
+        (gradients,) = torch.autograd.grad(picked[:STEPS].sum(), [asked])
+    attributions = torch.unflatten(gradients, 0, (STEPS + 2, -1))[:STEPS].mean(0) * way
+    logits = torch.unflatten(outputs.detach(), 0, (STEPS + 2, -1))[STEPS]
+    moved = (picked[STEPS] - picked[STEPS + 1]).detach()
+    return attributions.detach(), logits, attributions.detach().flatten(1).sum(1) - moved
 
 
 def flat(outputs: Tensor) -> Tensor:

@@ -25,6 +25,7 @@ from umbel_models.graphs.model import graphs as every_graph
 from umbel_models.graphs.onepass import clipped_gradients
 from umbel_models.graphs.rules import NoRuleError
 from umbel_models.graphs.scan import per_example
+from umbel_models.graphs.squares import squared
 from umbel_models.graphs.trace import batch_unlike, to_onnx
 from umbel_models.graphs.truth import Truth
 from umbel_models.graphs.verify import (
@@ -163,7 +164,7 @@ def export(
                 list(inputs.values()),
                 [*values, *inputs],
                 outputs,
-                trains="w" in inputs,
+                trains=inputs.keys() != {"x"},
             )
         except (NoRuleError, UsageError):
             raise
@@ -192,7 +193,8 @@ def export(
     try:
         # In one pass where every layer has a rule, or else, or where the rules do not hold, by scan.
         outputs = [*(f"sum.{name}" for name in trained), "loss", "norms"]
-        clipped_graph = _bytes(made(clipped, {**examples, "clip": torch.tensor(1.0)}, outputs, frozen))
+        summed = made(clipped, {**examples, "clip": torch.tensor(1.0)}, outputs, frozen)
+        clipped_graph = _bytes(squared(summed))
         verify_clipped(clipped_graph, truth)
     except (NoRuleError, PackageError) as exc:
         notes.append(_looped(exc))

@@ -8,13 +8,12 @@ et al., arXiv:2210.00038, section 3, for the others.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from umbel_models.graphs.decompositions import joined, windows
+from umbel_models.graphs.windows import joined, windows
 
 Weigh = Callable[[Tensor], Mapping[str, Tensor]]
 """Maps the examples' factors, shape (batch,), to the layer's sums of gradients, by parameter."""
@@ -52,17 +51,19 @@ def convolution(layer: nn.Module, given: Tensor, gradient: Tensor) -> tuple[Tens
     assert isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d)
     if layer.padding_mode != "zeros" or isinstance(layer.padding, str):
         raise NoRuleError("a convolution with padding other than a number of zeros")
-    out, parts = gradient.flatten(2), []
-    for columns in windows(
-        given, layer.kernel_size, gradient.shape[2:], layer.stride, layer.padding, layer.dilation
-    ):
-        taps = columns.flatten(1, 2).flatten(2)
-        if layer.groups == 1:
-            part = out @ taps.transpose(1, 2)
-        else:
-            rows, taps = (nn.Unflatten(1, (layer.groups, -1))(each) for each in (out, taps))
-            part = (rows @ taps.transpose(2, 3)).flatten(1, 2)
-        parts.append(part.reshape(*part.shape[:2], -1, columns.shape[2]))
+    out = gradient.flatten(2)
+    pieces = windows(
+        given,
+        layer.kernel_size,
+        gradient.shape[2:],
+        layer.stride,
+        layer.padding,
+        layer.dilation,
+        layer.groups,
+    )
+    rows = out if layer.groups == 1 else nn.Unflatten(1, (layer.groups, -1))(out)
+    # Shape (batch, out, channels * taps) of a group.
+    parts = [(rows @ piece).flatten(1, -2) for piece in pieces]
     return _materialized(layer, parts, out.sum(2))
 
 
@@ -115,19 +116,20 @@ def _materialized(layer: nn.Module, parts: Sequence[Tensor], bias: Tensor) -> tu
     assert isinstance(layer.weight, Tensor)
     shape = layer.weight.shape
     # The last axis first: one sum over millions of float32 loses 4e-5 of it.
-    squares = [_square(part.flatten(2)).sum(1) for part in parts]
+    squares = [_square(part) for part in parts]
+    square = (squares[0] if len(squares) == 1 else torch.cat(squares, 1)).sum(1)
     if layer.bias is not None:
-        squares.append(_square(bias))
+        square = square + _square(bias)
+    flat = [part.flatten(1) for part in parts]
 
     def weigh(factors: Tensor) -> Mapping[str, Tensor]:
-        weights = [(factors @ part.flatten(1)).reshape(part.shape[1:]) for part in parts]
-        sums = {"weight": joined(weights, shape)}
+        row = factors[None]
+        sums = {"weight": joined([row @ part for part in flat], shape)}
         if isinstance(layer.bias, Tensor):
-            total = factors @ bias
-            sums["bias"] = total if layer.bias.dim() == 1 else total.reshape(layer.bias.shape)
+            sums["bias"] = (row @ bias).reshape(layer.bias.shape)
         return sums
 
-    return functools.reduce(torch.add, squares), weigh
+    return square, weigh
 
 
 def _square(values: Tensor) -> Tensor:

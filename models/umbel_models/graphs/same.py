@@ -46,15 +46,19 @@ def _results(name: str, data: bytes) -> dict[str, NDArray[np.float32]]:
         for value in graph.input
     }
     integers = {value.name for value in graph.input if value.type.tensor_type.elem_type == TensorProto.INT64}
-    arrays = {key: _array(shape, whole=key in integers) for key, shape in sorted((external | inputs).items())}
+    arrays = {
+        key: _array(shape, place, whole=key in integers)
+        for place, (key, shape) in enumerate(sorted((external | inputs).items()))
+    }
     opened = Session(data, {key: arrays[key] for key in external})
     names = [value.name for value in graph.output]
     return dict(zip(names, opened.run(names, {key: arrays[key] for key in inputs}), strict=True))
 
 
-def _array(shape: tuple[int, ...], *, whole: bool) -> NDArray[Any]:
-    # Any values do, as long as both files get the same: a fixed, irregular sequence of both signs.
-    values = np.sin(np.arange(1, np.prod(shape, dtype=int) + 1) * 1.7).reshape(shape)
+def _array(shape: tuple[int, ...], place: int, *, whole: bool) -> NDArray[Any]:
+    # Any values do, as long as both files get the same, and no two inputs: fixed, irregular sequences of both signs.
+    values = np.sin(np.arange(1, np.prod(shape, dtype=int) + 1) * 1.7 + place).reshape(shape)
+    # As arrays: arithmetic makes a number of an array without dimensions.
     if whole:
-        return (np.abs(values) * 2).astype(np.int64)
-    return (values * 0.2).astype(np.float32)
+        return np.asarray(np.abs(values) * 2, np.int64)
+    return np.asarray(values * 0.2, np.float32)

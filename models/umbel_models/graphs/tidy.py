@@ -36,6 +36,8 @@ def tidied(traced: GraphModule) -> GraphModule:
             _unmask(node)
         elif node.target == aten.add.Tensor:
             _join(node)
+        elif node.target == aten.permute.default:
+            _untranspose(node)
         elif node.target in _DETACHED:
             # Derivatives are in the trace already.
             node.replace_all_uses_with(cast("Node", node.args[0]))
@@ -61,6 +63,16 @@ def _unmask(node: Node) -> None:
     )
     if compared and _is_product(scores):
         node.replace_all_uses_with(softmax)
+
+
+def _untranspose(node: Node) -> None:
+    """Leave away a transpose and its inverse: what a derivative makes of a product with a weight that lies transposed."""
+    inner, back = cast("tuple[Node, Sequence[int]]", node.args)
+    if inner.target != aten.permute.default:
+        return
+    x, there = cast("tuple[Node, Sequence[int]]", inner.args)
+    if all(there[dim] == place for place, dim in enumerate(back)):
+        node.replace_all_uses_with(x)
 
 
 def _readers(node: Node) -> Iterator[Node]:

@@ -189,6 +189,10 @@ def figures(
 
 def _most_important(lost: Mapping[str, Interval], prefix: str = "") -> Figures:
     told: Figures = {}
-    for name in list(lost)[:TOLD]:
-        told |= lost[name].figures(f"{prefix}accuracy lost without {name}")
+    named = {f"{prefix}accuracy lost without {name}": lost[name] for name in list(lost)[:TOLD]}
+    for figure, interval in named.items():
+        told |= interval.figures(figure)
+    # An input may be called as an end of another's interval: the input's own figure goes before.
+    for figure, interval in named.items():
+        told |= {figure: interval.figures(figure)[figure]}
     return told

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping
 from types import TracebackType
@@ -105,10 +104,11 @@ Method = Callable[[Any, Call], Any]
 """Takes a request message; returns a reply message or, if the method streams, an iterator of them."""
 
 
-def service(descriptor: ServiceDescriptor, methods: Mapping[str, Method]) -> grpc.GenericRpcHandler:
-    """Return a service that answers every method of its description.
+def serve_on(server: grpc.Server, descriptor: ServiceDescriptor, methods: Mapping[str, Method]) -> None:
+    """Let a server answer every method of a service's description; before it starts.
 
     Args:
+        server: The server.
         descriptor: The service, as compiled from its .proto file.
         methods: Its methods by name; each may raise umbel's errors.
 
@@ -118,7 +118,8 @@ def service(descriptor: ServiceDescriptor, methods: Mapping[str, Method]) -> grp
     if set(methods) != set(descriptor.methods_by_name):
         raise ValueError(f"{descriptor.full_name} has the methods {sorted(descriptor.methods_by_name)}.")
     handlers = {method.name: _handler(method, methods[method.name]) for method in descriptor.methods}
-    return grpc.method_handlers_generic_handler(descriptor.full_name, handlers)
+    # Of a generic handler gRPC asks for each call whether it knows the method; these it finds by themselves.
+    server.add_registered_method_handlers(descriptor.full_name, handlers)
 
 
 def _handler(method: MethodDescriptor, behavior: Method) -> grpc.RpcMethodHandler[Any, Any]:
@@ -162,7 +163,7 @@ class _Answering:
 
     def __enter__(self) -> None:
         self._begin_s = time.perf_counter()
-        current_call.set(CallFacts(secrets.token_hex(6), self._method))
+        current_call.set(CallFacts(self._method))
 
     def __exit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None

@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
-from typing import Protocol
+from typing import Protocol, cast
 
 import grpc
 from google.protobuf.descriptor import ServiceDescriptor
@@ -26,8 +26,9 @@ from umbel_server.gateway.papers import Issuer
 from umbel_server.gateway.peer import Peers
 from umbel_server.gateway.ports import check_free, taken
 from umbel_server.gateway.readmission import Readmission
-from umbel_server.gateway.rpc import Method, service
+from umbel_server.gateway.rpc import Method, serve_on
 from umbel_server.gateway.telemetry import Telemetry
+from umbel_server.gateway.threads import Threads
 from umbel_server.rollouts.offers import Offers
 from umbel_server.services.metrics import meters
 from umbel_server.store.store import Store
@@ -77,6 +78,8 @@ class Gateway:
         store.batches.committed = meters().stored
         # Says of both listeners whether they take calls, to whoever gets through their TLS.
         self._health = Health()
+        self._member_threads = Threads(limits.threads, "umbel-gateway")
+        self._enrollment_threads = Threads(ENROLL_THREADS, "umbel-enrollment")
         self._members = _server(
             [
                 Membership(issuer, self._peers),
@@ -91,7 +94,7 @@ class Gateway:
                 ),
                 Telemetry(fleet.name, store.batches, self._peers),
             ],
-            threads=limits.threads,
+            threads=self._member_threads,
             message_bytes=MEMBER_MESSAGE_BYTES,
             shared=shared,
         )
@@ -100,7 +103,7 @@ class Gateway:
                 Enrollment(issuer),
                 Readmission(issuer, store.devices, days=fleet.settings.return_days),
             ],
-            threads=ENROLL_THREADS,
+            threads=self._enrollment_threads,
             message_bytes=ENROLL_MESSAGE_BYTES,
             shared=shared,
         )
@@ -123,6 +126,8 @@ class Gateway:
         )
 
     def __enter__(self) -> Gateway:
+        self._member_threads.start()
+        self._enrollment_threads.start()
         self._members.start()
         self._enrollment.start()
         self._health.serving = True
@@ -136,12 +141,16 @@ class Gateway:
         stopped = [server.stop(DRAIN_S) for server in (self._enrollment, self._members)]
         for event in stopped:
             event.wait()
+        for threads in (self._enrollment_threads, self._member_threads):
+            threads.shutdown()
         self._peers.flush()
 
 
-def _server(services: Sequence[_Service], *, threads: int, message_bytes: int, shared: bool) -> grpc.Server:
+def _server(
+    services: Sequence[_Service], *, threads: Threads, message_bytes: int, shared: bool
+) -> grpc.Server:
     server = grpc.server(
-        ThreadPoolExecutor(threads, thread_name_prefix="umbel-gateway"),
+        cast("ThreadPoolExecutor", threads),  # Nothing but `submit` is asked of it.
         options=[
             # Unless they are of one fleet, two gateways must not share a port, each with half the calls.
             ("grpc.so_reuseport", int(shared)),
@@ -150,9 +159,10 @@ def _server(services: Sequence[_Service], *, threads: int, message_bytes: int, s
             ("grpc.max_connection_idle_ms", 15 * 60 * 1000),
             ("grpc.http2.min_recv_ping_interval_without_data_ms", 30_000),  # Devices ping every minute.
         ],
-        maximum_concurrent_rpcs=threads * QUEUE,
+        maximum_concurrent_rpcs=threads.count * QUEUE,
     )
-    server.add_generic_rpc_handlers([service(each.descriptor, each.methods) for each in services])
+    for each in services:
+        serve_on(server, each.descriptor, each.methods)
     return server
 
 

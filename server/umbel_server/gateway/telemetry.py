@@ -54,22 +54,24 @@ class Telemetry:
         return pb.UploadReply(acknowledged=[arrival.batch_id for arrival in arrivals])
 
     def _read(self, batch: pb.SealedBatch, device: DeviceId) -> Arrival:
-        if len(batch.header) > MAX_HEADER_BYTES or not 0 < len(batch.ciphertext) <= MAX_BATCH_BYTES:
+        packed, ciphertext = batch.header, batch.ciphertext
+        if len(packed) > MAX_HEADER_BYTES or not 0 < len(ciphertext) <= MAX_BATCH_BYTES:
             raise UsageError(
                 f"A batch has a header of up to {MAX_HEADER_BYTES} bytes and a ciphertext of 1 to "
-                f"{MAX_BATCH_BYTES}, not {len(batch.header)} and {len(batch.ciphertext)}."
+                f"{MAX_BATCH_BYTES}, not {len(packed)} and {len(ciphertext)}."
             )
         try:
-            header = pb.BatchHeader.FromString(batch.header)
+            header = pb.BatchHeader.FromString(packed)
         except DecodeError as exc:
             raise UsageError("A batch's header is malformed.") from exc
         if header.schema not in SCHEMAS:
             known = " and ".join(map(str, SCHEMAS))
             raise UsageError(f"A batch has schema {header.schema}, and this gateway takes {known}.")
-        if len(header.batch_id) != BATCH_ID_BYTES:
-            raise UsageError(f"A batch id has {BATCH_ID_BYTES} bytes, not {len(header.batch_id)}.")
-        if not 0 < len(header.key_id) <= MAX_KEY_ID_CHARS:
-            raise UsageError(f"A key id has 1 to {MAX_KEY_ID_CHARS} characters, not {len(header.key_id)}.")
-        if (header.fleet_id, header.device_id) != (self._fleet, device):
+        batch_id, key_id = header.batch_id, header.key_id
+        if len(batch_id) != BATCH_ID_BYTES:
+            raise UsageError(f"A batch id has {BATCH_ID_BYTES} bytes, not {len(batch_id)}.")
+        if not 0 < len(key_id) <= MAX_KEY_ID_CHARS:
+            raise UsageError(f"A key id has 1 to {MAX_KEY_ID_CHARS} characters, not {len(key_id)}.")
+        if header.device_id != device or header.fleet_id != self._fleet:
             raise RefusedError(f"Device {device} may only send its own batches.")
-        return Arrival(header.batch_id, header.key_id, batch.header, batch.ciphertext, header.created_s)
+        return Arrival(batch_id, key_id, packed, ciphertext, header.created_s)

@@ -21,6 +21,7 @@ from umbel_server.learning.lock import driving, require_free
 from umbel_server.learning.plan import RunPlan
 from umbel_server.learning.run import LOST
 from umbel_server.learning.schedule import caught_up
+from umbel_server.seldom import Seldom
 from umbel_server.store.registry import versions
 from umbel_server.store.runs import LIVE, RunRecord
 from umbel_server.store.schedules import Schedule
@@ -57,6 +58,7 @@ class Keeper:
         self._lost_s: dict[RunId, float] = {}
         self._packed: set[RunId] = set()
         self._counted: dict[str, float] = {}
+        self._seldom = Seldom(clock)
 
     def run(self, came: Callable[[float], bool], *, poll_s: float) -> None:
         """Work until told to stop.
@@ -69,14 +71,15 @@ class Keeper:
             self.turn()
 
     def turn(self) -> None:
-        """Do what there is to do now. What fails is logged and tried again the next time."""
+        """Do what there is to do now. What fails is tried again the next time, and logged now and then while it does."""
         for step in (self._register, self._begin_due, self._drive_on, self._give_up, self._pack):
             try:
                 step()
-            except UnavailableError as exc:
-                log.info("%s", exc)  # The SuperLink or the store starts again: both are waited for.
             except UmbelError as exc:
-                log.warning("%s", exc)
+                if self._seldom.lets(str(exc)):
+                    # The SuperLink or the store starts again: both are waited for.
+                    level = logging.INFO if isinstance(exc, UnavailableError) else logging.WARNING
+                    log.log(level, "%s It is tried again.", exc)
 
     def _register(self) -> None:
         begin.register(self._store, self._control)

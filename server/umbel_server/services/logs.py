@@ -7,6 +7,7 @@ call is answered carries the call's id and the device that made it; nothing of w
 from __future__ import annotations
 
 import logging
+import secrets
 import sys
 import time
 from contextvars import ContextVar
@@ -43,17 +44,18 @@ class CallFacts:
     """What the lines of one call have in common.
 
     Args:
-        request: The call's random id.
         method: Its gRPC method.
         device: Who calls, once that is known.
+        request: The call's random id, drawn for the first line that says it: most calls have none.
     """
 
-    request: str
     method: str
     device: str = ""
+    request: str = ""
 
     def items(self) -> list[tuple[str, str]]:
         """Return what is known, by name."""
+        self.request = self.request or secrets.token_hex(6)
         pairs = (("request", self.request), ("method", self.method), ("device", self.device))
         return [(name, value) for name, value in pairs if value]
 

@@ -18,6 +18,8 @@ from umbel_server.store.store import Store
 SECTION, LOST = "explanations", "accuracy lost without "
 WITHIN = f", {LOST}"
 """Between the name of a part of the data and the input without which accuracy is lost there."""
+ENDS = (" low", " high")
+"""After the name of a figure: the ends of its interval."""
 RESIDUAL = "integrated gradients, greatest completeness residual"
 MOST_VERSIONS = 6
 
@@ -145,8 +147,7 @@ def explained(fleet: FleetDir, store: Store, model: str, version: int, drift: Dr
         Input(
             name,
             value,
-            _number(own, f"{LOST}{name} low"),
-            _number(own, f"{LOST}{name} high"),
+            *_interval(own, f"{LOST}{name}"),
             before.get(name),
             *moved.get(name, (None, False)),
         )
@@ -208,10 +209,9 @@ def _slices(section: Mapping[str, str]) -> tuple[Part, ...]:
     found: dict[str, dict[str, Lost]] = {}
     for name in section:
         part, within, column = name.partition(WITHIN)
-        if not within or column.endswith((" low", " high")) or (value := _number(section, name)) is None:
+        if not within or _is_end(section, name) or (value := _number(section, name)) is None:
             continue
-        ends = (_number(section, f"{name} low"), _number(section, f"{name} high"))
-        found.setdefault(part, {})[column] = Lost(value, *ends)
+        found.setdefault(part, {})[column] = Lost(value, *_interval(section, name))
     counts = {part: _number(section, f"{part}, examples") for part in found}
     return tuple(
         Part(part, None if (count := counts[part]) is None else round(count), lost)
@@ -220,9 +220,22 @@ def _slices(section: Mapping[str, str]) -> tuple[Part, ...]:
 
 
 def _lost(section: Mapping[str, str]) -> dict[str, float]:
-    names = [name for name in section if name.startswith(LOST) and not name.endswith((" low", " high"))]
+    names = [name for name in section if name.startswith(LOST) and not _is_end(section, name)]
     told = {name.removeprefix(LOST): _number(section, name) for name in names}
     return {name: value for name, value in told.items() if value is not None}
+
+
+def _is_end(section: Mapping[str, str], name: str) -> bool:
+    """Return whether a figure is the end of another's interval: an input may be called so that it looks like one."""
+    of = next((name.removesuffix(end) for end in ENDS if name.endswith(end)), "")
+    return of in section and not any(f"{name}{end}" in section for end in ENDS)
+
+
+def _interval(section: Mapping[str, str], name: str) -> tuple[float | None, float | None]:
+    """Return both ends of a figure's interval; none where an input of its own has the name that one of them would have."""
+    ends = [f"{name}{end}" for end in ENDS]
+    low, high = (_number(section, each) if _is_end(section, each) else None for each in ends)
+    return low, high
 
 
 def _number(section: Mapping[str, str], name: str) -> float | None:
