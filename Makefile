@@ -16,7 +16,7 @@ demo: $(VENV)/.demo
 # Tests of whole fleets need every core for themselves; both parts run, whatever the first finds.
 test: $(VENV)/.dev
 	failed=0; \
-	$(BIN)/python -m pytest -m "not e2e" --numprocesses auto --maxprocesses 4 --max-worker-restart 2 --dist loadfile || failed=1; \
+	$(BIN)/python -m pytest -m "not e2e" --numprocesses auto --maxprocesses 4 --max-worker-restart 1 --dist loadfile -o faulthandler_timeout=420 || failed=1; \
 	$(BIN)/python -m pytest -m e2e || failed=1; \
 	exit $$failed
 	$(MAKE) check

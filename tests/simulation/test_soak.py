@@ -15,7 +15,6 @@ from simulation.soak import FAULTS, soak
 ROUNDS = 200
 
 
-@pytest.mark.timeout(600)
 def test_two_hundred_rounds_with_random_faults_lose_nothing_and_leak_nothing(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
