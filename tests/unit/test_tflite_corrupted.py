@@ -7,19 +7,22 @@ from __future__ import annotations
 
 import functools
 import multiprocessing
+import struct
 from collections import Counter
 from multiprocessing.connection import Connection
+from pathlib import Path
 
 import numpy as np
 import pytest
 from numpy.random import Generator
 
 import model_packages as packages
+import umbel
 from umbel._releases.package import verify_golden
 from umbel.engines import load_engine
 from umbel_models.pack import build, repack
 from umbel_models.tasks.digits.task import DIGITS
-from umbel_proto.errors import PackageError
+from umbel_proto.errors import PackageError, UsageError
 from umbel_proto.keys import SigningKey
 from umbel_proto.package import read_package, write_package
 
@@ -107,3 +110,27 @@ def test_damage_is_noticed_or_does_almost_nothing(variant: str) -> None:
     print(f"{variant}: {dict(counted)}, another label {other}, more than half a point {many}")
     assert counted["refused"] + counted["golden"] >= FILES // 2, counted
     assert many <= FILES // 50, counted
+
+
+@pytest.mark.parametrize("variant", ["tflite", "tflite-int8"])
+@pytest.mark.parametrize("size", [1 << 23, (1 << 31) - 1])
+def test_tensors_that_no_device_has_room_for_are_refused_before_they_are_allocated(
+    variant: str, size: int, tmp_path: Path
+) -> None:
+    package = read_package(lite(), release_key=packages.RELEASE.public)
+    contents = {name: package.file(name) for name in package.manifest.files}
+    file = package.manifest.variants[variant].file
+    shape = struct.pack("<5i", 4, 1, 8, 8, 16)  # How long it is, and what the first convolution gives.
+    assert contents[file].count(shape) == 1
+    bad = contents[file].replace(shape, struct.pack("<5i", 4, size, 8, 8, 16))
+    key = packages.RELEASE
+    opened = read_package(
+        write_package(package.manifest, contents | {file: bad}, key), release_key=key.public
+    )
+    with pytest.raises(PackageError, match="LiteRT cannot run") as refused:
+        load_engine(opened, variant)
+    assert "bytes together" in str(refused.value.__cause__)
+    (tmp_path / "bad.tflite").write_bytes(bad)
+    with pytest.raises(UsageError, match="LiteRT cannot open") as bare:
+        umbel.load(tmp_path / "bad.tflite")
+    assert "bytes together" in str(bare.value.__cause__)

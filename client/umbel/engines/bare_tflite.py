@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from umbel._fork import leave_alone, renew_in_child
 from umbel.engines import EngineOptions
 from umbel.engines.bare import Arrays
+from umbel.engines.tflite import check_size
 from umbel_proto.errors import UsageError
 from umbel_proto.manifest import BATCH, TensorSpec
 
@@ -74,6 +75,7 @@ class _Opened:
 
     def __init__(self, content: bytes, threads: int) -> None:
         self._interpreter = Interpreter(model_content=content, num_threads=threads)
+        check_size(self._interpreter)
         self.inputs, self.outputs = _ends(self._interpreter)
         self._shapes = {name: tuple(each["shape"]) for name, each in self.inputs.items()}
         self._interpreter.allocate_tensors()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -17,6 +18,10 @@ from umbel_proto.manifest import OUTPUTS
 from umbel_proto.package import Package
 
 _SIGNATURE = "serving_default"
+
+MAX_BYTES = 1 << 30
+"""All tensors of a file together, at the batch it is written with. LiteRT allocates what a damaged file asks for, and holds
+Python's lock for the minute that it takes to fill eight gigabytes."""
 
 
 class TfliteEngine:
@@ -46,7 +51,7 @@ class TfliteEngine:
         self._variant = variant
         self._threads = (options or EngineOptions()).threads
         self._local = threading.local()
-        self._opened()
+        self._local.opened = self._open(first=True)
         renew_in_child(self._renew)
 
     @property
@@ -86,9 +91,9 @@ class TfliteEngine:
             opened = self._local.opened = self._open()
         return opened
 
-    def _open(self) -> _Opened:
+    def _open(self, *, first: bool = False) -> _Opened:
         try:
-            return _Opened(self._content, self._input, self._threads)
+            return _Opened(self._content, self._input, self._threads, first=first)
         except Exception as exc:  # ValueError, RuntimeError and more, by what is wrong
             raise PackageError(
                 f"LiteRT cannot run {self._file}: update ai-edge-litert, or report the package."
@@ -102,10 +107,13 @@ class _Opened:
         content: The file.
         entry: Name of its input.
         threads: Threads that compute.
+        first: Whether it is the file's first, which tells of all whether there is room for them.
     """
 
-    def __init__(self, content: bytes, entry: str, threads: int) -> None:
+    def __init__(self, content: bytes, entry: str, threads: int, *, first: bool) -> None:
         self._interpreter = Interpreter(model_content=content, num_threads=threads)
+        if first:
+            check_size(self._interpreter)
         self._input, self._outputs, self._open, shape = _ends(self._interpreter, entry)
         self._batch, self._example = shape[0], shape[1:]
         self._interpreter.allocate_tensors()
@@ -152,6 +160,20 @@ class _Opened:
         """Return a block of a fixed batch: the last example repeated, where there are too few."""
         missing = self._batch - len(x)
         return np.concatenate([x, np.repeat(x[-1:], missing, axis=0)]) if missing else x
+
+
+def check_size(interpreter: Interpreter) -> None:
+    """Refuse a file whose tensors no device has room for, before they are allocated.
+
+    Raises:
+        ValueError: Its tensors are too large together.
+    """
+    size = sum(
+        math.prod(tensor["shape"].tolist()) * np.dtype(tensor["dtype"]).itemsize
+        for tensor in interpreter.get_tensor_details()
+    )
+    if not 0 <= size <= MAX_BYTES:
+        raise ValueError(f"Its tensors take {size} bytes together, of {MAX_BYTES} that they may.")
 
 
 def _ends(interpreter: Interpreter, entry: str) -> tuple[int, dict[str, int], bool, list[int]]:
