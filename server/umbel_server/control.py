@@ -164,6 +164,10 @@ class Control:
         """
         try:
             reply = self._client.ListRuns(ListRunsRequest(run_id=flower_run))
+        except httpx.HTTPStatusError as exc:
+            raise UnavailableError(
+                f"The SuperLink refuses to tell of a run (HTTP {exc.response.status_code}): its log says why."
+            ) from exc
         except httpx.TransportError as exc:
             raise UnavailableError(f"The SuperLink does not answer: {exc}.") from exc
         status = reply.run_dict[flower_run].status
@@ -176,5 +180,9 @@ class Control:
     def _nodes(self) -> Sequence[Any]:
         try:
             return list(self._client.ListNodes(ListNodesRequest()).nodes_info)
-        except httpx.HTTPError as exc:
+        except httpx.HTTPStatusError as exc:
+            raise UnavailableError(
+                f"The SuperLink refuses to list its nodes (HTTP {exc.response.status_code}): its log says why."
+            ) from exc
+        except httpx.TransportError as exc:
             raise UnavailableError(f"The SuperLink does not answer: {exc}.") from exc
