@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -95,3 +97,30 @@ def test_the_type_completeness_check_finds_a_public_name_without_type(tmp_path: 
     assert run(*check, cwd=tmp_path / "elsewhere", path=tmp_path).returncode == 0
     (package / "__init__.py").write_text("def f(x):\n    return x\n")
     assert run(*check, cwd=tmp_path / "elsewhere", path=tmp_path).returncode == 1
+
+
+LEAVES_OUT = re.compile(r"\bpytest\.(?:mark\.)?(?:skip\w*|xfail|importorskip)\b|\bunittest\.skip")
+ASSERTED = 'assert "CI" not in os.environ'
+
+
+def left_out(source: str) -> list[str]:
+    """The lines that leave a test out and do not first fail in CI, where nobody would look at it."""
+    lines = ["", *source.splitlines()]
+    return [
+        line.strip()
+        for before, line in itertools.pairwise(lines)
+        if LEAVES_OUT.search(line)
+        and not (re.search(r"pytest\.skip\(", line) and before.strip().startswith(ASSERTED))
+    ]
+
+
+def test_no_test_is_left_out_in_ci_without_a_word() -> None:
+    found = {path.name: left_out(path.read_text()) for path in (ROOT / "tests").rglob("*.py")}
+    assert not {name: lines for name, lines in found.items() if lines}
+
+
+@pytest.mark.parametrize(
+    "planted", ["mark.skipif(True)", "importorskip('torch')", "skip('a bad day')", "xfail"]
+)
+def test_a_test_that_is_left_out_is_found(planted: str) -> None:
+    assert left_out(f"import pytest\n\npytest.{planted}\n") == [f"pytest.{planted}"]
