@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from crashing import crashed
 from model_packages import RELEASE, digits, first, opened
 from umbel._data.examples import Examples
 from umbel.train import TrainPlan
@@ -160,3 +162,16 @@ def test_umbel_train_takes_all_of_it(tmp_path: Path) -> None:
         [*base, "--trainer", "nowhere:at_all"], capture_output=True, check=False, text=True
     )
     assert (wrong.returncode, "There is no trainer nowhere:at_all" in wrong.stderr) == (2, True)
+
+
+def test_a_training_that_is_killed_at_any_instant_leaves_the_old_parameters_or_the_new(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "place").mkdir()
+    (tmp_path / "place/digits.umbel").write_bytes(first())
+    (tmp_path / "place/release.pub").write_bytes(RELEASE.public.raw)
+    examples = next(iter(shards().values()))
+    np.savez(tmp_path / "place/examples.npz", x=examples.x, y=examples.y)
+    left = crashed("crashing_train.py", tmp_path / "place")
+    assert [each for each, _ in itertools.groupby(left)] == ["old", "new"]
+    assert len(left) > 5
