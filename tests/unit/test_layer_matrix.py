@@ -12,6 +12,7 @@ import functools
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import onnx
 import pytest
@@ -467,13 +468,111 @@ def test_a_layer_that_does_nothing_at_random_is_let_through(layer: nn.Module) ->
     check_layers(nn.Sequential(nn.Linear(4, 4), layer))
 
 
-def test_the_guide_lists_what_is_exported_and_every_cure() -> None:
-    rows = [line for line in GUIDE.read_text("utf-8").splitlines() if line.startswith("|")]
-    listed = set(re.findall(r"`nn\.(\w+)`", " ".join(rows)))
-    assert {kind.__name__ for kind in SUPPORTED} <= listed
-    for kind, cure in CURES.items():
-        (row,) = [row for row in rows if f"`nn.{kind.__name__}`" in row]
-        assert cure in row.replace("`", "")
-    plain = [row.replace("`", "") for row in rows]
-    for cure in (*blame.CURES.values(), OTHERWISE):
-        assert [row for row in plain if cure in row], cure
+def table(heading: str) -> list[tuple[str, str]]:
+    """The rows under a heading of the guide, without marks and kinds of quotes."""
+    _, _, below = GUIDE.read_text("utf-8").partition(f"\n## {heading}\n")
+    rows = [line for line in below.partition("\n## ")[0].splitlines() if line.startswith("|")]
+    cells = [re.sub("[`'\"]", "", row).strip("| ").split(" | ") for row in rows]
+    return [(what, cure) for what, cure in cells if what[:3] != "---" and cure not in ("cure", "layers")]
+
+
+def test_the_guide_lists_the_layers_that_are_exported_and_no_others() -> None:
+    listed = [name for _, layers in table("What is exported") for name in re.findall(r"nn\.(\w+)", layers)]
+    assert sorted(listed) == sorted(kind.__name__ for kind in SUPPORTED)
+
+
+class Underived(torch.autograd.Function):
+    """A function of the caller's own that nobody has derived."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        raise NotImplementedError("nobody has derived it")
+
+
+class Spare(nn.Linear):
+    def __init__(self) -> None:
+        super().__init__(6, CLASSES)
+        self.spare = nn.Linear(4, 7)
+
+
+class Sum(nn.Linear):
+    def forward(self, x: Tensor, z: Tensor) -> Tensor:  # type: ignore[override]
+        return super().forward(x) + z
+
+
+def odd(call: Callable[[Tensor], Any]) -> nn.Module:
+    return Call(lambda x, layer: call(layer(x)), nn.Linear(6, CLASSES))
+
+
+def mean_loss(logits: Tensor, y: Tensor) -> Tensor:
+    return F.cross_entropy(logits, y)
+
+
+Refusal = tuple[nn.Module, Callable[[Tensor, Tensor], Tensor], str, str]
+
+
+def refusal(module: nn.Module, cure: str, *, loss: Any = cross_entropy, said: str = "") -> Refusal:
+    """A module that is refused, with what loss; what the error says, by default its cure; and what the guide says."""
+    return module, loss, said or cure, cure
+
+
+TOLD: dict[str, Refusal] = {
+    "batch norms in training mode": refusal(nn.BatchNorm1d(6), "use nn.GroupNorm"),
+    **{f"nn.{kind.__name__}": refusal(CURED[kind], cure) for kind, cure in CURES.items()},
+    "dropout in training mode, of attention and recurrent layers too": refusal(
+        nn.Dropout(), "a dropout of 0"
+    ),
+    "a layer with inplace=True": refusal(nn.ReLU(inplace=True), "inplace=False"),
+    "RNN with ReLU": refusal(nn.RNN(4, 4, nonlinearity="relu"), "nonlinearity=tanh"),
+    "LSTM with a projection": refusal(nn.LSTM(4, 4, proj_size=2), "proj_size=0"),
+    "weight_norm and other parametrizations": refusal(
+        nn.utils.parametrizations.weight_norm(nn.Linear(4, 4)),
+        "torch.nn.utils.parametrize.remove_parametrizations",
+    ),
+    "every other layer of torch: not exported yet": refusal(nn.Fold((4, 4), 2), OTHERWISE),
+    "decides by the values of its input, with if, while or .item()": refusal(
+        odd(lambda x: x if x.sum() > 0 else -x), blame.CURES["decides by the values"]
+    ),
+    "computes with complex numbers, as torch.fft does": refusal(
+        odd(lambda x: torch.fft.rfft(x).real), blame.CURES["complex numbers"]
+    ),
+    "calls an operator that has no graph, or whose gradient has none": refusal(
+        odd(lambda x: F.pad(x[:, None], (1, 0), mode="replicate")[:, 0]), blame.CURES["no graph"]
+    ),
+    "anything else that cannot be exported": refusal(odd(Underived.apply), blame.CURES["cannot be exported"]),
+    "an answer that is no single tensor (batch, classes), or of a regression (batch, ..)": refusal(
+        odd(lambda x: (x, x)), "return one tensor"
+    ),
+    "a loss that is one number for the batch": refusal(
+        nn.Linear(6, CLASSES), "reduction=none", loss=mean_loss
+    ),
+    "parameters that are not float32": refusal(nn.Linear(6, CLASSES).double(), "float() on the module"),
+    "a parameter that forward never uses": refusal(
+        Spare(), "use it, or take it out", said="use them in forward"
+    ),
+    "a module that fails on random inputs of its range": refusal(
+        Call(lambda x, words: words(x.long()).mean(1), nn.Embedding(2, CLASSES)), "with bounds"
+    ),
+    "several inputs": refusal(
+        Sum(6, CLASSES), "one array, taken apart in the module", said="missing 1 required"
+    ),
+}
+
+
+@pytest.mark.parametrize("what", TOLD)
+def test_what_the_guide_says_is_refused_is_refused_with_its_cure(what: str) -> None:
+    module, loss, said, cure = TOLD[what]
+    (found,) = [cell for row, cell in table("What is refused") if row == what]
+    assert cure in found
+    with pytest.raises(UsageError) as told:
+        export(module, loss, (6,))
+    assert said in re.sub("['\"]", "", str(told.value))
+
+
+def test_everything_that_the_guide_says_is_refused_is_tried() -> None:
+    assert {what for what, _ in table("What is refused")} == TOLD.keys()
+    assert {cure for _, _, _, cure in TOLD.values()} >= {*CURES.values(), *blame.CURES.values(), OTHERWISE}
