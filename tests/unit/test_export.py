@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping
 
 import numpy as np
@@ -420,11 +421,10 @@ def test_training_rectifies_maxima_and_inference_what_they_are_taken_from() -> N
 
 @pytest.fixture(scope="module")
 def large() -> Graphs:
-    """A network whose first layer has more than 1 MiB."""
+    """A network of the letters' layers whose first holds 25 large windows, and whose second has more than 1 MiB."""
     torch.manual_seed(0)
-    return export(
-        nn.Sequential(nn.Flatten(), nn.Linear(600, 500), nn.ReLU(), nn.Linear(500, 3)), loss, (600,)
-    )
+    body = nn.Sequential(nn.Conv2d(32, 6, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten())
+    return export(nn.Sequential(*body, nn.Linear(294, 900), nn.ReLU(), nn.Linear(900, 3)), loss, (32, 15, 15))
 
 
 def test_a_large_layer_multiplies_its_weight_from_the_left_when_it_trains_or_explains(large: Graphs) -> None:
@@ -436,14 +436,31 @@ def test_a_large_layer_multiplies_its_weight_from_the_left_when_it_trains_or_exp
         (large.explain, True),
     ):
         nodes = onnx.load_from_string(data).graph.node
-        assert any(node.op_type == "MatMul" and node.input[0] == "1.weight" for node in nodes) is left
+        assert any(node.op_type == "MatMul" and node.input[0] == "4.weight" for node in nodes) is left
 
 
-def test_an_explanation_transposes_no_large_weight(large: Graphs) -> None:
-    """A transpose of what lies in the package would be computed whenever a session is opened."""
-    assert large.explain is not None
-    nodes = onnx.load_from_string(large.explain).graph.node
-    assert not any(node.op_type == "Transpose" and node.input[0] == "1.weight" for node in nodes)
+@pytest.mark.parametrize("graph", ["gradient", "clipped", "explain"])
+def test_no_large_weight_is_transposed_to_train_or_explain(large: Graphs, graph: str) -> None:
+    """Training would do it in every step; what lies in the package would be whenever a session is opened."""
+    nodes = onnx.load_from_string(getattr(large, graph)).graph.node
+    assert not any(node.op_type == "Transpose" and node.input[0] == "4.weight" for node in nodes)
+
+
+@pytest.mark.parametrize(
+    ("graph", "per_tap", "most"),
+    [("infer", 0, 10), ("gradient", 3, 190), ("clipped", 5, 260), ("explain", 0, 90)],
+)
+def test_a_graph_holds_no_more_operators_than_it_needs(
+    large: Graphs, graph: str, per_tap: int, most: int
+) -> None:
+    """A session plans its memory in time that goes with their square, and each costs something in every step.
+
+    A tap of a large convolution is cut out, laid flat and multiplied; a clipped one is summed by its examples' factors
+    and squared as well. Whoever needs more writes why where the numbers are raised.
+    """
+    kinds = Counter(node.op_type for node in onnx.load_from_string(getattr(large, graph)).graph.node)
+    assert sum(count // 25 for count in kinds.values()) == per_tap, kinds
+    assert kinds.total() <= most, kinds
 
 
 @pytest.mark.parametrize("graph", ["gradient", "clipped"])
