@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -25,8 +26,9 @@ from umbel_models.options import (
     progress,
 )
 from umbel_models.responsible_cli import assess
+from umbel_models.task import OwnMetric
 from umbel_proto.errors import MissingExtraError, UsageError
-from umbel_proto.package import inspect_package, read_package
+from umbel_proto.package import Package, inspect_package, read_package
 
 app = typer.Typer(
     help="Build, pack and show signed model packages.",
@@ -119,6 +121,12 @@ def pack(
     heldout: Annotated[
         Path | None, typer.Option(help="An .npz file with x and y to evaluate on, for the card.")
     ] = None,
+    task: Annotated[
+        str | None,
+        typer.Option(
+            help="The task whose own metrics to compute on --heldout: its Python file, or its name."
+        ),
+    ] = None,
 ) -> None:
     """Write the next version of a package: new parameters, quantized and with golden vectors anew."""
     pack_module = _workbench()
@@ -126,6 +134,9 @@ def pack(
     files.require_writable(out)
     judged = files.sections(sections)
     package = read_package(files.read(base), release_key=signing.public)
+    if task is not None and heldout is None:
+        raise UsageError("--task computes its metrics on held-out examples: give --heldout as well.")
+    metrics = None if task is None else _own_metrics(task, package)
     inputs, labels = files.calibration(calibration)
     notes: list[str] = []
     data = pack_module.repack(
@@ -139,6 +150,7 @@ def pack(
         sections=judged.figures,
         sections_of=judged.parameters,
         held_out=None if heldout is None else files.examples(heldout),
+        metrics=metrics,
         progress=progress(),
         note=notes.append,
     )
@@ -245,6 +257,22 @@ def bench(
     package = read_package(files.read(file), release_key=files.verify_key(release_key))
     measured = measure(package, progress=progress())
     typer.echo(json.dumps(measured.to_json()) if as_json else "\n".join(measured.lines()))
+
+
+def _own_metrics(name: str, package: Package) -> Mapping[str, OwnMetric]:
+    """Return what computes the figures of a task's own, for a package of its model.
+
+    Raises:
+        UsageError: There is no such task, it is another model's, or it has no metrics.
+    """
+    task, model = load_task(name), package.manifest.model
+    if task.model != model:
+        raise UsageError(
+            f"{name} is the task of {task.model}, and the package is of {model}: give the task of {model}."
+        )
+    if not task.metrics:
+        raise UsageError(f"Task {task.model} has no metrics of its own: leave out --task.")
+    return task.metrics
 
 
 def _workbench() -> Any:

@@ -19,7 +19,7 @@ from umbel_models.confidence import calibrated, confidence
 from umbel_models.evaluation import evaluate, evaluate_numbers, evaluate_own
 from umbel_models.exported import GRAPH_FILES, INFER, Progress, exported
 from umbel_models.requantize import requantize
-from umbel_models.task import Examples, OwnMetric, Task
+from umbel_models.task import FIXED_METRICS, Examples, OwnMetric, Task
 from umbel_models.variants import open_variant
 from umbel_proto.answers import checked_answers
 from umbel_proto.contract import Column, DataContract, Field
@@ -254,6 +254,12 @@ def repack(
             f"Package {manifest.model} {manifest.version} has no card: build it with this umbel."
         )
     card = Card.from_json(base.file(manifest.documents[CARD]))
+    told = {each.kind for each in card.metrics} - FIXED_METRICS - set(metrics or {})
+    if told and held_out is not None:
+        note(
+            f"The card of version {version} does not tell of {', '.join(sorted(told))}, as that of {manifest.version} "
+            "does: only the task computes it, so give --task."
+        )
     card = replace(card, version=version, metrics=(), sections={})
     manifest = replace(manifest, version=version, lineage=facts)
     arrays = base.split(parameters)

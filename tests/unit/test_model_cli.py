@@ -73,6 +73,42 @@ def test_pack_takes_the_update_of_a_run_and_evaluates_it(folder: Path) -> None:
     assert {metric.kind: metric.value for metric in card.metrics}["examples"] == len(digits().held_out.y)
 
 
+OWN = """
+from dataclasses import replace
+from umbel_models.tasks.digits import task as digits
+
+
+def even(said, y):
+    return float((said.argmax(1) % 2 == y % 2).mean())
+
+
+task = replace(digits.DIGITS, metrics={"right about even": even})
+"""
+
+
+def figures(folder: Path, name: str) -> dict[str, float]:
+    package = read_package((folder / name).read_bytes(), release_key=RELEASE.public)
+    return {each.kind: each.value for each in Card.from_json(package.file("card.json")).metrics}
+
+
+def test_pack_computes_what_a_task_tells_of_its_own_or_says_that_the_card_lacks_it(folder: Path) -> None:
+    held_out = digits().held_out
+    np.savez(folder / "heldout.npz", x=held_out.x, y=held_out.y)
+    (folder / "own.py").write_text(OWN)
+    lacks = "does not tell of right about even, as that of 2 does"
+    given = (*PACK, "--heldout", "@heldout.npz")
+    assert lacks not in run(folder, *given, "--task", "@own.py").stdout
+    before = figures(folder, "base.umbel")
+    told = figures(folder, "next.umbel")
+    assert told.keys() - before.keys() == {"right about even"}
+    assert told["accuracy"] < told["right about even"] < 1
+    later = ("pack", "@next.umbel", *given[2:], "--version", "3", "--out", "@third.umbel")
+    assert lacks in run(folder, *later).stdout
+    assert figures(folder, "third.umbel").keys() == before.keys()
+    assert lacks not in run(folder, *later[:-6], "--version", "3", "--out", "@third.umbel").stdout
+    assert figures(folder, "third.umbel") == {}
+
+
 def test_pack_refuses_the_update_of_another_package(folder: Path) -> None:
     (folder / "trained.params").write_bytes(write_update(opened(release(2)), training().parameters))
     with pytest.raises(PackageError, match="not made from this package"):
@@ -167,6 +203,10 @@ def test_bench_runs_nothing_that_the_fleet_did_not_sign(folder: Path) -> None:
         (("build", "@none.py", "--out", "@o", "--key", "@release.pem"), UsageError, "no file"),
         ((*PACK, "--lineage", '{"a": []}'), UsageError, "flat JSON object"),
         (("pack", "@x.npz", *PACK[2:]), PackageError, "no package"),
+        ((*PACK, "--task", "digits"), UsageError, "give --heldout as well"),
+        ((*PACK, "--heldout", "@x.npz", "--task", "digits"), UsageError, "no metrics of its own"),
+        ((*PACK, "--heldout", "@x.npz", "--task", "credit"), UsageError, "give the task of digits"),
+        ((*PACK, "--heldout", "@x.npz", "--task", "@none.py"), UsageError, "no file"),
         (("show", "@x.npz"), PackageError, "no package"),
         (("show", "@base.umbel", "--release-key", "@x.npz"), UsageError, "public key"),
     ],
