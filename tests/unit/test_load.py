@@ -234,6 +234,24 @@ def test_logits_are_told_apart_from_probabilities(save: Save) -> None:
         umbel.load(file, labels=NAMES, output="logits").predict(x())
 
 
+@pytest.mark.parametrize("given", [np.nan, np.inf, 3e38])
+def test_answers_that_are_not_finite_are_refused(save: Save, given: float) -> None:
+    """The likeliest of three that are no numbers would be the first, with a confidence of NaN."""
+    sentence = "Output 'y' of line is not finite: look in the input for NaN"
+    numbers = umbel.load(save("line.onnx", linear()))
+    sorts = umbel.load(save("line.onnx", linear()), labels=["a", "b", "c"], logits=True)
+    asked: list[Callable[[object], object]] = [numbers.estimate, sorts.predict, sorts.predict_proba]
+    for ask in asked:
+        with pytest.raises(UsageError, match=sentence):
+            ask([[1, 2, 3], [1, given, 3]])
+    assert not np.isfinite(numbers.run([1, given, 3])["y"]).all()  # Who wants the numbers has them.
+
+
+def test_a_logit_may_rule_a_class_out(save: Save) -> None:
+    sorts = umbel.load(save("line.onnx", linear()), labels=["a", "b", "c"], logits=True)
+    assert sorts.predict_proba([2, -np.inf, 2]).tolist() == [0.5, 0, 0.5]
+
+
 def test_a_graph_of_numbers_gives_them(save: Save) -> None:
     model = umbel.load(save("line.onnx", linear()))
     assert (model.kind, model.labels, model.name) == ("regression", (), "line")
@@ -360,9 +378,12 @@ def test_weights_in_a_file_beside_the_graph_are_found(tmp_path: Path) -> None:
 
 
 def test_a_file_that_is_not_there_or_of_another_kind_is_refused(save: Save, tmp_path: Path) -> None:
-    for name in ("gone.umbel", "gone.onnx", "gone.tflite"):
+    for suffix in ("umbel", "onnx", "tflite"):
         with pytest.raises(UsageError, match="There is no file"):
-            umbel.load(tmp_path / name)
+            umbel.load(tmp_path / f"gone.{suffix}")
+        (tmp_path / f"folder.{suffix}").mkdir()
+        with pytest.raises(UsageError, match=rf"folder\.{suffix} cannot be read: Is a directory"):
+            umbel.load(tmp_path / f"folder.{suffix}")
     with pytest.raises(UsageError, match=r"give a file that ends in \.umbel, \.onnx or \.tflite"):
         umbel.load(save("net.pt", b""))
 
@@ -383,6 +404,18 @@ def test_the_command_asks_a_bare_graph_about_a_file(save: Save, tmp_path: Path) 
     assert said["labels"] == expected().argmax(1).tolist()
     assert (said["model"], said["version"], said["n"]) == ("net", 0, 20)
     assert said["accuracy"] == (expected().argmax(1) == digits().held_out.y[:20]).mean()
+
+
+@pytest.mark.parametrize(
+    "y", [digits().held_out.y[:20, None], digits().held_out.y[:20] + 0.5, digits().held_out.y[:20] + 10]
+)
+def test_what_are_no_labels_of_the_rows_give_no_accuracy(save: Save, tmp_path: Path, y: np.ndarray) -> None:
+    """A column of labels would be compared with every row: an accuracy of a tenth, without a word."""
+    np.savez(tmp_path / "some.npz", x=x(), y=y)
+    words = ["--file", save("net.onnx", whole()), "--labels", ", ".join(NAMES)]
+    result = command(*words, "--data", tmp_path / "some.npz")
+    assert isinstance(result.exception, UsageError)
+    assert "give a whole number in 0..9 for each, shape (20,)" in str(result.exception)
 
 
 def test_the_command_answers_lines_of_json_with_lines_of_json(save: Save) -> None:

@@ -158,6 +158,11 @@ def _predict(model: Model | Graph, examples: Examples, at_s: float | None) -> di
         "n": len(said),
     }
     if examples.y is not None and model.labels:
+        if examples.y.shape != (len(said),) or not np.isin(examples.y, np.arange(len(model.labels))).all():
+            raise UsageError(
+                f"The y of the rows are not their labels: give a whole number in 0..{len(model.labels) - 1} for each, "
+                f"shape ({len(said)},)."
+            )
         result["accuracy"] = float(np.mean(np.asarray(said) == examples.y))
     elif examples.y is not None:
         if examples.y.shape != np.shape(said):

@@ -123,7 +123,8 @@ class Graph:
             x: As for ``run``.
 
         Raises:
-            UsageError: As for ``run``; or the graph was loaded without labels, or its numbers are no probabilities.
+            UsageError: As for ``run``; or the graph was loaded without labels, or its numbers are no probabilities, or
+                not finite.
         """
         probabilities, single = self._probabilities(x)
         said = []
@@ -149,7 +150,8 @@ class Graph:
             x: As for ``run``.
 
         Raises:
-            UsageError: As for ``run``; or the graph was loaded with labels, or has several outputs and none was named.
+            UsageError: As for ``run``; or the graph was loaded with labels, or has several outputs and none was named, or
+                its numbers are not finite.
         """
         if self._labels:
             raise UsageError(f"{self._name} tells labels apart: call predict.")
@@ -159,8 +161,10 @@ class Graph:
                 f"{self._name} has several outputs ({names}): load it with output=, or call run."
             )
         outputs, single = self._run(x)
-        rows = np.atleast_1d(outputs[self._answer])
-        said = [Estimate(np.asarray(row, np.float32), 0, new_id()) for row in rows]
+        with np.errstate(over="ignore"):
+            rows = np.atleast_1d(np.asarray(outputs[self._answer], np.float32))
+        self._require(np.isfinite(rows).all())
+        said = [Estimate(np.asarray(row), 0, new_id()) for row in rows]
         return said[0] if single else said
 
     def explain(
@@ -265,13 +269,24 @@ class Graph:
                 f"{self._name} was loaded without labels: load it with labels=[...], or call estimate or run."
             )
         outputs, single = self._run(x)
-        scores = np.asarray(outputs[self._answer], np.float32)
+        with np.errstate(over="ignore"):
+            scores = np.asarray(outputs[self._answer], np.float32)
         if scores.ndim != 2 or scores.shape[1] != len(self._labels):
             raise UsageError(
                 f"Output {self._answer!r} of {self._name} has shape {scores.shape}, and {len(self._labels)} labels "
                 "were given: give one for each class."
             )
+        # A logit may be minus infinity: of a class that is ruled out.
+        self._require(np.isfinite(scores.max(axis=1)).all())
         return (_softmax(scores) if self._logits else self._checked(scores)), single
+
+    def _require(self, finite: bool | np.bool_) -> None:
+        # The likeliest of what is no number is the first class, without a reason; and JSON has no NaN.
+        if not finite:
+            raise UsageError(
+                f"Output {self._answer!r} of {self._name} is not finite: look in the input for NaN, or for numbers that are "
+                "far too large."
+            )
 
     def _checked(self, scores: NDArray[np.float32]) -> NDArray[np.float32]:
         # Logits taken for probabilities would make every confidence, and so every decision, wrong without a word.

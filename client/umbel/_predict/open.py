@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from umbel._predict.graph import Graph
 from umbel._predict.model import Model
@@ -74,8 +76,8 @@ def load(
 
     runner: Runner
     if kind == ".onnx":
-        if not file.exists():
-            raise UsageError(f"There is no file {file}.")
+        with _opened(file):  # onnxruntime opens it by its name, and says of every fault the same.
+            pass
         runner = OnnxGraph(file, options=engine)
     else:
         try:
@@ -114,8 +116,15 @@ def _package(
 
 
 def _read(file: Path) -> bytes:
+    with _opened(file) as content:
+        return content.read()
+
+
+@contextmanager
+def _opened(file: Path) -> Iterator[BinaryIO]:
     try:
-        return file.read_bytes()
+        with file.open("rb") as content:
+            yield content
     except FileNotFoundError as exc:
         raise UsageError(f"There is no file {file}.") from exc
     except OSError as exc:
