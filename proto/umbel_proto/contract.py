@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -213,7 +213,8 @@ class Field:
         ``examine``.
 
         Args:
-            values: One example, shape ``self.shape``, or a batch, shape (n, *self.shape) with n >= 1.
+            values: One example, shape ``self.shape``, or a batch, shape (n, *self.shape) with n >= 1; or a dictionary
+                with it under the field's name.
 
         Returns:
             The batch, C-contiguous, of ``self.dtype``; and whether a single example was given.
@@ -245,7 +246,7 @@ class Field:
         """Return what ``check`` does, and what was wrong with values that were clipped or flagged.
 
         Args:
-            values: One example, shape ``self.shape``, or a batch, shape (n, *self.shape) with n >= 1.
+            values: As for ``check``.
 
         Raises:
             ContractError: The type, the shape or a value is not what the contract says, and nothing cures it.
@@ -298,6 +299,12 @@ class Field:
         return self._count(self._batch(values)[0])
 
     def _batch(self, values: object) -> tuple[NDArray[Any], bool]:
+        if isinstance(values, Mapping):
+            if set(values) != {self.name}:
+                raise self._misshapen(
+                    "is all that is taken: give it by that name, or by none, and nothing else."
+                )
+            values = values[self.name]
         try:
             array = np.asarray(values)
         except ValueError as exc:

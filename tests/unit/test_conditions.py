@@ -199,8 +199,15 @@ def test_rules_are_kept_and_changed_one_by_one(home: DeviceHome) -> None:
     assert conditions(home).require(charging=True) == Rules(idle=True, charging=True, min_battery=1.0)
     conditions(home).require(idle=False)
     assert conditions(home).rules == Rules(charging=True, min_battery=1.0)
-    for wrong in ({"min_battery": 1.5}, {"min_battery": float("nan")}, {"unknown": "perhaps"}):
-        with pytest.raises(UsageError, match=r"min_battery|unknown"):
+    for wrong in (
+        *({"min_battery": 1.5}, {"min_battery": float("nan")}, {"unknown": "perhaps"}),
+        *(
+            {"idle": "yes"},
+            {"consent": 1},
+            {"unknown": True},
+        ),  # What is kept is read again, and must be of its kind.
+    ):
+        with pytest.raises(UsageError, match=r"min_battery|unknown|idle|consent"):
             conditions(home).require(**wrong)  # type: ignore[arg-type]
     assert conditions(home).rules == Rules(charging=True, min_battery=1.0)
 

@@ -37,9 +37,20 @@ def test_lists_and_whole_numbers_are_converted() -> None:
     np.testing.assert_array_equal(batch[0], np.array([[1, 2, 3], [4, 5, 0]], np.float32))
 
 
+def test_an_input_may_be_given_by_its_name() -> None:
+    for values in (np.ones((2, 3)), np.ones((4, 2, 3))):
+        batch, single = FIELD.check({"x": values})
+        assert (batch.shape[1:], single) == ((2, 3), values.ndim == 2)
+    assert FIELD.violations({"x": np.full((2, 3), 9.0)}).above == 6
+
+
 @pytest.mark.parametrize(
     ("values", "sentence"),
     [
+        ({}, "Input 'x' is all that is taken: give it by that name"),
+        ({"y": np.ones((2, 3))}, "Input 'x' is all that is taken"),
+        ({"x": np.ones((2, 3)), "y": 1}, "Input 'x' is all that is taken"),
+        ({"x": None}, "give numbers"),
         (np.ones((3, 2)), "has shape"),
         (np.ones((0, 2, 3)), "has shape"),
         (np.ones((1, 1, 2, 3)), "has shape"),

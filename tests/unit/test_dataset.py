@@ -13,6 +13,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -436,6 +437,16 @@ def test_taking_back_consent_deletes_everything_and_refuses_more(home: DeviceHom
     consent.grant("training")
     data.add(x[:2], [1, 2], source="user")
     assert len(data.training()) == 2
+
+
+@pytest.mark.parametrize("by", ["", "  ", 7, None])
+def test_who_decides_is_named_or_nothing_is_decided(home: DeviceHome, by: Any) -> None:
+    """A decision by something else than a name was kept, and damaged the file for whoever read it."""
+    consent = Consent(home)
+    for decide in (consent.grant, consent.revoke):
+        with pytest.raises(UsageError, match="Say who decides"):
+            decide(by=by)
+    assert consent.decision().state == "unasked"
 
 
 def sealed_rows(home: DeviceHome) -> list[bytes]:

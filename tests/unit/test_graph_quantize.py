@@ -121,6 +121,11 @@ def test_a_form_that_says_something_else_is_not_chosen(tmp_path: Path) -> None:
     [
         ({"samples": np.zeros((31, 1, 8, 8))}, "31 samples are too few"),
         ({"samples": np.zeros((40, 1, 8, 8)), "y": np.zeros(39, int)}, "give as many labels"),
+        ({"samples": np.zeros((40, 1, 8, 8)), "y": np.zeros((40, 1), int)}, r"labels y have shape \(40, 1\)"),
+        (
+            {"samples": np.zeros((40, 1, 8, 8)), "y": np.full(40, 10)},
+            r"give each row a whole number in 0\.\.9",
+        ),
         ({"samples": np.zeros((40, 8, 8))}, "has shape"),
     ],
 )

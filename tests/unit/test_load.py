@@ -240,7 +240,8 @@ def test_answers_that_are_not_finite_are_refused(save: Save, given: float) -> No
     sentence = "Output 'y' of line is not finite: look in the input for NaN"
     numbers = umbel.load(save("line.onnx", linear()))
     sorts = umbel.load(save("line.onnx", linear()), labels=["a", "b", "c"], logits=True)
-    asked: list[Callable[[object], object]] = [numbers.estimate, sorts.predict, sorts.predict_proba]
+    asked: list[Callable[[object], object]] = [numbers.estimate, numbers.explain]
+    asked += [sorts.predict, sorts.predict_proba, sorts.explain]
     for ask in asked:
         with pytest.raises(UsageError, match=sentence):
             ask([[1, 2, 3], [1, given, 3]])

@@ -164,6 +164,20 @@ def test_an_example_is_answered_alike_in_every_form_that_it_may_have(
         assert same(quick, batch[0])
 
 
+def test_an_input_may_be_given_by_its_name_everywhere() -> None:
+    counts = Counts()
+    asked, x = model(counts), digits().held_out.x[:2]
+    name = asked.inputs[0].name
+    assert one(asked.predict({name: x[0]})).label == one(asked.predict(x[0])).label
+    assert [each.label for each in asked.predict({name: x})] == [each.label for each in asked.predict(x)]  # type: ignore[union-attr]
+    np.testing.assert_array_equal(asked.predict_proba({name: x}), asked.predict_proba(x))
+    np.testing.assert_array_equal(asked.explain({name: x}).attributions, asked.explain(x).attributions)
+    assert len(counts.seen) == 6
+    with pytest.raises(UsageError, match=f"Input '{name}' is all that is taken"):
+        asked.predict({name: x, "other": x})
+    assert (counts.errors, counts.counts) == (1, {f"contract.{name}.form": 1})
+
+
 @pytest.mark.parametrize("few", [64, 1])
 def test_what_a_prediction_says_stays_when_the_next_is_made(
     few: int, monkeypatch: pytest.MonkeyPatch

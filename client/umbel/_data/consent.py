@@ -72,7 +72,7 @@ class Consent:
             by: Who allows it.
 
         Raises:
-            UsageError: There is no such purpose.
+            UsageError: There is no such purpose, or nobody is named.
             StorageError: The disk is full, or the file damaged.
         """
         self._write(_known(purpose), Decision("granted", self._clock(), by))
@@ -91,7 +91,7 @@ class Consent:
             How many examples went.
 
         Raises:
-            UsageError: There is no such purpose.
+            UsageError: There is no such purpose, or nobody is named.
             StorageError: The disk cannot be written: the examples may still be there.
         """
         self._write(_known(purpose), Decision("revoked", self._clock(), by))
@@ -125,6 +125,8 @@ class Consent:
             ) from exc
 
     def _write(self, purpose: str, decision: Decision) -> None:
+        if not (isinstance(decision.by, str) and decision.by.strip()):
+            raise UsageError("Say who decides: by=...")
         try:
             held = self._read()
         except StorageError:

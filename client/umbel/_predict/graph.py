@@ -199,6 +199,7 @@ class Graph:
                 f"The baseline has shape {nothing.shape}: give one of {inputs.shape}, as the inputs."
             )
         scores = self.run(inputs)[answer].reshape(len(inputs), -1)
+        self._require(np.isfinite(scores.max(axis=1)).all())
         if target is None:
             chosen = scores.argmax(axis=1) if self._labels else np.zeros(len(inputs), np.int64)
         else:
@@ -235,6 +236,8 @@ class Graph:
         right = None if y is None else np.asarray(y)
         if right is not None and (len(right) != len(inputs) or right.dtype.kind not in "fiu"):
             raise UsageError(f"There are {len(inputs)} samples: give as many labels or numbers as y.")
+        if right is not None and self._labels:
+            _require_labels(right, len(self._labels))
         report, made, runner = quantize_file(self, self._file, only.name, inputs, right)
         if report.choice == INT8:
             if out is not None:
@@ -340,6 +343,14 @@ class Graph:
             names = ", ".join(spec.name for spec in self.inputs)
             raise UsageError(f"{self._name} takes several inputs: give a dictionary with {names}.")
         return self.inputs[0]
+
+
+def _require_labels(y: NDArray[Any], classes: int) -> None:
+    """Refuse what is not one label for each of some rows: compared with answers, a column of labels is chance."""
+    if y.ndim != 1 or not np.isin(y, np.arange(classes)).all():
+        raise UsageError(
+            f"The labels y have shape {y.shape}: give each row a whole number in 0..{classes - 1}."
+        )
 
 
 def _answer(outputs: Sequence[TensorSpec], labels: Sequence[str], output: str | None) -> str | None:

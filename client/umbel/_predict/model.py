@@ -131,7 +131,8 @@ class Model:
         """Return a classifier's prediction for one example, or a list of them for a batch.
 
         Args:
-            x: One example of the contract's shape, or a batch of them, in the contract's unit.
+            x: One example of the contract's shape, or a batch of them, in the contract's unit; by itself, or in a
+                dictionary by the input's name.
             at: When it was measured, Unix seconds; needed where the contract bounds its age.
 
         Raises:
@@ -177,7 +178,8 @@ class Model:
         """Return what a model that answers with numbers says of one example, or a list of it for a batch.
 
         Args:
-            x: One example of the contract's shape, or a batch of them, in the contract's unit.
+            x: One example of the contract's shape, or a batch of them, in the contract's unit; by itself, or in a
+                dictionary by the input's name.
             at: When it was measured, Unix seconds; needed where the contract bounds its age.
 
         Raises:

@@ -129,7 +129,7 @@ class Conditions:
             "unknown": unknown,
         }
         held = self._held() | {name: value for name, value in given.items() if value is not None}
-        rules = Rules(**held)
+        rules = _rules(held)
         self._home.write(self._home.conditions, json.dumps(held, indent=2).encode() + b"\n", secret=False)
         return rules
 
@@ -179,15 +179,26 @@ class Conditions:
             return {}
         try:
             held: dict[str, Any] = json.loads(read_file(file))
-            kinds = {each.name: type(each.default) for each in fields(Rules)}
-            if set(held) - set(kinds) or any(type(held[name]) is not kinds[name] for name in held):
-                raise ValueError("unknown or mistyped")
-            Rules(**held)
+            _rules(held)
         except (ValueError, TypeError, AttributeError, UsageError) as exc:
             raise StorageError(
                 f"{file} is damaged: delete it, and set the conditions again with  umbel data conditions"
             ) from exc
         return held
+
+
+def _rules(held: dict[str, Any]) -> Rules:
+    """Return rules by their names, each of its kind.
+
+    Raises:
+        UsageError: A value is of another kind, or out of range.
+        TypeError: There is no such rule.
+    """
+    kinds = {each.name: type(each.default) for each in fields(Rules)}
+    for name, value in held.items():
+        if name in kinds and type(value) is not kinds[name]:
+            raise UsageError(f"The condition {name} is {value!r}: give a {kinds[name].__name__}.")
+    return Rules(**held)
 
 
 def _broken(rules: Rules, reading: Reading, consent: State) -> dict[str, str]:
