@@ -357,6 +357,16 @@ def test_a_file_that_is_no_model_is_one_sentence(save: Save, name: str, data: by
         umbel.load(save(name, data))
 
 
+def test_a_file_that_onnxruntime_cannot_even_say_what_is_wrong_with_prints_nothing(
+    save: Save, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Its error held a name that is no text, and it told of another try on the standard output, among the answers."""
+    broken = linear().replace(b"Mul", b"M\xf4l")
+    with pytest.raises(UsageError, match="cannot open"):
+        umbel.load(save("net.onnx", broken))
+    assert capfd.readouterr() == ("", "")
+
+
 @pytest.mark.parametrize(("name", "data"), [("net.onnx", whole), ("net.tflite", lite)])
 def test_a_truncated_file_is_refused_or_one_sentence_when_asked(
     save: Save, name: str, data: Callable[[], bytes]

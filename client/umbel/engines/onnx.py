@@ -19,6 +19,7 @@ from umbel_proto.manifest import OUTPUTS
 if TYPE_CHECKING:
     from umbel_proto.package import Package
 
+PROCESSOR = ("CPUExecutionProvider",)
 _registering = Lock()
 
 
@@ -73,7 +74,13 @@ def open_session(
         settings.add_external_initializers(list(parameters), values)
     try:
         with _limited(settings, options.arena_bytes):
-            return ort.InferenceSession(graph, settings, providers=list(options.providers))
+            # Its fall-back is the processor: where that is what failed, it would only try again, and print so.
+            return ort.InferenceSession(
+                graph,
+                settings,
+                providers=list(options.providers),
+                enable_fallback=options.providers != PROCESSOR,
+            )
     except Exception as exc:  # onnxruntime's exceptions share no other base class
         raise PackageError(
             f"onnxruntime {ort.__version__} cannot run {what}: update umbel, or report the package."
