@@ -9,9 +9,11 @@ from __future__ import annotations
 import datetime
 import functools
 import json
+import multiprocessing
+import random
 import warnings
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -365,6 +367,54 @@ def test_a_file_that_onnxruntime_cannot_even_say_what_is_wrong_with_prints_nothi
     with pytest.raises(UsageError, match="cannot open"):
         umbel.load(save("net.onnx", broken))
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_graph_that_is_asked_nothing_is_refused(save: Save) -> None:
+    alone = graph(
+        [helper.make_node("Identity", ["one"], ["y"])], {}, {"y": (F, [1])}, one=np.ones(1, np.float32)
+    )
+    with pytest.raises(UsageError, match=r"net\.onnx has no input or no output that is an array of numbers"):
+        umbel.load(save("net.onnx", alone))
+
+
+DAMAGED = 300
+
+
+def damaged(whole: bytes, seed: int) -> bytes:
+    """A bit flipped somewhere or where its structure begins, or the end cut off."""
+    source, data = random.Random(seed), bytearray(whole)
+    place = source.randrange(len(data) if seed % 3 else 400)
+    if seed % 3 == 2:
+        del data[place:]
+    else:
+        data[place] ^= 1 << source.randrange(8)
+    return bytes(data)
+
+
+def asked(name: str, whole: bytes, x: NDArray[Any], folder: Path) -> list[str]:
+    """What became of damaged files, in a process of its own: a runtime may take it along."""
+    found = []
+    for seed in range(DAMAGED):
+        (folder / name).write_bytes(damaged(whole, seed))
+        try:
+            umbel.load(folder / name, labels=NAMES).predict(x)
+        except UmbelError as exc:
+            found.append(str(exc))
+        else:
+            found.append("")
+    return found
+
+
+@pytest.mark.parametrize(("name", "data"), [("net.onnx", whole), ("net.tflite", lite)])
+def test_a_damaged_file_answers_or_is_one_sentence_and_takes_no_process_along(
+    name: str, data: Callable[[], bytes], tmp_path: Path
+) -> None:
+    """Nothing in a bare file tells that a bit of a weight is another: that is what packages are for."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        found = pool.submit(asked, name, data(), x(3), tmp_path).result()  # raises where the process died
+    refused = [sentence for sentence in found if sentence]
+    assert DAMAGED / 3 <= len(refused) < DAMAGED
+    assert not [sentence for sentence in refused if "\n" in sentence]
 
 
 @pytest.mark.parametrize(("name", "data"), [("net.onnx", whole), ("net.tflite", lite)])

@@ -37,7 +37,8 @@ class Graph:
         decision_threshold: Confidence from which a prediction needs no review, in [0, 1].
 
     Raises:
-        UsageError: No output, or more than one, can be the answer, or the threshold is outside [0, 1].
+        UsageError: It takes or gives no array of numbers; no output, or more than one, can be the answer; or the
+            threshold is outside [0, 1].
     """
 
     verified: bool = False
@@ -55,6 +56,10 @@ class Graph:
     ) -> None:
         if not 0 <= decision_threshold <= 1:
             raise UsageError(f"The decision threshold is {decision_threshold}: give one in 0..1.")
+        if not (runner.inputs and runner.outputs):
+            raise UsageError(
+                f"{file} has no input or no output that is an array of numbers: export it with both."
+            )
         self._runner = runner
         self._file = file
         self._name = file.stem

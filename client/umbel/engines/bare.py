@@ -59,7 +59,7 @@ class OnnxGraph:
         options: How the engine may use this machine.
 
     Raises:
-        UsageError: onnxruntime cannot open it, or it takes or gives nothing that is an array of numbers.
+        UsageError: onnxruntime cannot open it, or it takes what is no array of numbers.
     """
 
     name: str = "onnx"
@@ -74,10 +74,6 @@ class OnnxGraph:
         given = [each for each in session.get_outputs() if each.type in _TENSORS]
         self.outputs: tuple[TensorSpec, ...] = tuple(_spec(each) for each in given)
         self._names = [spec.name for spec in self.outputs]
-        if not (self.inputs and self.outputs):
-            raise UsageError(
-                f"{file} has no input or no output that is an array of numbers: export it with both."
-            )
         renew_in_child(self._renew)
 
     def run(self, feed: Mapping[str, NDArray[Any]]) -> Arrays:
