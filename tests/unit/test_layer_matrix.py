@@ -468,6 +468,29 @@ def test_a_layer_that_does_nothing_at_random_is_let_through(layer: nn.Module) ->
     check_layers(nn.Sequential(nn.Linear(4, 4), layer))
 
 
+class Held(nn.Module):
+    """A residual block whose shortcut is an empty Sequential, with parameters in containers and a list of nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.shortcut, self.more = nn.Linear(6, 6), nn.Sequential(), nn.ModuleList()
+        self.gains = nn.ParameterList([nn.Parameter(torch.full((6,), 0.5)) for _ in range(2)])
+        self.shift = nn.ParameterDict({"shift": nn.Parameter(torch.zeros(6))})
+        self.last = nn.Linear(6, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x).relu() * self.gains[0] + self.shortcut(x) * self.gains[1] + self.shift["shift"]
+        for each in self.more:
+            x = each(x)
+        logits: Tensor = self.last(x)
+        return logits
+
+
+def test_what_holds_layers_or_parameters_is_no_layer_and_may_be_empty() -> None:
+    graphs = export(Held(), cross_entropy, (6,))
+    assert all((graphs.infer, graphs.gradient, graphs.clipped, graphs.explain))
+
+
 def table(heading: str) -> list[tuple[str, str]]:
     """The rows under a heading of the guide, without marks and kinds of quotes."""
     _, _, below = GUIDE.read_text("utf-8").partition(f"\n## {heading}\n")

@@ -29,6 +29,9 @@ SUPPORTED: tuple[type[nn.Module], ...] = (
 )
 """Each of them is exported and compared with torch by tests/unit/test_layer_matrix.py."""
 
+HOLDERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
+"""They compute nothing of their own, whatever they hold, or nothing: an empty Sequential is how many write a shortcut."""
+
 _MAX = "use amax over the positions, or nn.MaxPool2d"
 CURES: dict[type[nn.Module], str] = {
     nn.SyncBatchNorm: "use nn.GroupNorm",
@@ -69,7 +72,7 @@ def check_layers(module: nn.Module) -> None:
         if cure := CURES.get(type(layer)):
             raise UsageError(f"{where} is a {kind}, which is not exported: {cure}.")
         ours = next(layer.children(), None) is not None or not type(layer).__module__.startswith("torch.nn")
-        if not (ours or isinstance(layer, SUPPORTED)):
+        if not (ours or isinstance(layer, (*SUPPORTED, *HOLDERS))):
             raise UsageError(f"{where} is a {kind}, not exported yet: {OTHERWISE}, as {GUIDE} lists them.")
 
 
