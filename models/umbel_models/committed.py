@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from umbel_models.task import Task
 from umbel_proto.errors import MissingExtraError, PackageError, UsageError
-from umbel_proto.package import PARAMETERS, load_tensors
+from umbel_proto.package import PARAMETERS
+from umbel_proto.tensors import load_tensors
 
 if TYPE_CHECKING:
     from umbel_models.graphs.truth import Truth

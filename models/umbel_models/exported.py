@@ -13,7 +13,8 @@ from umbel_models.committed import require_compared
 from umbel_models.task import Task
 from umbel_proto.errors import MissingExtraError, PackageError, UsageError
 from umbel_proto.manifest import CLIPPED_GRADIENT, EXPLAIN, GRADIENT, REGRESSION, Parameter
-from umbel_proto.package import PARAMETERS, load_tensors
+from umbel_proto.package import PARAMETERS
+from umbel_proto.tensors import load_tensors
 
 if TYPE_CHECKING:
     from torch import nn

@@ -13,7 +13,8 @@ from umbel_models.task import Examples
 from umbel_proto.errors import PackageError, StorageError, UsageError
 from umbel_proto.keys import SigningKey, VerifyKey
 from umbel_proto.manifest import FloatVector, Scalar
-from umbel_proto.package import Package, load_tensors
+from umbel_proto.package import Package
+from umbel_proto.tensors import load_tensors
 from umbel_proto.update import is_update, read_update
 
 if TYPE_CHECKING:

@@ -41,7 +41,7 @@ from umbel_proto.manifest import (
     TensorSpec,
     Variant,
 )
-from umbel_proto.package import GOLDEN, PARAMETERS, Package, load_tensors, write_package
+from umbel_proto.package import GOLDEN, PARAMETERS, Package, write_package
 from umbel_proto.quantization import (
     CALIBRATION_GRAPH,
     INT8_GRAPH,
@@ -49,6 +49,7 @@ from umbel_proto.quantization import (
     INT8_TENSORS,
     MIN_CALIBRATION,
 )
+from umbel_proto.tensors import load_tensors
 
 GOLDEN_INPUTS = 16
 # Other processors round differently, in the last bits of a float.

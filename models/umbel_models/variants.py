@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from umbel_models.runtime import Session
 from umbel_proto.errors import MissingExtraError, PackageError
 from umbel_proto.manifest import INSIDE, OUTPUTS, Manifest
-from umbel_proto.package import load_tensors
+from umbel_proto.tensors import load_tensors
 
 Run = Callable[[NDArray[Any]], list[NDArray[Any]]]
 """Maps inputs, shape (n, *example), to the outputs of the model's kind in order, each shape (n, *answer)."""

@@ -30,8 +30,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-import safetensors
-import safetensors.numpy
 from numpy.typing import NDArray
 
 from umbel_proto.archive import read_archive, write_archive
@@ -39,6 +37,7 @@ from umbel_proto.errors import PackageError, UsageError, VerificationError
 from umbel_proto.keys import SIGNATURE_BYTES, SigningKey, VerifyKey
 from umbel_proto.manifest import INSIDE, FileEntry, FloatVector, Manifest
 from umbel_proto.manifest_json import parse_manifest
+from umbel_proto.tensors import load_tensors
 
 LABEL = "umbel/1/package"
 MANIFEST = "manifest.json"
@@ -72,12 +71,7 @@ class Package:
         Raises:
             PackageError: The package has no such file.
         """
-        try:
-            return bytes(self._files[name])
-        except KeyError:
-            raise PackageError(
-                f"Package {self.manifest.model} {self.manifest.version} has no file {name!r}."
-            ) from None
+        return bytes(self._view(name))
 
     def tensors(self, name: str) -> dict[str, NDArray[Any]]:
         """Return the arrays of one ``.safetensors`` file, by name.
@@ -85,7 +79,7 @@ class Package:
         Raises:
             PackageError: The package has no such file, or it holds something else.
         """
-        return load_tensors(self.file(name), name)
+        return load_tensors(self._view(name), name)
 
     def parameters(self) -> FloatVector:
         """Return the vector of the trainable parameters, shape (dim,), in the manifest's order.
@@ -124,27 +118,19 @@ class Package:
         name = self.manifest.variants[variant].weights
         return {} if name == INSIDE else self.tensors(name)
 
+    def _view(self, name: str) -> memoryview:
+        try:
+            return self._files[name]
+        except KeyError:
+            raise PackageError(
+                f"Package {self.manifest.model} {self.manifest.version} has no file {name!r}."
+            ) from None
+
     def _parted(self) -> tuple[FloatVector, dict[str, NDArray[np.float32]]]:
         try:
             return self.manifest.part(self.tensors(PARAMETERS))
         except UsageError as exc:
             raise PackageError(str(exc)) from exc
-
-
-def load_tensors(raw: bytes, what: str) -> dict[str, NDArray[Any]]:
-    """Read the bytes of a ``.safetensors`` file.
-
-    Args:
-        raw: The bytes.
-        what: The file's name, for the error's sentence.
-
-    Raises:
-        PackageError: They are something else.
-    """
-    try:
-        return dict(safetensors.numpy.load(raw))
-    except (safetensors.SafetensorError, ValueError, KeyError, TypeError) as exc:
-        raise PackageError(f"{what} does not hold arrays in the safetensors format.") from exc
 
 
 def write_package(manifest: Manifest, files: Mapping[str, bytes], key: SigningKey) -> bytes:
@@ -241,8 +227,8 @@ def _check_parts(package: Package) -> None:
     if missing:
         raise PackageError(f"The manifest speaks of {missing[0]}, which the package does not hold.")
     package.parameters()
-    for name in manifest.variants:
-        package.weights(name)
+    for name in sorted({variant.weights for variant in variants} - {INSIDE, PARAMETERS}):
+        package.tensors(name)
     for name in manifest.documents.values():
         if manifest.files[name].size > MAX_DOCUMENT_BYTES:
             raise PackageError(f"The package's {name} has more than {MAX_DOCUMENT_BYTES >> 20} MiB.")

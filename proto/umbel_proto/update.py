@@ -19,7 +19,8 @@ import safetensors.numpy
 from umbel_proto.encoding import digest
 from umbel_proto.errors import PackageError, UsageError
 from umbel_proto.manifest import FloatVector, Manifest
-from umbel_proto.package import Package, load_tensors
+from umbel_proto.package import Package
+from umbel_proto.tensors import load_tensors
 
 FORMAT = 1
 LABEL = "umbel/1/update"

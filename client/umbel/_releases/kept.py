@@ -32,8 +32,9 @@ from umbel.engines.onnx import OnnxEngine, open_session
 from umbel_proto import quantization
 from umbel_proto.errors import PackageError, UmbelError
 from umbel_proto.manifest import CALIBRATION, QUANTIZATION
-from umbel_proto.package import GOLDEN, Package, load_tensors
+from umbel_proto.package import GOLDEN, Package
 from umbel_proto.quantization import Ranges, parse_mapping
+from umbel_proto.tensors import load_tensors
 
 _FORMAT = 1
 _HASH = 32
@@ -80,12 +81,12 @@ class Kept:
         Raises:
             PackageError: It is damaged, or of another umbel.
         """
-        body = raw[_HASH:]
+        body = memoryview(raw)[_HASH:]
         if len(body) < 4 or hashlib.sha256(body).digest() != raw[:_HASH]:
             raise PackageError("The int8 form that was made here is damaged: quantize the model again.")
         end = 4 + int.from_bytes(body[:4], "big")
         try:
-            facts = json.loads(body[4:end])
+            facts = json.loads(bytes(body[4:end]))
             known = facts["format"] == _FORMAT
             arrays = load_tensors(body[end:], QUANTIZED)
             ranges = arrays.pop(_RANGES)
