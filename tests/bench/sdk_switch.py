@@ -13,6 +13,7 @@ import contextlib
 import gc
 import itertools
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -65,28 +66,50 @@ class Waits:
         return float(np.quantile([each.max() for each in inside if each.size], quantile))
 
 
-def queued_s() -> float:
-    """Return how long this thread has waited for a processor, seconds."""
-    text = Path(f"/proc/self/task/{threading.get_native_id()}/schedstat").read_text()
-    return int(text.split()[1]) / 1e9
+class Queued:
+    """How long the thread that makes it has waited for a processor, seconds, each time it is called.
+
+    The file stays open: to open it takes Python's lock, and gives it away, several times more than a question does.
+    """
+
+    def __init__(self) -> None:
+        self._file = os.open(f"/proc/self/task/{threading.get_native_id()}/schedstat", os.O_RDONLY)
+
+    def __call__(self) -> float:
+        return int(os.pread(self._file, 64, 0).split()[1]) / 1e9
+
+    def close(self) -> None:
+        os.close(self._file)
 
 
 def waits(ask: Callable[[], object], work: Callable[[], list[Span]]) -> tuple[Waits, list[Span]]:
-    """Return what questions of eight threads took while ``work`` ran, and what it returned."""
-    stop = threading.Event()
+    """Return what questions of eight threads took while ``work`` ran, and what it returned.
+
+    Each thread has been answered once before it begins: what a first answer takes more has nothing to do with it. They
+    begin one after the other, so that they do not all ask at the same moments.
+    """
+    stop, ready = threading.Event(), threading.Barrier(THREADS + 1)
     taken: list[list[tuple[float, float]]] = [[] for _ in range(THREADS)]
 
-    def client(mine: list[tuple[float, float]]) -> None:
-        while not stop.wait(PAUSE_S):
-            queued, begin = queued_s(), time.perf_counter()
+    def client(mine: list[tuple[float, float]], after_s: float) -> None:
+        with contextlib.closing(Queued()) as queued_s:
             ask()
-            took = time.perf_counter() - begin
-            mine.append((begin, 1e3 * max(took - (queued_s() - queued), 0.0)))
+            ready.wait()
+            time.sleep(after_s)
+            while not stop.wait(PAUSE_S):
+                queued, begin = queued_s(), time.perf_counter()
+                ask()
+                took = time.perf_counter() - begin
+                mine.append((begin, 1e3 * max(took - (queued_s() - queued), 0.0)))
 
-    threads = [threading.Thread(target=client, args=(mine,)) for mine in taken]
+    threads = [
+        threading.Thread(target=client, args=(mine, PAUSE_S * place / THREADS))
+        for place, mine in enumerate(taken)
+    ]
     for thread in threads:
         thread.start()
     try:
+        ready.wait()
         spans = work()
     finally:
         stop.set()
