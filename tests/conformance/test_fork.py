@@ -29,6 +29,42 @@ from umbel_server.store.store import Store
 
 PATIENCE_S = 60.0
 # A process of its own: what was loaded for other tests has threads that no fork survives.
+LOADING = """
+import gc, os, sys, threading
+from umbel._releases import turns
+
+def settings():
+    return sys.getswitchinterval(), gc.get_threshold()
+
+usual, begun, stop = settings(), threading.Event(), threading.Event()
+
+def load():
+    with turns.yielding():
+        begun.set()
+        stop.wait()
+
+thread = threading.Thread(target=load)
+thread.start()
+begun.wait()
+turns._blocks._lock.acquire()  # As if another thread were just about to begin.
+if not (child := os.fork()):
+    assert settings() == usual
+    with turns.yielding():
+        grandchild = os.fork()  # By the thread that is in a block.
+        if not grandchild:
+            assert settings() == usual
+    assert settings() == usual
+    with turns.yielding():
+        assert sys.getswitchinterval() < usual[0]
+    assert settings() == usual
+    os._exit(os.waitstatus_to_exitcode(os.waitpid(grandchild, 0)[1]) if grandchild else 0)
+turns._blocks._lock.release()
+code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+stop.set()
+thread.join()
+assert settings() == usual
+sys.exit(code)
+"""
 ENGINES = """
 import json, os, sys, threading
 import numpy as np
@@ -181,6 +217,10 @@ def test_children_forked_while_threads_predict_answer_alike_and_count_only_their
         assert predictions == 3 * len(labels) == len(made)
         ids += made
     assert len({*ids}) == len(ids)
+
+
+def test_children_forked_while_a_thread_loads_a_package_take_turns_as_before() -> None:
+    finished(run(LOADING))
 
 
 def test_children_forked_while_threads_explain_and_ask_bare_graphs_answer_alike(

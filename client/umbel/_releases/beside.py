@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from umbel._predict.shadow import Candidate
 from umbel._releases.package import verify_golden
-from umbel._releases.trial import yielding
+from umbel._releases.turns import yielding
 from umbel._telemetry.comparison import strictest
 from umbel._telemetry.scope import Scope
 from umbel.engines import load_engine

@@ -18,7 +18,8 @@ from umbel._predict.model import Model
 from umbel._releases.package import verify_golden
 from umbel._releases.packages import QUANTIZED, Installed
 from umbel._releases.shelf import Shelf
-from umbel._releases.trial import TRIAL_S, Mark, Purpose, within, yielding
+from umbel._releases.trial import TRIAL_S, Mark, Purpose, within
+from umbel._releases.turns import yielding
 from umbel._telemetry.scope import Scope
 from umbel.engines import Engine, EngineOptions, load_engine
 from umbel_proto.contract import Field
@@ -92,7 +93,7 @@ class Follower:
             PackageError: No version of it that is here can be used.
             StorageError: The shelf's own files are damaged, or the disk is full.
         """
-        with self._lock:
+        with self._lock, yielding():
             how = _How(variant, options)
             model = self._models.get((name, how))
             if model is not None:
@@ -115,7 +116,7 @@ class Follower:
 
         What cannot be replaced goes on answering.
         """
-        with self._lock:
+        with self._lock, yielding():
             self._note_asked()
             for (name, how), model in list(self._models.items()):
                 self._update(model, name, how)
@@ -210,8 +211,11 @@ class Follower:
             self._say(name, exc)
             return
         if loaded is not None:
-            with yielding():
-                model._replace(loaded)
+            before = model._loaded.package.sha256
+            model._replace(loaded)
+            # A version that no longer answers is on trial no more, and every look for crashes opens each mark.
+            for start in [each for each in self._starts if (each.model, each.sha256) == (name, before)]:
+                self._end(start)
             log.info("%s answers by version %d", name, loaded.version)
 
     def _newest(self, name: str, how: _How) -> Loaded | None:
@@ -219,8 +223,7 @@ class Follower:
         while (begun := self._shelf.begin(name)) is not None:
             installed, mark = begun
             try:
-                with yielding():
-                    loaded = self._tried(installed, how)
+                loaded = self._tried(installed, how)
             except BaseException:
                 if mark is not None:
                     mark.end()
@@ -317,9 +320,12 @@ class Follower:
 
     def _prove(self, after_s: float) -> None:
         for start in [each for each in self._starts if abs(self._clock() - each.at_s) >= after_s]:
-            start.mark.end()
-            self._starts.remove(start)
+            self._end(start)
             self._shelf.versions.prove(start.model, start.sha256)
+
+    def _end(self, start: _Start) -> None:
+        start.mark.end()
+        self._starts.remove(start)
 
     def _say(self, name: str, exc: UmbelError) -> None:
         if self._said.get(name) != str(exc):

@@ -24,7 +24,8 @@ from umbel._releases.package import choose_variant
 from umbel._releases.packages import Installed, Packages
 from umbel._releases.quota import Quota
 from umbel._releases.slots import Beside
-from umbel._releases.trial import TRIAL_S, Mark, Purpose, within, yielding
+from umbel._releases.trial import TRIAL_S, Mark, Purpose, within
+from umbel._releases.turns import yielding
 from umbel._releases.versions import Versions, umbel_version
 from umbel_proto.errors import PackageError, RefusedError, StorageError
 from umbel_proto.keys import VerifyKey

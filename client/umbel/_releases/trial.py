@@ -6,15 +6,12 @@ that ends: a mark that nobody holds is of a process that died before it could ta
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
-import gc
 import json
 import os
 import secrets
-import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass
 from enum import StrEnum
@@ -28,19 +25,7 @@ from umbel_proto.ids import check_name
 TRIAL_S = 30.0
 """How long a package may take to load and to pass its golden vectors, seconds."""
 
-SWITCH_S = 0.0005
-"""Seconds after which a thread that works on a package gives way to one that waits for the interpreter."""
-YOUNG = 10_000
-"""Objects that a process may make, while it works on a package, until Python looks which of them are garbage. A package is a
-thousand, most of which go with it; a look may be at every object of the process, and all threads wait for it."""
-
 T = TypeVar("T")
-
-# Of the whole interpreter, as the interval is.
-_interval = threading.Lock()
-_blocks = 0
-_usual_s = 0.0
-_usual_young = 0
 
 
 class Purpose(StrEnum):
@@ -139,32 +124,6 @@ class Marks:
             return next(self._folder.iterdir(), None) is not None
         except OSError:
             return False
-
-
-@contextlib.contextmanager
-def yielding() -> Iterator[None]:
-    """Let other threads take the interpreter back within half a millisecond, instead of five, for a block.
-
-    Loading a package is Python here and there; a prediction on another thread must not wait for it. Nor for garbage to
-    be looked for because of what loading makes: where an application itself makes much, it is looked for all the same.
-    """
-    global _blocks, _usual_s, _usual_young
-    with _interval:
-        if _blocks == 0:
-            _usual_s = sys.getswitchinterval()
-            sys.setswitchinterval(min(_usual_s, SWITCH_S))
-            _usual_young, *older = gc.get_threshold()
-            if _usual_young:  # 0: the application looks for garbage itself.
-                gc.set_threshold(max(_usual_young, YOUNG), *older)
-        _blocks += 1
-    try:
-        yield
-    finally:
-        with _interval:
-            _blocks -= 1
-            if _blocks == 0:
-                sys.setswitchinterval(_usual_s)
-                gc.set_threshold(_usual_young, *gc.get_threshold()[1:])
 
 
 def within(limit_s: float, work: Callable[[], T], what: str) -> T:
