@@ -61,7 +61,9 @@ def test_factors_stand_for_their_product_and_all_else_is_computed_as_before(all_
     graph = graphs.clipped
     changed, pairs = factored(graph, shapes(module))
     assert set(pairs) == {"0.weight", "2.weight", "4.weight"}
-    onnx.checker.check_model(onnx.load_from_string(changed), full_check=True)
+    model = onnx.load_from_string(changed)
+    onnx.checker.check_model(model, full_check=True)
+    assert not {f"sum.{name}" for name in pairs} & {name for node in model.graph.node for name in node.output}
     feed = {name: value.detach().numpy() for name, value in module.named_parameters()}
     feed |= {**fed(9), "clip": np.array(0.3, np.float32)}
     before, after = (everything(each, feed) for each in (graph, changed))
@@ -90,6 +92,18 @@ def test_small_matrices_and_other_graphs_are_left_as_they_are() -> None:
     assert factored(package.file("grad.onnx"), large) == (package.file("grad.onnx"), {})
 
 
+def test_a_sum_that_is_no_product_is_left_as_it_is(all_large: None) -> None:
+    """A linear layer's over several positions is reshaped from its examples' gradients."""
+    node = onnx.helper.make_node("Reshape", ["flat", "shape"], ["sum.weight"])
+    flat, shape, whole = (
+        onnx.helper.make_tensor_value_info(name, kind, dims)
+        for name, kind, dims in (("flat", 1, [6]), ("shape", 7, [2]), ("sum.weight", 1, [2, 3]))
+    )
+    graph = onnx.helper.make_graph([node], "main", [flat, shape], [whole])
+    model = onnx.helper.make_model(graph).SerializeToString()
+    assert factored(model, {"weight": (2, 3)}) == (model, {})
+
+
 @pytest.mark.parametrize("end", [1, 5, 100, -1, -700])
 def test_what_is_no_model_is_the_runtimes_to_refuse(end: int, all_large: None) -> None:
     module, graphs = exported()
@@ -102,7 +116,9 @@ def test_what_is_no_model_is_the_runtimes_to_refuse(end: int, all_large: None) -
 
 def test_training_on_factors_is_training_on_sums(monkeypatch: pytest.MonkeyPatch) -> None:
     package, (x, y) = opened(first()), digits().train[:2]
-    plan = replace(PLAN, batch_size=60, learning_rate=1.0)  # Every example is drawn: at a lower rate the system chooses.
+    plan = replace(
+        PLAN, batch_size=60, learning_rate=1.0
+    )  # Every example is drawn: at a lower rate the system chooses.
     ends = []
     for least in (1 << 30, 1):
         monkeypatch.setattr(factors, "LEAST", least)

@@ -20,7 +20,7 @@ from umbel_proto.privacy.normal import Normal
 MOST = 1 << 23
 """Values that are drawn ahead at most, 32 MiB of them: of a smaller network's step they are all there are."""
 
-AT_ONCE = 1 << 15
+AT_ONCE = 1 << 16
 """Values that are drawn at once: of a thousand each would cost four times as much, for the steps of numpy."""
 
 
