@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from umbel.train import ExamplePrivacy, TrainPlan
 from umbel.train.descent import MAX_ROWS, Work, descend
+from umbel.train.summed import Summed
 
 
 class Adds:
@@ -24,11 +25,11 @@ class Adds:
 
     def clipped(
         self, x: NDArray[Any], y: NDArray[Any], w: NDArray[np.float32], clip: float
-    ) -> tuple[Any, float]:
+    ) -> tuple[Summed, float]:
         assert w.tolist() == [1.0] * len(x)
         self.parts.append(len(x))
         self.drawn += float(x.sum())
-        return x.sum(axis=0), 0.0
+        return Summed(x.sum(axis=0)), 0.0
 
     def loss(self, x: NDArray[Any], y: NDArray[Any], w: NDArray[np.float32]) -> float:
         return 0.0

@@ -6,25 +6,21 @@ million parameters takes as long.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 
 import numpy as np
 from numpy.typing import NDArray
 
-from umbel.train.blocks import Work, at_once, in_blocks, second_thread
+from umbel.train.blocks import Work, at_once, in_blocks
+from umbel.train.summed import Summed
 from umbel_proto.prg import Keystream
 from umbel_proto.privacy.gaussian import Grains, draw, noised
 from umbel_proto.privacy.normal import Normal
 
-LEAST = 1 << 17
-"""Values of noise below which a second thread gains nothing."""
-
 MOST = 1 << 23
 """Values that are drawn ahead at most, 32 MiB of them: of a smaller network's step they are all there are."""
 
-AT_ONCE = 1 << 15
+AT_ONCE = 1 << 16
 """Values that are drawn at once: of a thousand each would cost four times as much, for the steps of numpy."""
 
 
@@ -41,10 +37,10 @@ class Ahead:
         self._grains = np.empty(0 if pool is None else min(count, MOST), np.int32)
         self._own = Normal(min(count - len(self._grains), AT_ONCE))
         self._other = Normal(min(0 if pool is None else count, AT_ONCE))
-        size = at_once(pool, count)
-        self._rooms = np.empty(
-            (1 if pool is None else 2, size)
-        )  # Made anew for each block, its pages would be too.
+        self._size = at_once(pool, count)
+        # Made anew for each block, its pages would be too.
+        self._rooms = np.empty((1 if pool is None else 2, self._size))
+        self._products = np.empty((len(self._rooms), 0), np.float32)
         self._drawn: Future[None] | None = None
 
     def begin(self) -> None:
@@ -61,18 +57,28 @@ class Ahead:
         return self._grains
 
     def onto(
-        self, total: NDArray[np.floating], *, deviation: float, stream: Keystream, divisor: float
-    ) -> None:
-        """Put noise onto a sum, in place: see ``noised``. What was not drawn ahead is drawn now."""
-        drawn = self.take()
+        self, summed: Summed, *, deviation: float, stream: Keystream, divisor: float
+    ) -> NDArray[np.floating]:
+        """Return a sum with noise, shape (dim,): see ``noised``. What was not drawn ahead is drawn now.
 
-        def put(normal: Normal, stream: Keystream, room: NDArray[np.float64]) -> Work:
+        It takes the place of the noise where all was drawn ahead, or else of the sum.
+        """
+        drawn = self.take()
+        released = drawn.view(np.float32) if len(drawn) == len(summed.vector) else summed.vector
+        blocks = list(summed.cut(self._size))
+        longest = max(high - low for low, high in blocks)
+        if summed.products and self._products.shape[1] < longest:
+            self._products = np.empty((len(self._rooms), longest), np.float32)
+
+        def put(
+            normal: Normal, stream: Keystream, room: NDArray[np.float64], product: NDArray[np.float32]
+        ) -> Work:
             def work(low: int, high: int) -> None:
                 noised(
-                    total[low:high],
+                    summed.part(low, high, product[: high - low]),
                     deviation=deviation,
                     stream=stream,
-                    out=total[low:high],
+                    out=released[low:high],
                     drawn=drawn[low:high],
                     normal=normal,
                     room=room,
@@ -83,18 +89,9 @@ class Ahead:
 
         in_blocks(
             self._pool,
-            len(total),
-            put(self._own, stream, self._rooms[0]),
-            put(self._other, Keystream(), self._rooms[-1]),
+            len(released),
+            put(self._own, stream, self._rooms[0], self._products[0]),
+            put(self._other, Keystream(), self._rooms[-1], self._products[-1]),
+            blocks,
         )
-
-
-@contextmanager
-def ahead(count: int) -> Iterator[Ahead]:
-    """A block in which noise is drawn ahead, where that gains time.
-
-    Args:
-        count: How many values of noise a step needs; 0 for none.
-    """
-    with second_thread(count, LEAST) as pool:
-        yield Ahead(pool, count)
+        return released

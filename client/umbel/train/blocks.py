@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextvars
 import os
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
@@ -42,7 +42,18 @@ def at_once(pool: ThreadPoolExecutor | None, dim: int) -> int:
     return BLOCK if pool is None or dim < LONG else PIECE
 
 
-def in_blocks(pool: ThreadPoolExecutor | None, dim: int, work: Work, others: Work | None = None) -> None:
+def cut(begin: int, end: int, size: int) -> Iterator[tuple[int, int]]:
+    """Yield the places from one up to another in blocks of ``size`` at most."""
+    return ((low, min(low + size, end)) for low in range(begin, end, size))
+
+
+def in_blocks(
+    pool: ThreadPoolExecutor | None,
+    dim: int,
+    work: Work,
+    others: Work | None = None,
+    blocks: Iterable[tuple[int, int]] | None = None,
+) -> None:
     """Have all of ``dim`` elements worked on, each once; of a long vector each thread takes a block until none is left.
 
     Args:
@@ -50,15 +61,15 @@ def in_blocks(pool: ThreadPoolExecutor | None, dim: int, work: Work, others: Wor
         dim: How many elements there are.
         work: What becomes of an element must depend on its own values alone.
         others: What the second thread calls instead, where it needs something of its own.
+        blocks: Which elements are worked on at once; as many as ``at_once`` says where it is left out.
     """
-    size = at_once(pool, dim)
-    begins = deque(range(0, dim, size))
+    left = deque(cut(0, dim, at_once(pool, dim)) if blocks is None else blocks)
 
     def take(each: Work) -> None:
-        for low in _claimed(begins):
-            each(low, min(low + size, dim))
+        for low, high in _claimed(left):
+            each(low, high)
 
-    if pool is None or size == BLOCK:
+    if pool is None or dim < LONG:
         take(work)
         return
     # What numpy is to say of overflow is this thread's setting.
@@ -67,14 +78,14 @@ def in_blocks(pool: ThreadPoolExecutor | None, dim: int, work: Work, others: Wor
     other.result()
 
 
-def _claimed(begins: deque[int]) -> Iterator[int]:
+def _claimed(left: deque[tuple[int, int]]) -> Iterator[tuple[int, int]]:
     """Yield what is left, each to one of the threads that ask."""
     while True:
         try:
-            begin = begins.popleft()
+            block = left.popleft()
         except IndexError:
             return
-        yield begin
+        yield block
 
 
 def _cores() -> int:

@@ -11,10 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from umbel.train import METER, Controls, DivergedError, Ended, Meter, TrainPlan, TrainResult
-from umbel.train.blocks import second_thread
-from umbel.train.optimizer import Optimizer, clip_norm, optimizer_of, pull
+from umbel.train.blocks import LONG, second_thread
+from umbel.train.optimizer import clip_norm, optimizer_of, pull
+from umbel.train.summed import Summed, finite
 
 if TYPE_CHECKING:
+    from concurrent.futures import ThreadPoolExecutor
+
     from umbel_proto.manifest import FloatVector
 
 SLACK = 1 - 2.0**-10
@@ -24,6 +27,9 @@ Source: docs/spec/privacy.md, 9.3."""
 
 MAX_ROWS = 64
 """Most gradients that are summed in float32. Source: docs/spec/privacy.md, 9.3."""
+
+NOISY = 1 << 17
+"""Values of noise from which on a second thread gains time by drawing them."""
 
 Weights = NDArray[np.float32]
 
@@ -38,7 +44,7 @@ class Gradients(Protocol):
     def mean(self, x: NDArray[Any], y: NDArray[Any], w: Weights) -> tuple[FloatVector, float]:
         """Return the gradient of the weighted mean of losses, shape (dim,), and that mean."""
 
-    def clipped(self, x: NDArray[Any], y: NDArray[Any], w: Weights, clip: float) -> tuple[FloatVector, float]:
+    def clipped(self, x: NDArray[Any], y: NDArray[Any], w: Weights, clip: float) -> tuple[Summed, float]:
         """Return the weighted sum of gradients, each clipped to an L2 norm of ``clip``, and of losses."""
 
     def loss(self, x: NDArray[Any], y: NDArray[Any], w: Weights) -> float:
@@ -81,22 +87,28 @@ def descend(current: FloatVector, gradients: Gradients, work: Work) -> TrainResu
     Raises:
         DivergedError: Training diverged.
     """
+    private = work.plan.privacy is not None and work.plan.privacy.noise > 0
     with (
         np.errstate(over="ignore", invalid="ignore"),  # What overflows is found at the end.
-        second_thread(len(current)) as pool,
+        second_thread(len(current), NOISY if private else LONG) as pool,
     ):
-        return _descend(current, gradients, work, optimizer_of(work.plan, len(current), pool))
+        return _descend(current, gradients, work, pool)
 
 
-def _descend(current: FloatVector, gradients: Gradients, work: Work, optimizer: Optimizer) -> TrainResult:
+def _descend(
+    current: FloatVector, gradients: Gradients, work: Work, pool: ThreadPoolExecutor | None
+) -> TrainResult:
     plan, controls = work.plan, work.controls
+    optimizer = optimizer_of(plan, len(current), pool)
     start = current.copy() if plan.fedprox_mu or controls is not None else current
     drift = None if controls is None else controls.server - controls.own
     per_epoch = plan.steps(len(work.y)) // plan.epochs
     total, seen, steps = 0.0, 0, 0
     private = plan.privacy is not None
     stop = _Stop(work, gradients, per_epoch)
-    for gradient, loss, rows in (_private if private else _plain)(gradients, len(current), work):
+    for gradient, loss, rows in (
+        _private(gradients, len(current), work, pool) if private else _plain(gradients, work)
+    ):
         if steps % per_epoch == 0:
             total, seen = 0.0, 0
         if plan.fedprox_mu:
@@ -112,7 +124,7 @@ def _descend(current: FloatVector, gradients: Gradients, work: Work, optimizer: 
         if stop.now(steps):
             break
     # A private result is judged by its parameters alone, which have noise: refusing it tells of no example.
-    if not (_finite(current) and (private or np.isfinite(total))):
+    if not (finite(current) and (private or np.isfinite(total))):
         raise DivergedError(f"Training diverged at learning rate {plan.learning_rate:g}: choose a lower one.")
     return TrainResult(
         current,
@@ -178,7 +190,7 @@ def _mean_loss(gradients: Gradients, x: NDArray[Any], y: NDArray[Any], size: int
     return total / len(y)
 
 
-def _plain(gradients: Gradients, _dim: int, work: Work) -> Iterator[tuple[FloatVector, float, int]]:
+def _plain(gradients: Gradients, work: Work) -> Iterator[tuple[FloatVector, float, int]]:
     """Yield each step's gradient, sum of losses and number of examples.
 
     Every batch has ``batch_size`` rows; those that only fill up the last one weigh nothing.
@@ -193,13 +205,15 @@ def _plain(gradients: Gradients, _dim: int, work: Work) -> Iterator[tuple[FloatV
             yield gradient, loss * len(rows), len(rows)
 
 
-def _private(gradients: Gradients, dim: int, work: Work) -> Iterator[tuple[FloatVector, float, int]]:
+def _private(
+    gradients: Gradients, dim: int, work: Work, pool: ThreadPoolExecutor | None
+) -> Iterator[tuple[FloatVector, float, int]]:
     """Yield each step's noised gradient, sum of losses and number of examples drawn.
 
     Source: docs/spec/privacy.md, 9.2 to 9.5.
     """
     # Only noise needs cryptography, which is 8 MB: a plain training in a process of its own goes without.
-    from umbel.train.ahead import ahead
+    from umbel.train.ahead import Ahead
     from umbel_proto.prg import Keystream
     from umbel_proto.privacy.gaussian import deviation_of, poisson_sample
 
@@ -208,23 +222,25 @@ def _private(gradients: Gradients, dim: int, work: Work) -> Iterator[tuple[Float
     assert release is not None
     assert privacy is not None
     deviation = deviation_of(privacy.noise, privacy.clip, dim)
-    with ahead(dim if privacy.noise else 0) as noise:
-        for _ in range(release.steps):
+    noise = Ahead(pool, dim) if privacy.noise else None
+    for _ in range(release.steps):
+        if noise is not None:
             noise.begin()
-            chance = Keystream()
-            rows = poisson_sample(len(work.y), release.rate, chance)
-            total, loss = _clipped_sum(gradients, dim, work, rows, privacy.clip * SLACK)
-            if privacy.noise:
-                # By the size that was planned: how many were drawn is a secret.
-                noise.onto(total, deviation=deviation, stream=chance, divisor=plan.batch_size)
-            else:
-                total /= plan.batch_size
-            yield total.astype(np.float32, copy=False), loss, len(rows)
+        chance = Keystream()
+        rows = poisson_sample(len(work.y), release.rate, chance)
+        summed, loss = _clipped_sum(gradients, dim, work, rows, privacy.clip * SLACK)
+        # By the size that was planned: how many were drawn is a secret.
+        if noise is not None:
+            total = noise.onto(summed, deviation=deviation, stream=chance, divisor=plan.batch_size)
+        else:
+            total = summed.whole()
+            total /= plan.batch_size
+        yield total.astype(np.float32, copy=False), loss, len(rows)
 
 
 def _clipped_sum(
     gradients: Gradients, dim: int, work: Work, rows: NDArray[np.int64], clip: float
-) -> tuple[NDArray[np.floating], float]:
+) -> tuple[Summed, float]:
     """Return the sum of clipped gradients, shape (dim,), and of losses; float32 where it is of few rows.
 
     A draw that is much larger than planned is taken in equal parts: its memory would stay taken afterwards. One that
@@ -238,25 +254,20 @@ def _clipped_sum(
     for part in parts:
         summed, loss = gradients.clipped(x[part], y[part], np.ones(len(part), np.float32), clip)
         losses += loss
-        whole = _finite(summed)
+        whole = summed.finite()
         if len(parts) == 1 and whole:
             return summed, losses
         if total is None:
             total = np.zeros(dim, np.float32) if len(rows) <= MAX_ROWS else np.zeros(dim)
         if whole:
-            total += summed
+            total += summed.whole()
             continue
         # One example's overflow must show neither in the others' part nor as a refusal.
         for row in part:
             summed, _ = gradients.clipped(x[[row]], y[[row]], np.ones(1, np.float32), clip)
-            if _finite(summed):
-                total += summed
-    return np.zeros(dim, np.float32) if total is None else total, losses
-
-
-def _finite(values: FloatVector) -> bool:
-    """Return whether all values are finite: by their sum, which takes no memory, where it does not overflow."""
-    return bool(np.isfinite(values.sum()) or np.isfinite(values).all())
+            if summed.finite():
+                total += summed.whole()
+    return Summed(np.zeros(dim, np.float32) if total is None else total), losses
 
 
 def _pad(rows: NDArray[np.int64], size: int) -> tuple[NDArray[np.int64], Weights]:

@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from umbel.train.factors import Factors
 from umbel.train.plan import TrainPlan
+from umbel.train.summed import Product, Summed
 from umbel_proto.errors import UsageError
 
 if TYPE_CHECKING:
@@ -73,34 +75,58 @@ class GraphGradients:
     """The gradients of one training's parameters, by a graph.
 
     The graph reads parameters where training changes them, and writes its gradients into one vector: no copy
-    of either is made in a step.
+    of either is made in a step. Of a sum that it gives in factors the vector has no memory until it is asked for whole.
 
     Args:
         session: Its session.
         signature: How it is called.
         current: The parameters that training changes, shape (dim,).
+        factors: Which sums the graph leaves in factors: see ``factored``.
     """
 
-    def __init__(self, session: ort.InferenceSession, signature: Signature, current: FloatVector) -> None:
+    def __init__(
+        self,
+        session: ort.InferenceSession,
+        signature: Signature,
+        current: FloatVector,
+        factors: Factors | None = None,
+    ) -> None:
         self._session, self._example = session, signature.example
         self._parameters = signature.split(current)  # views: they follow every step
         self._flat, self._loss = np.empty(len(current), np.float32), np.zeros((), np.float32)
         self._binding = session.io_binding()
         for name, value in self._parameters.items():
             _bind(self._binding.bind_input, name, value)
+        self._factors: dict[int, tuple[str, str]] = {}
+        begin = 0
         for name, value in signature.split(self._flat).items():
-            _bind(self._binding.bind_output, f"{signature.prefix}.{name}", value)
+            if factors and name in factors:
+                self._factors[begin] = factors[name]
+            else:
+                _bind(self._binding.bind_output, f"{signature.prefix}.{name}", value)
+            begin += value.size
         _bind(self._binding.bind_output, "loss", self._loss)
+        if self._factors:
+            from umbel.train.product import Multiplier
+
+            self._multiply = Multiplier()
 
     def mean(self, x: NDArray[Any], y: NDArray[np.int64], w: Weights) -> tuple[FloatVector, float]:
         """See ``Gradients``."""
         return self._run({self._example: x, "y": y, "w": w})
 
-    def clipped(
-        self, x: NDArray[Any], y: NDArray[np.int64], w: Weights, clip: float
-    ) -> tuple[FloatVector, float]:
+    def clipped(self, x: NDArray[Any], y: NDArray[np.int64], w: Weights, clip: float) -> tuple[Summed, float]:
         """See ``Gradients``."""
-        return self._run({self._example: x, "y": y, "w": w, "clip": np.array(clip, np.float32)})
+        names = sorted({name for pair in self._factors.values() for name in pair})
+        for name in names:
+            self._binding.bind_output(name, "cpu")
+        vector, loss = self._run({self._example: x, "y": y, "w": w, "clip": np.array(clip, np.float32)})
+        given = dict(zip(names, self._binding.get_outputs()[-len(names) :], strict=True)) if names else {}
+        products = (
+            Product(begin, given[left].numpy(), given[right].numpy(), self._multiply)
+            for begin, (left, right) in self._factors.items()
+        )
+        return Summed(vector, tuple(products)), loss
 
     def loss(self, x: NDArray[Any], y: NDArray[np.int64], w: Weights) -> float:
         """See ``Gradients``."""

@@ -13,6 +13,7 @@ from umbel._data.examples import Examples
 from umbel.engines.onnx import open_session
 from umbel.train import METER, Controls, Meter, TrainPlan, TrainResult
 from umbel.train.descent import descend
+from umbel.train.factors import Factors, factored
 from umbel.train.graph import GraphGradients, Signature, trim
 from umbel.train.prepare import prepare
 from umbel_proto.errors import UsageError
@@ -41,7 +42,7 @@ class OnnxTrainer:
                 f"Model {manifest.model} {manifest.version} has no gradient graph: it cannot be trained."
             )
         self._package, self._meter, self._watch = package, meter, watch
-        self._sessions: dict[str, ort.InferenceSession] = {}
+        self._sessions: dict[str, tuple[ort.InferenceSession, Factors]] = {}
 
     def train(
         self,
@@ -74,11 +75,13 @@ class OnnxTrainer:
         signature = Signature.of(manifest, plan)
         file = signature.file
         if file not in self._sessions:
-            self._sessions[file] = open_session(package.file(file), file, package.frozen(), planned=False)
+            graph, factors = factored(package.file(file), signature.shapes)
+            self._sessions[file] = open_session(graph, file, package.frozen(), planned=False), factors
             trim()  # What reading the package took would stand beside what training takes.
         current = np.array(parameters, np.float32)
         manifest.split(current)  # Refuses one that is not of this model.
-        return descend(current, GraphGradients(self._sessions[file], signature, current), work)
+        session, factors = self._sessions[file]
+        return descend(current, GraphGradients(session, signature, current, factors), work)
 
     def close(self) -> None:
         """Drop the sessions, and hand the memory they held back to the system where the C library can."""

@@ -22,6 +22,7 @@ from umbel._data.examples import Examples
 from umbel.train import METER, Controls, Meter, TrainPlan, TrainResult
 from umbel.train.descent import Weights, descend
 from umbel.train.prepare import prepare
+from umbel.train.summed import Summed
 from umbel_proto.errors import MissingExtraError, UsageError
 from umbel_proto.manifest import FloatVector, Manifest
 from umbel_proto.package import Package
@@ -138,10 +139,10 @@ class _Gradients:
         mean = (weights * losses).sum() / weights.sum()
         return _flat(torch.autograd.grad(mean, self._ordered)), float(mean.detach())
 
-    def clipped(self, x: NDArray[Any], y: NDArray[Any], w: Weights, clip: float) -> tuple[FloatVector, float]:
+    def clipped(self, x: NDArray[Any], y: NDArray[Any], w: Weights, clip: float) -> tuple[Summed, float]:
         rows = w > 0
         if not rows.any():
-            return np.zeros(sum(value.numel() for value in self._ordered), np.float32), 0.0
+            return Summed(np.zeros(sum(value.numel() for value in self._ordered), np.float32)), 0.0
         optimizer = DPOptimizer(
             torch.optim.SGD(self._ordered, lr=1.0),
             noise_multiplier=0.0,  # Noise is ours: the operating system's randomness, rounded to a grid.
@@ -156,7 +157,7 @@ class _Gradients:
         optimizer.clip_and_accumulate()
         sums = _flat([value.summed_grad for value in self._ordered])
         optimizer.zero_grad()
-        return sums, float(loss.detach())
+        return Summed(sums), float(loss.detach())
 
     def loss(self, x: NDArray[Any], y: NDArray[Any], w: Weights) -> float:
         weights = torch.from_numpy(w)

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from umbel.engines.onnx import open_session
 from umbel.train import Controls, ExamplePrivacy, Meter, TrainPlan, TrainResult
 from umbel.train.descent import Work, descend
+from umbel.train.factors import factored
 from umbel.train.graph import GraphGradients, Signature, trim
 from umbel.train.pipe import FORM, FROZEN, Arrays, Pipe, PipeError
 from umbel_proto.errors import UmbelError
@@ -66,11 +67,12 @@ def _train(pipe: Pipe, head: Mapping[str, Any], arrays: Arrays) -> TrainResult:
     shapes = {name: tuple(shape) for name, shape in told["shapes"].items()}
     signature = Signature(**{**told, "shapes": shapes})
     frozen = {name.removeprefix(FROZEN): arrays.pop(name) for name in list(arrays) if name.startswith(FROZEN)}
-    session = open_session(arrays.pop("graph").tobytes(), signature.file, frozen, planned=False)
-    del frozen  # onnxruntime has its own.
+    graph, factors = factored(arrays.pop("graph").tobytes(), shapes)
+    session = open_session(graph, signature.file, frozen, planned=False)
+    del graph, frozen  # onnxruntime has its own.
     trim()  # What reading the graph took would stand beside what training takes.
     current = arrays.pop("parameters")
-    return descend(current, GraphGradients(session, signature, current), _work(pipe, head, arrays))
+    return descend(current, GraphGradients(session, signature, current, factors), _work(pipe, head, arrays))
 
 
 def _work(pipe: Pipe, head: Mapping[str, Any], arrays: Arrays) -> Work:
