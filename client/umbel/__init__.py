@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from umbel._data.dataset import DataSet
     from umbel._data.report import DataReport
     from umbel._data.rows import Retention
-    from umbel._device import Device, FailedRelease, Release, Status
+    from umbel._device import Device
     from umbel._explain.counterfactual import Change, Counterfactual
     from umbel._explain.explain import Explanation
     from umbel._predict.graph import Graph
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from umbel._review.review import Case, Feedback, Review, Ruling
     from umbel._rounds.conditions import Conditions, Verdict
     from umbel._rounds.probes import Reading
+    from umbel._status import FailedRelease, Release, Status
     from umbel._telemetry.telemetry import Telemetry
     from umbel.engines import EngineOptions
     from umbel_proto.conditions import Rules
@@ -129,8 +130,10 @@ def __getattr__(name: str) -> object:
         raise AttributeError(f"module 'umbel' has no attribute {name!r}")
     import importlib
 
-    if name in ("Device", "FailedRelease", "Release", "Status"):
+    if name == "Device":
         module = "umbel._device"
+    elif name in ("FailedRelease", "Release", "Status"):
+        module = "umbel._status"
     elif name in _ELSEWHERE:
         module = _ELSEWHERE[name]
     elif name in ("Estimate", "Model", "Prediction"):

@@ -22,7 +22,7 @@ from umbel._telemetry.spool import Spool
 from umbel._words import as_number, as_time
 from umbel_proto.errors import PackageError
 from umbel_proto.ids import RunId
-from umbel_proto.privacy.response import CONFIDENCE, INPUT, LABELS, LATENCY
+from umbel_proto.privacy.stated import CONFIDENCE, INPUT, LABELS, LATENCY
 
 _T = TypeVar("_T")
 _CERTAIN = 0.9995

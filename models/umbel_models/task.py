@@ -14,7 +14,7 @@ from umbel_proto.contract import DataContract
 from umbel_proto.errors import UsageError
 from umbel_proto.ids import ModelName, check_name
 from umbel_proto.manifest import CLASSIFICATION, OUTPUTS, REGRESSION, Target
-from umbel_proto.privacy.response import check_stated
+from umbel_proto.privacy.stated import check_stated
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

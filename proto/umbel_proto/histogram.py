@@ -19,7 +19,7 @@ from numpy.typing import ArrayLike
 
 from umbel_proto.errors import UsageError
 from umbel_proto.ids import check_name
-from umbel_proto.privacy.response import check_epsilon
+from umbel_proto.privacy.stated import check_epsilon
 
 if TYPE_CHECKING:
     from umbel_proto.wire import telemetry_pb2 as pb

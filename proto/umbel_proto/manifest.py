@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from umbel_proto.contract import DataContract, Field
 from umbel_proto.errors import UsageError
 from umbel_proto.ids import ModelName, check_name
-from umbel_proto.privacy.response import check_stated
+from umbel_proto.privacy.stated import check_stated
 
 FORMAT = 2
 MAX_MANIFEST_BYTES = 1 << 18

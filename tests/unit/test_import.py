@@ -32,6 +32,15 @@ def test_a_model_is_imported_without_flower_torch_or_a_runtime() -> None:
     assert not {"flwr", "torch", "grpc", "h2", "onnxruntime"}.intersection(run(code).split())
 
 
+def test_what_a_first_prediction_needs_brings_neither_what_a_status_says_nor_what_randomizes_a_report() -> (
+    None
+):
+    code = (
+        "import sys, umbel; umbel.Device, umbel.Model; import umbel._telemetry.telemetry; print(*sys.modules)"
+    )
+    assert not {"umbel._status", "umbel_proto.privacy.response"}.intersection(run(code).split())
+
+
 def test_a_service_tells_grpc_how_to_read_before_it_is_there_and_leaves_the_choice_of_others() -> None:
     name = "os.environ['GRPC_EXPERIMENTS']"
     told = f"import umbel_server; print('grpc' in sys.modules, {name})"

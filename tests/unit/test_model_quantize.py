@@ -421,7 +421,7 @@ def test_numbers_agree_within_a_share_of_how_far_they_spread() -> None:
     for apart, agrees in [(0.0, 1), (0.09, 1), (0.11, 0), (np.nan, 0)]:
         window = ComparisonWindow(model="d", version=3, variant="fp32", engine="onnx", now_s=0.0)
         asked = Candidate(package, engine, window, within=0.1)
-        asked.compare(x, Estimate((right + apart * spread).astype(np.float32), 2, 1))
+        asked.compare(x, Estimate((right + apart * spread).astype(np.float32), 2))
         told = window.take(1.0)
         assert told is not None
         assert told.counters["shadow.agreed"] == agrees

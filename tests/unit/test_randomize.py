@@ -19,7 +19,8 @@ from scipy import stats
 from umbel_proto.errors import UsageError
 from umbel_proto.histogram import CONFIDENCE, Histogram
 from umbel_proto.prg import Keystream
-from umbel_proto.privacy.response import MAX_EPSILON, MIN_EPSILON, Response
+from umbel_proto.privacy.response import Response
+from umbel_proto.privacy.stated import MAX_EPSILON, MIN_EPSILON
 from umbel_proto.wire import telemetry_pb2 as pb
 
 EPSILONS = st.floats(MIN_EPSILON, MAX_EPSILON)

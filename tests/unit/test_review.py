@@ -214,7 +214,7 @@ def test_threads_that_ask_while_another_keeps_lose_nothing_uncounted(
 ) -> None:
     monkeypatch.setattr(_queue, "MAX_UNKEPT", 20)
     said = desk.ask()
-    rows = [Prediction(said.label, said.name, 0.5, "review", 1, number, b"") for number in range(800)]
+    rows = [Prediction(said.label, said.name, 0.5, "review", 1, b"") for _ in range(800)]
     with ThreadPoolExecutor(8) as threads:
         for number in range(8):
             threads.submit(lambda start: [desk.queue.offer(each, X) for each in rows[start::8]], number)

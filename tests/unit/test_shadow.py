@@ -94,7 +94,7 @@ def test_an_untrained_candidate_disagrees_as_often_as_its_labels_differ() -> Non
 
 def test_what_it_cannot_answer_is_counted_and_harms_nobody() -> None:
     asked = candidate(GOOD)
-    asked.compare(np.zeros(3, np.float32), Prediction(0, "0", 1.0, "automatic", 2, 1, b""))
+    asked.compare(np.zeros(3, np.float32), Prediction(0, "0", 1.0, "automatic", 2, b""))
     assert dict(taken(asked.window).counters) == {"shadow.errors": 1}
 
 
@@ -129,7 +129,7 @@ def test_where_a_package_hides_labels_agreement_is_hidden_with_the_stricter_epsi
 
 
 def said(number: int = 0) -> Prediction:
-    return Prediction(number, str(number), 0.9, "automatic", 2, number, b"")
+    return Prediction(number, str(number), 0.9, "automatic", 2, b"")
 
 
 def test_predictions_leave_one_in_n_and_never_wait() -> None:

@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from umbel._home.directory import DeviceHome, Identity
-from umbel._predict.answer import Estimate, Prediction, new_id
+from umbel._predict.answer import Estimate, Prediction
 from umbel._telemetry.gauges import Rapl, resident_bytes
 from umbel._telemetry.spool import Spool
 from umbel._telemetry.telemetry import Telemetry
@@ -402,21 +402,41 @@ def test_memory_is_what_the_system_says(tmp_path: Path) -> None:
     assert resident_bytes(statm) is None
 
 
-def test_ids_are_sixteen_digits_and_none_is_given_twice_by_any_number_of_threads() -> None:
+def test_ids_are_sixteen_digits_and_none_is_given_twice_by_any_number_of_threads(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    answers = [Estimate(np.zeros(1, np.float32), 1) for _ in range(16_000)]
     with ThreadPoolExecutor(8) as pool:
-        numbers = [
-            each for part in pool.map(lambda _: [new_id() for _ in range(2000)], range(8)) for each in part
-        ]
-    made = [Estimate(np.zeros(1, np.float32), 1, number).id for number in numbers]
+        made = [*pool.map(lambda each: each.id, answers, chunksize=2000)]
     assert len({*made}) == len(made)
     assert all(len(each) == 16 and int(each, 16) >= 0 for each in made)
     # A number past the last one begins at zero again.
-    assert Prediction(0, "a", 1.0, "automatic", 1, 2**64, b"").id == "0" * 16
+    monkeypatch.setattr("umbel._predict.answer.new_id", lambda: 2**64)
+    assert Prediction(0, "a", 1.0, "automatic", 1, b"").id == "0" * 16
+
+
+def test_threads_that_ask_for_the_id_of_one_answer_are_all_told_the_same() -> None:
+    answers = [Prediction(0, "a", 1.0, "automatic", 1, b"") for _ in range(3000)]
+    begin = threading.Barrier(4)
+
+    def ids(_: int) -> list[str]:
+        begin.wait(30)
+        return [each.id for each in answers]
+
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            told = [*pool.map(ids, range(4))]
+    finally:
+        sys.setswitchinterval(before)
+    assert told[1:] == told[:-1]
+    assert len({*told[0]}) == len(answers)
 
 
 def test_probabilities_are_an_array_of_what_the_engine_said() -> None:
     row = np.array([0.1, 0.7, 0.2], np.float32)
     for given_as in (row, row.tobytes()):
-        said = Prediction(1, "b", 0.7, "automatic", 1, 5, given_as).probabilities
+        said = Prediction(1, "b", 0.7, "automatic", 1, given_as).probabilities
         assert said.dtype == np.float32
         np.testing.assert_array_equal(said, row)

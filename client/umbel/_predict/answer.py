@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from umbel._fork import renew_in_child
+from umbel._fork import Lock, renew_in_child
 from umbel._review.recent import note
 
 Decision = Literal["automatic", "review"]
@@ -28,7 +28,7 @@ class _Numbers:
         self.next: Callable[[], int] = itertools.count(secrets.randbits(64)).__next__
 
 
-_numbers = _Numbers()
+_numbers, _drawing = _Numbers(), Lock()
 
 
 def new_id() -> int:
@@ -36,12 +36,29 @@ def new_id() -> int:
     return _numbers.next()
 
 
-def numbers() -> Callable[[], int]:
-    """Return what numbers the predictions of this process as ``new_id`` does, for as long as it does not fork."""
-    return _numbers.next
+class _Answer:
+    """What has an id. Its number is drawn when somebody asks for that: most answers are never asked."""
+
+    __slots__ = ("_number",)
+
+    @property
+    def id(self) -> str:
+        """16 hexadecimal digits, unique: feedback refers to it."""
+        try:
+            number = self._number
+        except AttributeError:
+            number = self._drawn()
+        return f"{number & (1 << 64) - 1:016x}"
+
+    def _drawn(self) -> int:
+        # Of two threads that ask at once the later one finds what the other drew.
+        with _drawing:
+            if not hasattr(self, "_number"):
+                self._number: int = new_id()
+            return self._number
 
 
-class Prediction:
+class Prediction(_Answer):
     """What a model says about one example.
 
     Args:
@@ -51,12 +68,11 @@ class Prediction:
         decision: ``automatic`` where the confidence reaches the model's threshold; otherwise a person
             should have a look: ``review``.
         model_version: Version of the model that said so.
-        number: Of ``new_id``.
         probabilities: Of every class, in the precision of float32: an array, or its bytes.
     """
 
     # A frozen data class takes five times as long to make as a small model to answer.
-    __slots__ = ("_number", "_probabilities", "confidence", "decision", "label", "model_version", "name")
+    __slots__ = ("_probabilities", "confidence", "decision", "label", "model_version", "name")
 
     def __init__(
         self,
@@ -65,7 +81,6 @@ class Prediction:
         confidence: float,
         decision: Decision,
         model_version: int,
-        number: int,
         probabilities: bytes | NDArray[np.float32],
     ) -> None:
         self.label: int = label
@@ -73,13 +88,12 @@ class Prediction:
         self.confidence: float = confidence
         self.decision: Decision = decision
         self.model_version: int = model_version
-        self._number = number
         self._probabilities = probabilities
 
     @property
     def id(self) -> str:
         """16 hexadecimal digits, unique: feedback refers to it."""
-        name = _id(self._number)
+        name = super().id
         note(name, self.label, self.model_version, self.confidence)
         return name
 
@@ -97,30 +111,19 @@ class Prediction:
         )
 
 
-class Estimate:
+class Estimate(_Answer):
     """What a model that answers with numbers says about one example. It does not say how sure it is.
 
     Args:
         values: The numbers, of the model's own shape.
         model_version: Version of the model that said so.
-        number: Of ``new_id``.
     """
 
-    __slots__ = ("_number", "model_version", "values")
+    __slots__ = ("model_version", "values")
 
-    def __init__(self, values: NDArray[np.float32], model_version: int, number: int) -> None:
+    def __init__(self, values: NDArray[np.float32], model_version: int) -> None:
         self.values: NDArray[np.float32] = values
         self.model_version: int = model_version
-        self._number = number
-
-    @property
-    def id(self) -> str:
-        """16 hexadecimal digits, unique: feedback refers to it."""
-        return _id(self._number)
 
     def __repr__(self) -> str:
         return f"Estimate(shape={self.values.shape}, model_version={self.model_version}, id={self.id!r})"
-
-
-def _id(number: int) -> str:
-    return f"{number & (1 << 64) - 1:016x}"

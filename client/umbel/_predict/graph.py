@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from umbel._predict.model import Decision, Estimate, Prediction, new_id
+from umbel._predict.model import Decision, Estimate, Prediction
 from umbel.engines.bare import Arrays, Runner
 from umbel_proto.errors import UsageError
 from umbel_proto.manifest import CLASSIFICATION, REGRESSION, TensorSpec
@@ -136,7 +136,7 @@ class Graph:
         for row, label in zip(probabilities, probabilities.argmax(axis=1).tolist(), strict=True):
             confidence = float(row[label])
             decision: Decision = "automatic" if confidence >= self._threshold else "review"
-            said.append(Prediction(label, self._labels[label], confidence, decision, 0, new_id(), row))
+            said.append(Prediction(label, self._labels[label], confidence, decision, 0, row))
         return said[0] if single else said
 
     def predict_proba(self, x: object) -> NDArray[np.float32]:
@@ -169,7 +169,7 @@ class Graph:
         with np.errstate(over="ignore"):
             rows = np.atleast_1d(np.asarray(outputs[self._answer], np.float32))
         self._require(np.isfinite(rows).all())
-        said = [Estimate(np.asarray(row), 0, new_id()) for row in rows]
+        said = [Estimate(np.asarray(row), 0) for row in rows]
         return said[0] if single else said
 
     def explain(

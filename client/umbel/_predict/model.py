@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from umbel._predict.answer import Decision as Decision
 from umbel._predict.answer import Estimate as Estimate
 from umbel._predict.answer import Prediction as Prediction
-from umbel._predict.answer import new_id as new_id
 from umbel._predict.loaded import Loaded
 from umbel.engines import Engine
 from umbel_proto.errors import ContractError, UmbelError, UsageError
@@ -166,7 +165,7 @@ class Model:
             unsure = not confidence >= loaded.thresholds[label]  # NaN is not sure of anything.
             decision: Decision = "review" if unsure or odd else "automatic"
             name = loaded.labels[label]
-            said.append(Prediction(label, name, confidence, decision, loaded.version, new_id(), row))
+            said.append(Prediction(label, name, confidence, decision, loaded.version, row))
             if decision == "review" and self._queue is not None:
                 self._queue.offer(said[-1], batch[len(said) - 1], unsure=unsure, flagged=bool(odd))
         _tell(loaded, batch, labels, confidences, begin)
@@ -201,7 +200,7 @@ class Model:
         self._require(REGRESSION, "tells labels apart: call predict")
         begin = perf_counter()
         batch, single, _, values = self._run(loaded, x, at)
-        said = [Estimate(row, loaded.version, new_id()) for row in np.asarray(values)]
+        said = [Estimate(row, loaded.version) for row in np.asarray(values)]
         nothing = [None] * len(said)
         _tell(loaded, batch, nothing, nothing, begin)
         if (shadow := self._shadow) is not None:  # It may end meanwhile.

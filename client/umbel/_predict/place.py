@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from umbel._predict.answer import Decision, Estimate, Prediction, numbers
+from umbel._predict.answer import Decision, Estimate, Prediction
 from umbel.engines import Seat
 from umbel_proto.contract import Field
 
@@ -81,7 +81,7 @@ def asker(
     example, apart, first, second, mask, found = within
     shape, dtype, array, at_most = field.shape, example.dtype, np.ndarray, np.less_equal
     checked, taken = example.data.cast("B"), seat.example.data.cast("B")
-    answer, run, number = seat.answer[0, ...], seat.run, numbers()
+    answer, run = seat.answer[0, ...], seat.run
     version, labels, thresholds = saying.version, saying.labels, saying.thresholds
     few, classes = 0 < len(labels) <= FEW, range(len(labels))
     # Bytes, and no list: what an application keeps of predictions is then one object each for the collector of
@@ -128,13 +128,12 @@ def asker(
                 extend(row(1e9 * (clock() - begin), nan, _NO_LABEL))
                 if len(rows) >= log.due:
                     settle(x)
-            return Estimate(answer.copy(), version, number())
+            return Estimate(answer.copy(), version)
         decision: Decision = "automatic" if confidence >= thresholds[label] else "review"
         # Filled in here: to call its `__init__` takes twice as long.
         said = blank(Prediction)
         said.label, said.name, said.confidence = label, labels[label], confidence
-        said.decision, said.model_version = decision, version
-        said._number, said._probabilities = number(), probabilities
+        said.decision, said.model_version, said._probabilities = decision, version, probabilities
         if counted:
             extend(row(1e9 * (clock() - begin), confidence, label))
             if len(rows) >= log.due:

@@ -12,7 +12,7 @@ from umbel._telemetry.randomize import AGREEMENT, DIFFERENCE, SHADOW_LATENCY
 from umbel._telemetry.scope import NOTHING, Scope
 from umbel._telemetry.window import Tally, _closed
 from umbel_proto.histogram import LATENCY_US, SHIFT, whole_edges
-from umbel_proto.privacy.response import LABELS
+from umbel_proto.privacy.stated import LABELS
 
 if TYPE_CHECKING:
     from umbel_proto.wire import telemetry_pb2 as pb

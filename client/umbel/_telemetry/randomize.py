@@ -11,7 +11,8 @@ from umbel._telemetry.columns import PREFIX
 from umbel._telemetry.scope import JUDGED_RIGHT, JUDGED_WRONG, MAX_LABELS, Scope
 from umbel_proto.histogram import Histogram, whole_edges
 from umbel_proto.prg import Keystream
-from umbel_proto.privacy.response import CONFIDENCE, INPUT, LABELS, LATENCY, Response
+from umbel_proto.privacy.response import Response
+from umbel_proto.privacy.stated import CONFIDENCE, INPUT, LABELS, LATENCY
 
 LABEL, OTHER = "label.", "label.other"
 TOLD_LABELS = "label"

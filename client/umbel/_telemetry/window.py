@@ -22,7 +22,7 @@ from umbel._telemetry.scope import JUDGED_RIGHT, JUDGED_WRONG, MAX_LABELS, NOTHI
 from umbel_proto.errors import UsageError
 from umbel_proto.histogram import AMOUNT, CONFIDENCE, INPUT, LATENCY_US, Histogram
 from umbel_proto.ids import check_name
-from umbel_proto.privacy.response import LABELS
+from umbel_proto.privacy.stated import LABELS
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -10,61 +10,21 @@ under Local Privacy", ICML 2016 (arXiv:1602.07387v3), section 4.1 (k-RR) and equ
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from umbel_proto.errors import UsageError
+from umbel_proto.privacy.stated import check_epsilon
 
 if TYPE_CHECKING:
     from umbel_proto.prg import Keystream
 
-MIN_EPSILON = 0.01
-MAX_EPSILON = 20.0
-"""Beyond it one event in 5e8 moves: that hides nothing, and says so by stating none."""
-
-LABELS, CONFIDENCE, LATENCY, INPUT = "labels", "confidence", "latency_us", "input"
-"""Telemetry tasks: what an epsilon may be stated for. The first two are of classifications alone."""
-
 _WORDS = 1 << 64
 _BLOCK = 1 << 16  # Events drawn at once: 2 MB of memory.
 _Z = 1.959963984540054  # Of an interval of 95 %.
-
-
-def check_epsilon(epsilon: float, what: str) -> float:
-    """Return the epsilon of an event, if it is one.
-
-    Args:
-        epsilon: In [``MIN_EPSILON``, ``MAX_EPSILON``].
-        what: What states it, for the error's sentence.
-
-    Raises:
-        UsageError: It is outside.
-    """
-    if not MIN_EPSILON <= epsilon <= MAX_EPSILON:
-        raise UsageError(f"{what} has epsilon {epsilon}: state one from {MIN_EPSILON} to {MAX_EPSILON:g}.")
-    return epsilon
-
-
-def check_stated(stated: Mapping[str, float], *, classifies: bool) -> None:
-    """Refuse epsilons of what a model does not report, or that are none.
-
-    Args:
-        stated: Epsilon by telemetry task.
-        classifies: Whether the model is a classification.
-
-    Raises:
-        UsageError: There is one.
-    """
-    tasks = (LABELS, CONFIDENCE, LATENCY, INPUT) if classifies else (LATENCY, INPUT)
-    for task, epsilon in stated.items():
-        if task not in tasks:
-            raise UsageError(
-                f"The model has no telemetry task {task[:40]!r}: state an epsilon of {', '.join(tasks)}."
-            )
-        check_epsilon(epsilon, f"Telemetry task {task}")
 
 
 @dataclass(frozen=True, slots=True)
