@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import os
+import pickle
 import sys
 import threading
 from collections import Counter
@@ -432,6 +434,17 @@ def test_threads_that_ask_for_the_id_of_one_answer_are_all_told_the_same() -> No
         sys.setswitchinterval(before)
     assert told[1:] == told[:-1]
     assert len({*told[0]}) == len(answers)
+
+
+@pytest.mark.parametrize(
+    "again", [copy.copy, copy.deepcopy, lambda answer: pickle.loads(pickle.dumps(answer))]
+)
+def test_a_copy_of_an_answer_is_the_same_answer(again: Callable[[object], Prediction]) -> None:
+    said = Prediction(1, "b", 0.5, "review", 3, b"")
+    other = again(said)
+    assert (other.id, other.label, other.name, other.confidence) == (said.id, 1, "b", 0.5)
+    estimate = Estimate(np.zeros(2, np.float32), 1)
+    assert again(estimate).id == estimate.id
 
 
 def test_probabilities_are_an_array_of_what_the_engine_said() -> None:

@@ -50,6 +50,11 @@ class _Answer:
             number = self._drawn()
         return f"{number & (1 << 64) - 1:016x}"
 
+    def __getstate__(self) -> object:
+        """What is copied or pickled: with its number, as a copy is the same answer."""
+        self._drawn()
+        return super().__getstate__()
+
     def _drawn(self) -> int:
         # Of two threads that ask at once the later one finds what the other drew.
         with _drawing:
