@@ -145,7 +145,8 @@ def when(report: dict[str, Any]) -> str:
     if "begun" not in report:
         return "An earlier run, whose day and load were not recorded.\n"
     before = report["load"][0]
-    said = f"{report['begun'][:10]}, {report['seconds']} s, load {before:g} before it"
+    machine = f"{report['machine']['cores']} cores of {report['machine']['cpu'].partition('@')[0].strip()}"
+    said = f"{report['begun'][:10]}, {machine}, {report['seconds']} s, load {before:g} before it"
     said += ": other work may have run beside it." if before > BUSY else "."
     if not report["complete"]:
         said += f" Not complete: {', '.join(report['failed']) or 'stopped'}."

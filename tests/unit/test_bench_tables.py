@@ -116,10 +116,10 @@ def test_a_table_whose_benchmark_has_no_figures_stays_and_is_named(tables: Any) 
 
 
 def test_figures_of_a_run_that_others_disturbed_or_that_stopped_say_so(tables: Any) -> None:
-    run = {"begun": "2026-11-21T10:00:00+00:00", "seconds": 9, "failed": {}}
-    assert (
-        tables.when({**run, "load": [0.3, 1], "complete": True}) == "2026-11-21, 9 s, load 0.3 before it.\n"
-    )
+    machine = {"cpu": "Model @ 2.00GHz", "cores": 2}
+    run = {"begun": "2026-11-21T10:00:00+00:00", "seconds": 9, "failed": {}, "machine": machine}
+    said = tables.when({**run, "load": [0.3, 1], "complete": True})
+    assert said == "2026-11-21, 2 cores of Model, 9 s, load 0.3 before it.\n"
     assert "other work" in tables.when({**run, "load": [4.0, 1], "complete": True})
     assert "Not complete: stopped." in tables.when({**run, "load": [0.3, 1], "complete": False})
     assert "Not complete: gru." in tables.when(

@@ -26,6 +26,7 @@ from rich.progress import (
 from umbel_proto.credentials import FleetPolicy
 from umbel_proto.errors import UnavailableError
 from umbel_proto.ids import FleetId, ModelName, RunId
+from umbel_proto.manifest import Manifest
 from umbel_proto.package import Package, read_package
 from umbel_proto.privacy.plan import cohort_for_epsilon
 from umbel_server.clock import system_clock
@@ -78,6 +79,8 @@ POLICY = FleetPolicy(
 )
 POLL_S = "0.5"
 PARALLEL = max(2, os.cpu_count() or 1)
+VARIANTS = ("fp32", "int8")
+"""Are compared on one device. Trained with other noise each time, a package now and then has no int8: it would lose too much."""
 
 
 @dataclass(eq=False)
@@ -335,13 +338,15 @@ class Story:
 
     def _predict(self) -> dict[str, Any]:
         """Let every device predict on held-out digits, as an app on it would; one also compares variants."""
-        jobs = [(name, "auto") for name in sorted(self.devices)] + [("dev-1", "fp32"), ("dev-1", "int8")]
+        compared = [("dev-1", variant) for variant in VARIANTS if variant in self._trained.manifest.variants]
+        jobs = [(name, "auto") for name in sorted(self.devices)] + compared
         done = self._step("Predicting on the devices", len(jobs))
         results: dict[str, Any] = {}
         waiting = [(name, variant, self._predicting(name, variant)) for name, variant in jobs]
-        # The last two one after the other, so that neither disturbs the other's latency.
+        # The last ones one after the other, so that neither disturbs the other's latency.
         while waiting:
-            batch = [waiting.pop(0) for _ in range(min(PARALLEL if len(waiting) > 2 else 1, len(waiting)))]
+            at_once = PARALLEL if len(waiting) > len(compared) else 1
+            batch = [waiting.pop(0) for _ in range(min(at_once, len(waiting)))]
             running = [
                 (variant, self.supervisor.command(f"predict on {name}", command))
                 for name, variant, command in batch
@@ -380,7 +385,7 @@ class Story:
         from umbel_server.flower import plain_fedavg_size
 
         last = rounds[-1].figures
-        files = manifest.files
+        compared = [name for name in VARIANTS if name in results]
         arrays = [np.zeros(parameter.shape, np.float32) for parameter in manifest.parameters]
         summed = [{p.device for p in record.participations if p.outcome == "summed"} for record in rounds]
         lost = {p.device for record in rounds for p in record.participations if p.outcome != "summed"}
@@ -399,13 +404,11 @@ class Story:
                 "devices_error": last["metrics"]["accuracy"]["error"],
                 "plain_fedavg": fedavg[-1],
                 "central": central[-1],
-                "int8": results["int8"]["accuracy"],
-                "fp32": results["fp32"]["accuracy"],
+                **{name: results[name]["accuracy"] for name in compared},
             },
-            latency_us={name: results[name]["latency_us"]["p50"] for name in ("int8", "fp32")},
+            latency_us={name: results[name]["latency_us"]["p50"] for name in compared},
             bytes={
-                "model_int8": files["int8.onnx"].size + files["int8.safetensors"].size,
-                "model_fp32": files["infer.onnx"].size + files["params.safetensors"].size,
+                **{f"model_{name}": _size(manifest, name) for name in compared},
                 "up_per_device_round": _mean(r.figures["bytes_up_per_device"] for r in rounds),
                 "down_per_device_round": _mean(r.figures["bytes_down_per_device"] for r in rounds),
                 "flower_fedavg_up_per_device_round": plain_fedavg_size(arrays),
@@ -442,6 +445,12 @@ class Story:
                 for record, members in zip(rounds, summed, strict=True)
             ],
         )
+
+
+def _size(manifest: Manifest, variant: str) -> int:
+    """Return how many bytes a variant's graph and its weights have."""
+    of = manifest.variants[variant]
+    return manifest.files[of.file].size + manifest.files[of.weights].size
 
 
 class _Steps:
