@@ -127,10 +127,13 @@ class Package:
             ) from None
 
     def _parted(self) -> tuple[FloatVector, dict[str, NDArray[np.float32]]]:
+        # Not copied before they are joined: a device has the package, the vector and no third of their size.
+        arrays = load_tensors(self._view(PARAMETERS), PARAMETERS, copied=False)
         try:
-            return self.manifest.part(self.tensors(PARAMETERS))
+            vector, frozen = self.manifest.part(arrays)
         except UsageError as exc:
             raise PackageError(str(exc)) from exc
+        return vector, {name: array.copy() for name, array in frozen.items()}
 
 
 def write_package(manifest: Manifest, files: Mapping[str, bytes], key: SigningKey) -> bytes:

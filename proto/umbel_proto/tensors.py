@@ -26,23 +26,25 @@ _TYPES: Mapping[str, str] = {
 }  # fmt: skip
 
 
-def load_tensors(raw: bytes | memoryview, what: str) -> dict[str, NDArray[Any]]:
-    """Read the bytes of a ``.safetensors`` file: arrays of their own, which outlive the bytes.
+def load_tensors(raw: bytes | memoryview, what: str, *, copied: bool = True) -> dict[str, NDArray[Any]]:
+    """Read the bytes of a ``.safetensors`` file.
 
     Args:
         raw: The bytes.
         what: The file's name, for the error's sentence.
+        copied: Whether the arrays are the caller's own. If not they are the bytes themselves, and may lie at any address:
+            for who copies them on.
 
     Raises:
         PackageError: They are something else.
     """
     try:
-        return _load(memoryview(raw))
+        return _load(memoryview(raw), copied)
     except (ValueError, KeyError, TypeError, RecursionError) as exc:
         raise PackageError(f"{what} does not hold arrays in the safetensors format.") from exc
 
 
-def _load(raw: memoryview) -> dict[str, NDArray[Any]]:
+def _load(raw: memoryview, copied: bool) -> dict[str, NDArray[Any]]:
     begin = _LENGTH_BYTES + int.from_bytes(raw[:_LENGTH_BYTES], "little")
     head = str(raw[_LENGTH_BYTES:begin], "utf-8")
     _require(begin <= len(raw) and head.startswith("{"))
@@ -59,9 +61,8 @@ def _load(raw: memoryview) -> dict[str, NDArray[Any]]:
         # The arrays lie one after the other, and leave out nothing.
         _require(first == position and last - first == math.prod(shape) * dtype.itemsize)
         _require(last <= len(content))
-        array = np.empty(shape, dtype)
-        array.reshape(-1).view(np.uint8)[:] = content[first:last]
-        arrays[name], position = array, last
+        array = content[first:last].view(dtype).reshape(shape)
+        arrays[name], position = array.copy() if copied else array, last
     _require(position == len(content))
     return arrays
 

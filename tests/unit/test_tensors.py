@@ -115,3 +115,13 @@ def test_the_arrays_are_the_callers_own(unaligned: int) -> None:
 def test_what_is_not_in_the_format_is_refused(raw: bytes) -> None:
     with pytest.raises(PackageError, match="x does not hold arrays in the safetensors format"):
         load_tensors(raw, "x")
+
+
+def test_arrays_are_copied_unless_they_are_copied_on() -> None:
+    raw = b"x" + safetensors.numpy.save({"a": np.arange(3, dtype=np.float32), "b": np.ones(())})
+    content = np.frombuffer(raw, np.uint8)
+    for copied in (True, False):  # Of an odd address, as in a package.
+        arrays = load_tensors(memoryview(raw)[1:], "a file", copied=copied)
+        assert [np.shares_memory(array, content) for array in arrays.values()] == [not copied] * 2
+        assert [array.flags.writeable for array in arrays.values()] == [copied] * 2
+        np.testing.assert_array_equal(arrays["a"], [0, 1, 2])
