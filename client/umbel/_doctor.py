@@ -50,7 +50,7 @@ class Finding:
 
     Args:
         check: What was looked at.
-        state: ``ok``; ``warning``: it works, for now; ``wrong``: something does not.
+        state: ``ok``; ``warning``: it works, but not for long; ``wrong``: something does not.
         found: What there is, and what to do if it is not ok.
     """
 

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
@@ -162,14 +163,8 @@ class Control:
         Raises:
             UnavailableError: The SuperLink does not answer.
         """
-        try:
+        with _asking("to tell of a run"):
             reply = self._client.ListRuns(ListRunsRequest(run_id=flower_run))
-        except httpx.HTTPStatusError as exc:
-            raise UnavailableError(
-                f"The SuperLink refuses to tell of a run (HTTP {exc.response.status_code}): its log says why."
-            ) from exc
-        except httpx.TransportError as exc:
-            raise UnavailableError(f"The SuperLink does not answer: {exc}.") from exc
         status = reply.run_dict[flower_run].status
         return str(status.status), ": ".join(part for part in (status.sub_status, status.details) if part)
 
@@ -178,11 +173,18 @@ class Control:
         self._client.close()
 
     def _nodes(self) -> Sequence[Any]:
-        try:
+        with _asking("to list its nodes"):
             return list(self._client.ListNodes(ListNodesRequest()).nodes_info)
-        except httpx.HTTPStatusError as exc:
-            raise UnavailableError(
-                f"The SuperLink refuses to list its nodes (HTTP {exc.response.status_code}): its log says why."
-            ) from exc
-        except httpx.TransportError as exc:
-            raise UnavailableError(f"The SuperLink does not answer: {exc}.") from exc
+
+
+@contextmanager
+def _asking(what: str) -> Iterator[None]:
+    """A block that asks the SuperLink: what fails is a sentence."""
+    try:
+        yield
+    except httpx.HTTPStatusError as exc:
+        raise UnavailableError(
+            f"The SuperLink refuses {what} (HTTP {exc.response.status_code}): its log says why."
+        ) from exc
+    except httpx.TransportError as exc:
+        raise UnavailableError(f"The SuperLink does not answer: {exc}.") from exc

@@ -40,7 +40,7 @@ def on_record(store: Store, actor: Actor, read: Read, *, fleet: str, paged: bool
 
     Raises:
         StorageError: It cannot be kept: then nothing is given.
-        UnavailableError: As above, for now.
+        UnavailableError: The store does not answer now: likewise.
     """
     last = store.audit.latest(Sought(actor.name, read.value), limit=1) if paged else ()
     if last and abs(store.clock() - last[0].time_ms / 1000) < ONCE_S:
