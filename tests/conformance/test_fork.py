@@ -94,6 +94,8 @@ told = []
 for _ in range(5):
     come, go = os.pipe()
     if not (child := os.fork()):
+        turns = [model._loaded.turns for model in models]
+        assert not any(each._inside or each._resting for each in turns)  # Its parent's threads are not met here.
         said = [model.predict(x[0]) for model in models]
         said += [answer for model in models for answer in model.predict(x[:2])]
         counts = dict(window.take(1.0).counters)

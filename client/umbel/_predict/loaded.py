@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from umbel._fork import renew_in_child
 from umbel._predict.place import Place, Saying
+from umbel._predict.turns import Turns
 from umbel.engines import Engine
 from umbel_proto.contract import Field
 from umbel_proto.package import GOLDEN, Package
@@ -46,6 +47,7 @@ class Loaded:
     local: threading.local = field(init=False)
     taken: weakref.WeakSet[Place] = field(init=False)
     ready: list[Place] = field(init=False)
+    turns: Turns = field(init=False)
 
     def __post_init__(self) -> None:
         manifest = self.package.manifest
@@ -62,6 +64,7 @@ class Loaded:
         object.__setattr__(self, "local", threading.local())
         object.__setattr__(self, "taken", weakref.WeakSet())
         object.__setattr__(self, "ready", [])
+        object.__setattr__(self, "turns", Turns())
 
     def sit(self) -> Place:
         """Return a place for the thread that asks, which finds it under ``local`` from now on."""
@@ -89,4 +92,4 @@ class Loaded:
         saying, seat = Saying(self.version, self.labels, self.thresholds), self.engine.seat()
         if example is not None:
             Place(self.contract, seat, saying).ask(example)
-        return Place(self.contract, seat, saying, self.window)
+        return Place(self.contract, seat, saying, self.window, self.turns)

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from umbel._predict.answer import Decision, Estimate, Prediction
+from umbel._predict.turns import Turns
 from umbel.engines import Seat
 from umbel_proto.contract import Field
 
@@ -51,14 +52,24 @@ class Place:
         seat: The thread's seat at the engine; None where there is none: then it answers nothing.
         saying: What the version says beside its numbers.
         window: What counts its answers, if telemetry is on.
+        turns: What all places of a version share; None where this one is alone.
     """
 
     # `ask` gives None where the example is not as the graph wants it: the contract's own check says what is so.
     __slots__ = ("__weakref__", "ask", "seat")
 
-    def __init__(self, field: Field, seat: Seat | None, saying: Saying, window: Window | None = None) -> None:
+    def __init__(
+        self,
+        field: Field,
+        seat: Seat | None,
+        saying: Saying,
+        window: Window | None = None,
+        turns: Turns | None = None,
+    ) -> None:
         self.seat = seat  # It may keep alive what the run needs.
         self.ask = _nothing if seat is None else asker(field, seat, saying, window)
+        if seat is not None and turns is not None:
+            self.ask = turns.taking(self.ask, seat)
 
 
 def asker(

@@ -65,12 +65,14 @@ class Seat:
         answer: What the last run said, shape (1, *answer): the next one writes over it.
         run: Computes the answer.
         keeps: What must not end before the seat does.
+        brief_s: Threads that ask without rest are sooner done one after another where a run takes less, seconds; 0: never.
     """
 
     example: NDArray[Any]
     answer: NDArray[np.float32]
     run: Callable[[], object]
     keeps: object = None
+    brief_s: float = 0.0
 
 
 class Engine(Protocol):

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from umbel_proto.package import Package
 
 PROCESSOR = ("CPUExecutionProvider",)
+BRIEF_S = 12e-6
+"""Of eight threads on two processors, digits' 9 microseconds are sooner done in turn, its 15 of int8 side by side."""
 _registering = Lock()
 
 
@@ -167,7 +169,7 @@ class OnnxEngine:
         binding = session.io_binding()
         binding.bind_cpu_input(self._input, example)
         binding.bind_output(self._outputs[0], "cpu", 0, np.float32, list(answer.shape), answer.ctypes.data)
-        return Seat(example, answer, _runner(session, binding))
+        return Seat(example, answer, _runner(session, binding), brief_s=BRIEF_S)
 
     def _renew(self) -> None:
         """In a forked process: open a session of its own when it is first asked for."""

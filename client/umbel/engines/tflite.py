@@ -23,6 +23,9 @@ MAX_BYTES = 1 << 30
 """All tensors of a file together, at the batch it is written with. LiteRT allocates what a damaged file asks for, and holds
 Python's lock for the minute that it takes to fill eight gigabytes."""
 
+BRIEF_S = 6.5e-6
+"""Of eight threads on two processors, digits' 3.5 microseconds are sooner done in turn, activity's 10 of int8 side by side."""
+
 
 class TfliteEngine:
     """A variant of a package in LiteRT.
@@ -132,7 +135,7 @@ class _Opened:
             # do not: nothing is resized any more. Where the inside is not what it was, the public ones serve.
             inside = self._interpreter._interpreter
             run: Callable[[], object] = inside.Invoke
-            return Seat(inside.tensor(inside, self._input), inside.tensor(inside, output), run, self)
+            return Seat(inside.tensor(inside, self._input), inside.tensor(inside, output), run, self, BRIEF_S)
         except AttributeError:
             return None
 

@@ -1,0 +1,148 @@
+"""Laws: threads that meet without rest take turns, those that meet seldom do not; and nothing but time depends on it."""
+
+import itertools
+import os
+import threading
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from umbel._predict import turns as taking_turns
+from umbel._predict.turns import PATIENCE, TURN_S, Turns
+from umbel.engines import Seat
+
+
+def seat(run: Callable[[], object] = lambda: None, brief_s: float = 1.0) -> Seat:
+    """Return a seat whose runs are brief, unless told otherwise."""
+    return Seat(np.zeros((1, 1), np.float32), np.zeros((1, 1), np.float32), run, brief_s=brief_s)
+
+
+class Two:
+    """Two threads' askers of one version, asked from one thread: the second within a question of the first, or after it."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.rests: list[float] = []
+        monkeypatch.setattr(taking_turns, "sleep", self.rests.append)
+        turns = Turns()
+        self._meets = False
+        self._first = turns.taking(lambda x: self._second(x) if self._meets else x, seat())
+        self._second = turns.taking(lambda x: x, seat())
+
+    def meet(self, times: int) -> None:
+        self._meets = True
+        for _ in range(times):
+            assert self._first("x") == "x"
+
+    def pass_by(self) -> None:
+        self._meets = False
+        assert self._first("x") == self._second("x") == "x"
+
+
+def test_one_that_meets_another_again_and_again_rests(monkeypatch: pytest.MonkeyPatch) -> None:
+    two = Two(monkeypatch)
+    two.meet(PATIENCE)
+    assert two.rests == []
+    two.meet(2)
+    assert two.rests == [TURN_S, TURN_S]
+
+
+def test_one_that_once_met_nobody_has_all_its_patience_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    two = Two(monkeypatch)
+    for _ in range(3):
+        two.meet(PATIENCE)
+        two.pass_by()
+    assert two.rests == []
+
+
+def test_one_whose_turn_it_is_goes_on_whoever_is_met_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
+    turns, rests = Turns(), list[float]()
+    monkeypatch.setattr(taking_turns, "sleep", rests.append)
+    second = turns.taking(lambda x: x, seat())
+    first = turns.taking(lambda x: [second(x) for _ in range(3 * PATIENCE)], seat())
+    first("x")
+    assert rests == []
+
+
+def test_a_thread_alone_never_rests(monkeypatch: pytest.MonkeyPatch) -> None:
+    rests: list[float] = []
+    monkeypatch.setattr(taking_turns, "sleep", rests.append)
+    ask = Turns().taking(lambda x: x, seat())
+    assert [ask(number) for number in range(100)] == list(range(100))
+    assert rests == []
+
+
+def test_one_rests_until_each_that_rests_already_had_a_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    turns, rests = Turns(), list[float]()
+    others = [turns.taking(lambda x: x, seat()) for _ in range(4)]
+    within = turns.taking(lambda x: [other(x) for other in others], seat())
+    monkeypatch.setattr(taking_turns, "sleep", lambda _: None)
+    for _ in range(PATIENCE):
+        within("x")
+    resting = iter(others[1:])
+
+    def sleep(seconds: float) -> None:
+        rests.append(seconds)
+        for other in itertools.islice(resting, 1):  # The next one asks while this one rests.
+            other("x")
+
+    monkeypatch.setattr(taking_turns, "sleep", sleep)
+    turns.taking(others[0], seat())("x")
+    assert rests == pytest.approx([TURN_S, 2 * TURN_S, 3 * TURN_S, 4 * TURN_S])
+
+
+def test_runs_that_are_not_brief_share_the_machine_as_before() -> None:
+    def ask(x: object) -> object:
+        return x
+
+    for longer in (seat(brief_s=0.0), seat(run=lambda: threading.Event().wait(0.001), brief_s=0.0005)):
+        assert Turns().taking(ask, longer) is ask
+
+
+def test_a_runtime_that_fails_is_heard_by_who_asks() -> None:
+    def fail() -> None:
+        raise RuntimeError("out of memory")
+
+    ask = Turns().taking(lambda x: x, seat(run=fail))
+    assert ask("x") == "x"
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_a_question_that_ends_badly_is_not_met_afterwards(
+    error: type[BaseException], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    turns, rests = Turns(), []
+    monkeypatch.setattr(taking_turns, "sleep", rests.append)
+
+    def fail(x: object) -> None:
+        raise error
+
+    first, second = turns.taking(fail, seat()), turns.taking(lambda x: x, seat())
+    for _ in range(3 * PATIENCE):
+        with pytest.raises(error):
+            first("x")
+        second("x")
+    assert rests == []
+
+
+def test_threads_that_never_rest_are_all_served() -> None:
+    turns, stop, barrier = Turns(), threading.Event(), threading.Barrier(9)
+    counts = [0] * 8
+
+    def client(place: int) -> None:
+        ask = turns.taking(lambda x: os.sched_yield(), seat())  # Lets go of Python's lock, as a run does.
+        barrier.wait()
+        while not stop.is_set():
+            ask("x")
+            counts[place] += 1
+
+    threads = [threading.Thread(target=client, args=(place,)) for place in range(8)]
+    for thread in threads:
+        thread.start()
+    barrier.wait()
+    stop.wait(0.5)
+    stop.set()
+    for thread in threads:
+        thread.join(20)
+    assert not any(thread.is_alive() for thread in threads)
+    assert min(counts) > 0
