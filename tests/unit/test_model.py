@@ -32,7 +32,7 @@ class Counts:
         return log
 
     def _told(self, log: Log, example: object) -> None:
-        for latency_ns, confidence, label in np.frombuffer(log.taken(), ROW).tolist():
+        for latency_ns, confidence, label in np.frombuffer(log.taken()[0], ROW).tolist():
             self.seen.append((latency_ns, label, confidence, np.shape(example)))  # type: ignore[arg-type]
 
     def observe_batch(

@@ -89,7 +89,7 @@ class Window:
         return log
 
     def _told(self, log: Log) -> None:
-        for _, confidence, label in np.frombuffer(log.taken(), ROW).tolist():
+        for _, confidence, label in np.frombuffer(log.taken()[0], ROW).tolist():
             assert label == NO_LABEL
             assert math.isnan(confidence)
             self.seen.append((None, None))

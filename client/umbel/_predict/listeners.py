@@ -11,7 +11,15 @@ from umbel._predict.answer import Estimate, Prediction
 
 
 class Log(Protocol):
-    """Where predictions are written down, a row each, until they are counted. Any thread may write."""
+    """Where predictions are written down, each by a row or its label, until they are counted. Any thread may write."""
+
+    @property
+    def whole(self) -> Callable[[], bool]:
+        """Tells whether the next prediction is to leave a row. One of a label up to 255 leaves that alone otherwise."""
+
+    @property
+    def labels(self) -> bytearray:
+        """Labels of predictions that left no row: append to them."""
 
     @property
     def rows(self) -> bytearray:

@@ -27,6 +27,8 @@ SHORT = 1024
 
 _ALL = slice(None)
 _NO_LABEL = -1
+_LABELS = 256
+"""Of more classes each prediction leaves a row."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,11 +105,14 @@ def asker(
     if window is not None:
         log = window.log
         rows, row, extend, settle = log.rows, log.row, log.rows.extend, log.settle
+        note = log.labels.append
+    thin = counted and 0 < len(labels) <= _LABELS
 
     # All in one function: what a call costs more than its own steps is that the model's weights have
     # driven everything it looks at from the processor's cache.
     def ask(x: object) -> Prediction | Estimate | None:
-        begin = clock()
+        whole = not thin or log.whole()
+        begin = clock() if whole else 0.0
         if type(x) is not array or x.shape != shape:
             return None
         # An array from another process has a data type of its own, which is equal and not the same.
@@ -145,10 +150,13 @@ def asker(
         said = blank(Prediction)
         said.label, said.name, said.confidence = label, labels[label], confidence
         said.decision, said.model_version, said._probabilities = decision, version, probabilities
-        if counted:
-            extend(row(1e9 * (clock() - begin), confidence, label))
-            if len(rows) >= log.due:
-                settle(x)
+        if whole:
+            if counted:
+                extend(row(1e9 * (clock() - begin), confidence, label))
+                if len(rows) >= log.due:
+                    settle(x)
+        else:
+            note(label)
         return said
 
     return ask

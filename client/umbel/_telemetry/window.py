@@ -17,7 +17,7 @@ import numpy as np
 
 from umbel._fork import Lock, renew_in_child
 from umbel._telemetry.gauges import Rapl, resident_bytes
-from umbel._telemetry.log import NO_LABEL, ROW, Log
+from umbel._telemetry.log import NO_LABEL, ROW, ROW_OF, Log
 from umbel._telemetry.scope import JUDGED_RIGHT, JUDGED_WRONG, MAX_LABELS, NOTHING, Scope
 from umbel_proto.errors import UsageError
 from umbel_proto.histogram import AMOUNT, CONFIDENCE, INPUT, LATENCY_US, Histogram
@@ -38,8 +38,10 @@ ONE_IN = 251
 """After them, one input in so many: a prime, so that nothing an application repeats falls in step with it."""
 MAX_METRICS = 64
 """Names of the application's own that one process may count and observe."""
-_FULL = 4096 * ROW.itemsize
-"""Bytes of a log that is counted, 96 KB: to count takes numpy as long for 16 rows as for 251."""
+EACH = 1024
+"""Predictions at the beginning of a window whose times and confidences are all counted; after them those of one in 8."""
+_FULL = 4096
+"""Predictions in a log that is counted, up to 96 KB: to count takes numpy as long for 16 rows as for 251."""
 
 
 def _nothing() -> None:
@@ -120,6 +122,7 @@ class PredictionWindow:
         self._columns = self._next_columns()
         self._judged: dict[str, Tally] = {}
         self._looks = 0
+        self._log.thin(False)
         self._log.due = ROW.itemsize
 
     @property
@@ -250,12 +253,18 @@ class PredictionWindow:
         if not self._lock.acquire(blocking=False):
             return
         try:
-            if len(self._log.rows) >= _FULL:
+            log = self._log
+            alone = len(log.labels)
+            waiting = len(log.rows) // ROW.itemsize + alone
+            log.thin(self._counters.get("predictions", 0) + waiting >= EACH)
+            if waiting >= _FULL:
                 self._fold()
             if example is not None:
                 self._look(example)
             self._looks += 1
-            self._log.due = len(self._log.rows) + ROW.itemsize * (1 if self._looks < CLOSELY else ONE_IN)
+            # What predicts may leave all rows all the same.
+            rows = 1 if self._looks < CLOSELY else ONE_IN // ROW_OF if alone else ONE_IN
+            log.due = len(log.rows) + ROW.itemsize * rows
         finally:
             self._lock.release()
         if self._forked:
@@ -263,11 +272,13 @@ class PredictionWindow:
             self._wake()
 
     def _fold(self) -> None:
-        rows = np.frombuffer(self._log.taken(), ROW)
-        if not rows.size:
+        taken, alone = self._log.taken()
+        rows = np.frombuffer(taken, ROW)
+        if not (rows.size or alone):
             return
-        latencies_us, confidences, labels = rows["latency_ns"] / 1000, rows["confidence"], rows["label"]
-        self._count("predictions", rows.size)
+        latencies_us, confidences = rows["latency_ns"] / 1000, rows["confidence"]
+        labels = np.concatenate([rows["label"], np.frombuffer(alone, np.uint8)])
+        self._count("predictions", labels.size)
         for label, often in zip(*np.unique(labels[labels != NO_LABEL], return_counts=True), strict=True):
             name = f"label.{label}"
             crowded = name not in self._counters and len(self._counters) >= MAX_LABELS
