@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
+import glob
 import json
 import os
+import secrets
 import tempfile
 import zipfile
 from pathlib import Path
@@ -19,6 +23,8 @@ from umbel_proto.update import is_update, read_update
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+_DRAFT_BYTES = 4
 
 
 def read(path: Path) -> bytes:
@@ -36,19 +42,23 @@ def read(path: Path) -> bytes:
 def write(path: Path, data: bytes) -> None:
     """Write a file that is there whole or not at all: under its name only when it is on the disk.
 
+    What a killed write leaves beside it, a draft with a dot before the name, goes with the next write of the file.
+
     Raises:
         StorageError: It cannot be written; what was there before is still there.
     """
     try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-            try:
+        _remove_drafts(path)
+        descriptor, draft = _draft(path)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-                Path(file.name).replace(path)
-            except BaseException:
-                Path(file.name).unlink(missing_ok=True)
-                raise
+                draft.replace(path)
+        except BaseException:
+            draft.unlink(missing_ok=True)
+            raise
         folder = os.open(path.parent, os.O_RDONLY)
         try:
             os.fsync(folder)
@@ -56,6 +66,32 @@ def write(path: Path, data: bytes) -> None:
             os.close(folder)
     except OSError as exc:
         raise StorageError(f"{path} cannot be written: {exc.strerror or exc}.") from exc
+
+
+def _draft(path: Path) -> tuple[int, Path]:
+    """Make an empty file beside another, and lock it: as long as it is locked somebody writes it."""
+    while True:
+        draft = path.with_name(f".{path.name}.{secrets.token_hex(_DRAFT_BYTES)}")
+        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        # Where a file system has no locks nobody can take the draft for abandoned either: that takes its lock.
+        with contextlib.suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        if os.fstat(descriptor).st_nlink:
+            return descriptor, draft
+        os.close(descriptor)  # Somebody took it for abandoned before it was locked.
+
+
+def _remove_drafts(path: Path) -> None:
+    """Remove the drafts of a file whose writers were killed."""
+    for draft in path.parent.glob(f".{glob.escape(path.name)}.{'[0-9a-f]' * (2 * _DRAFT_BYTES)}"):
+        # Somebody writes it, has just finished it, or owns it.
+        with contextlib.suppress(OSError):
+            descriptor = os.open(draft, os.O_WRONLY | os.O_CLOEXEC)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                draft.unlink()
+            finally:
+                os.close(descriptor)
 
 
 def require_writable(path: Path) -> None:
