@@ -49,9 +49,9 @@ class Form:
     Args:
         engine: What runs it.
         bytes: Size of its graph and weights.
-        agreement: Share of the golden inputs to which it gives the label that fp32 gave when it was made; None for
-            a model that answers with numbers.
-        difference: The greatest difference of a probability or number from fp32's on the golden inputs.
+        agreement: Share of the golden inputs to which it gives the label that the default variant gave when the
+            package was made; None for a model that answers with numbers.
+        difference: The greatest difference of a probability or number from the default variant's on the golden inputs.
         latency_us: By batch size.
     """
 
@@ -69,6 +69,7 @@ class Measured:
     Args:
         model: The model.
         version: Its version.
+        default_variant: The variant whose answers the others' are compared with.
         variants: Its variants, by name.
         graphs: Latency of a training step's graph at batch 32, and of an explanation, by purpose.
         skipped: Why a variant was not measured, by name.
@@ -76,6 +77,7 @@ class Measured:
 
     model: str
     version: int
+    default_variant: str
     variants: Mapping[str, Form]
     graphs: Mapping[str, Latency]
     skipped: Mapping[str, str]
@@ -100,6 +102,7 @@ class Measured:
             for name, form in self.variants.items()
         ]
         found = table((*head, *(part for text in timed for part in (text, "p95"))), rows)
+        found.append(f"Equal labels and differences are from {self.default_variant}, the package's default.")
         if self.graphs:
             graphs = [(purpose, *_shown(latency)) for purpose, latency in self.graphs.items()]
             found += ["", *table(("graph", "us", "p95"), graphs)]
@@ -142,7 +145,7 @@ def measure(package: Package, *, progress: Progress, clock: Clock = time.perf_co
         if purpose in manifest.graphs:
             progress(f"graph {purpose}")
             graphs[purpose] = _graph(package, purpose, golden["x"], clock)
-    return Measured(manifest.model, manifest.version, variants, graphs, skipped)
+    return Measured(manifest.model, manifest.version, manifest.default_variant, variants, graphs, skipped)
 
 
 def _graph(package: Package, purpose: str, x: NDArray[Any], clock: Clock) -> Latency:
