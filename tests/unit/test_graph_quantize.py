@@ -126,6 +126,8 @@ def test_a_form_that_says_something_else_is_not_chosen(tmp_path: Path) -> None:
             {"samples": np.zeros((40, 1, 8, 8)), "y": np.full(40, 10)},
             r"give each row a whole number in 0\.\.9",
         ),
+        ({"samples": np.zeros((40, 1, 8, 8)), "y": 3}, "give as many labels"),
+        ({"samples": np.zeros((40, 1, 8, 8)), "y": [[1], [2, 3]]}, "y is not an array"),
         ({"samples": np.zeros((40, 8, 8))}, "has shape"),
     ],
 )
@@ -134,6 +136,53 @@ def test_samples_that_cannot_be_used_are_refused(
 ) -> None:
     with pytest.raises(UsageError, match=sentence):
         loaded(onnx_file(tmp_path)).quantize(**given)
+
+
+@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e300])
+def test_samples_that_are_not_finite_are_counted_and_the_first_is_named(
+    file: Callable[[Path], Path], value: float, tmp_path: Path
+) -> None:
+    samples = digits().train.x[:40].astype(float)
+    samples[[7, 30], 0, 3, 3] = value
+    with pytest.raises(UsageError, match=r"^2 of 40 samples are not finite.*samples\[7\]: it.*Leave such"):
+        loaded(file(tmp_path)).quantize(samples)
+
+
+def matrix_file(folder: Path, shape: list[str | int] | None) -> Path:
+    """A graph that answers four numbers with three, and whose file tells this shape of its input."""
+    ends = [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)]
+    ends.append(helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 3]))
+    weights = helper.make_tensor("w", TensorProto.FLOAT, [4, 3], [0.5] * 12)
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["y"])]
+    made = helper.make_graph(nodes, "g", ends[:1], ends[1:], [weights])
+    model = helper.make_model(made, ir_version=9, opset_imports=[helper.make_opsetid("", 18)])
+    (folder / "matrix.onnx").write_bytes(model.SerializeToString())
+    return folder / "matrix.onnx"
+
+
+@pytest.mark.parametrize("shape", [["n", "values"], None])
+def test_samples_of_a_shape_that_only_running_refuses_are_told_by_it(
+    shape: list[str | int] | None, tmp_path: Path
+) -> None:
+    graph = umbel.load(matrix_file(tmp_path, shape))
+    assert isinstance(graph, Graph)
+    with pytest.raises(
+        UsageError, match=r"cannot compute with inputs of these shapes: x \(16, 3\)\. Give what"
+    ):
+        graph.quantize(np.ones((40, 3)))
+    assert graph.quantize(np.ones((40, 4)), np.ones((40, 3))).held_back == 16
+
+
+def test_one_number_is_no_samples(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"one number: give an array of shape \(n, \*example\)"):
+        umbel.load(matrix_file(tmp_path, None)).quantize(3.0)
+
+
+@pytest.mark.parametrize("y", [np.ones((40, 2)), np.ones(40), np.full((40, 3), np.nan)])
+def test_numbers_that_cannot_be_right_are_refused(y: np.ndarray[Any, Any], tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"The numbers y have shape .*: give finite ones of shape \(40, 3\)"):
+        umbel.load(matrix_file(tmp_path, ["n", 4])).quantize(np.ones((40, 4)), y)
 
 
 def test_a_graph_of_whole_numbers_has_no_int8_form(tmp_path: Path) -> None:

@@ -224,8 +224,8 @@ class Graph:
             out: Where to write the int8 file, if it is chosen.
 
         Raises:
-            UsageError: The samples are too few or do not fit, the graph has several inputs or no one answer, or
-                cannot be quantized.
+            UsageError: The samples are too few, do not fit or are not finite, ``y`` does not fit, or the graph has
+                several inputs or no one answer, or cannot be quantized.
             MissingExtraError: ``umbel[quantize]`` is not installed.
             StorageError: The disk is full, or ``out`` cannot be written.
         """
@@ -238,12 +238,7 @@ class Graph:
         if only.dtype != "float32" or self._variant == INT8:
             raise UsageError(f"{self._name} is not float32, or was quantized before: load the float file.")
         inputs = self._feed(samples)[0][only.name]
-        right = None if y is None else np.asarray(y)
-        if right is not None and (len(right) != len(inputs) or right.dtype.kind not in "fiu"):
-            raise UsageError(f"There are {len(inputs)} samples: give as many labels or numbers as y.")
-        if right is not None and self._labels:
-            _require_labels(right, len(self._labels))
-        report, made, runner = quantize_file(self, self._file, only.name, inputs, right)
+        report, made, runner = quantize_file(self, self._file, only.name, inputs, y)
         if report.choice == INT8:
             if out is not None:
                 write_atomically(Path(out), made, PUBLIC_MODE)
@@ -348,14 +343,6 @@ class Graph:
             names = ", ".join(spec.name for spec in self.inputs)
             raise UsageError(f"{self._name} takes several inputs: give a dictionary with {names}.")
         return self.inputs[0]
-
-
-def _require_labels(y: NDArray[Any], classes: int) -> None:
-    """Refuse what is not one label for each of some rows: compared with answers, a column of labels is chance."""
-    if y.ndim != 1 or not np.isin(y, np.arange(classes)).all():
-        raise UsageError(
-            f"The labels y have shape {y.shape}: give each row a whole number in 0..{classes - 1}."
-        )
 
 
 def _answer(outputs: Sequence[TensorSpec], labels: Sequence[str], output: str | None) -> str | None:

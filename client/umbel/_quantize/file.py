@@ -59,7 +59,7 @@ def quantize_file(
     file: Path,
     name: str,
     x: NDArray[Any],
-    y: NDArray[Any] | None,
+    y: object,
     *,
     clock: Clock = time.perf_counter,
 ) -> tuple[Quantization, bytes, Runner]:
@@ -74,18 +74,25 @@ def quantize_file(
         clock: What forms are timed with, seconds.
 
     Raises:
-        UsageError: There are too few samples, or the file cannot be quantized.
+        UsageError: The samples or what is right of them cannot be used, or the file cannot be quantized.
         MissingExtraError: What it takes is not installed.
     """
     begin = clock()
-    if len(x) < MIN_SAMPLES:
-        raise UsageError(f"{len(x)} samples are too few to quantize with: give at least {MIN_SAMPLES}.")
+    _require_samples(x)
     used, held = parts(len(x))
     blocks = _blocks(x[used], graph._block or BLOCK)
+    # Asked first: it says which shape it cannot compute with, and a quantizer says anything.
+    answer = graph._answers(blocks[0]).shape[1:]
+    right = None if y is None else _right(y, len(x), answer, len(graph.labels))
     made, runner = (_onnx if graph.engine == "onnx" else _tflite)(file, name, blocks)
     forms = {FLOAT: Asked(graph, FLOAT), INT8: Asked(graph._with_runner(runner), INT8)}
     shown = choose(
-        forms, x[held], None if y is None else y[held], reference=FLOAT, kind=graph.kind, clock=clock
+        forms,
+        x[held],
+        None if right is None else right[held],
+        reference=FLOAT,
+        kind=graph.kind,
+        clock=clock,
     )
     sizes = {FLOAT: file.stat().st_size, INT8: len(made)}
     report = Quantization(
@@ -99,6 +106,43 @@ def quantize_file(
         clock() - begin,
     )
     return report, made, runner
+
+
+def _require_samples(x: NDArray[Any]) -> None:
+    """Refuse samples that no range can be taken from."""
+    if not x.ndim:
+        raise UsageError("The samples are one number: give an array of shape (n, *example).")
+    if len(x) < MIN_SAMPLES:
+        raise UsageError(f"{len(x)} samples are too few to quantize with: give at least {MIN_SAMPLES}.")
+    # One such value makes a range endless, or is left out of it without a word.
+    broken = np.flatnonzero(~np.isfinite(x).reshape(len(x), -1).all(axis=1))
+    if len(broken):
+        raise UsageError(
+            f"{len(broken)} of {len(x)} samples are not finite, the first of them samples[{broken[0]}]: it holds NaN, "
+            "infinity or a number beyond float32. Leave such samples out, or mend them."
+        )
+
+
+def _right(y: object, count: int, answer: tuple[int, ...], classes: int) -> NDArray[Any]:
+    """Return what is right of each sample: a label, or a finite number for each of an answer's."""
+    try:
+        right = np.asarray(y)
+    except ValueError as exc:
+        raise UsageError("y is not an array: its rows have different lengths.") from exc
+    if not right.ndim or len(right) != count or right.dtype.kind not in "fiu":
+        raise UsageError(f"There are {count} samples: give as many labels or numbers as y.")
+    if classes:
+        # Compared with answers, a column of labels is chance.
+        if right.ndim != 1 or not np.isin(right, np.arange(classes)).all():
+            raise UsageError(
+                f"The labels y have shape {right.shape}: give each row a whole number in 0..{classes - 1}."
+            )
+    elif right.shape[1:] != answer or not np.isfinite(right).all():
+        raise UsageError(
+            f"The numbers y have shape {right.shape}: give finite ones of shape {(count, *answer)}, as the "
+            "graph answers."
+        )
+    return right
 
 
 def _onnx(file: Path, name: str, blocks: list[NDArray[Any]]) -> tuple[bytes, Runner]:
