@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -139,6 +140,11 @@ class Task:
         check_name(self.model, "model")
         if not all(isinstance(label, str) for label in self.labels):
             raise UsageError(f"Task {self.model} names labels that are no text: give a name for each class.")
+        for label, times in Counter(self.labels).items():
+            if times > 1:
+                raise UsageError(
+                    f"Task {self.model} names the label {label!r} {times} times: give each class a name of its own."
+                )
         if not all(isinstance(target, Target) for target in self.targets):
             raise UsageError(
                 f"Task {self.model} names targets that are no Target: give Target(name, unit) for each number."

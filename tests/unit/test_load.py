@@ -341,6 +341,7 @@ def test_inputs_that_do_not_fit_are_refused(save: Save, given: Any, sentence: st
     [
         ({"labels": ["only"]}, "two or more"),
         ({"labels": ["a", "b"]}, "No output of the graph can score 2 labels .*y: float32 .batch, 3"),
+        ({"labels": ["a", "b", "a"]}, "The label 'a' is given 2 times: give each class a name of its own"),
         ({"output": "z"}, "no output 'z': choose one of y"),
         ({"decision_threshold": 1.5}, r"give one in 0\.\.1"),
         ({"release_key": b"k" * 32}, "no signature and no variants"),
@@ -465,6 +466,12 @@ def test_the_command_asks_a_bare_graph_about_a_file(save: Save, tmp_path: Path) 
     assert said["labels"] == expected().argmax(1).tolist()
     assert (said["model"], said["version"], said["n"]) == ("net", 0, 20)
     assert said["accuracy"] == (expected().argmax(1) == digits().held_out.y[:20]).mean()
+
+
+def test_the_command_refuses_two_classes_of_one_name(save: Save) -> None:
+    result = command("--file", save("net.onnx", whole()), "--labels", "a,b, a", "--data", "-", given="")
+    assert isinstance(result.exception, UsageError)
+    assert str(result.exception) == "The label 'a' is given 2 times: give each class a name of its own."
 
 
 @pytest.mark.parametrize(

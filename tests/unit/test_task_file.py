@@ -265,6 +265,7 @@ def test_a_task_file_may_import_its_neighbors(tmp_path: Path) -> None:
         ("import no_such_library\n", "line 1: ModuleNotFoundError"),
         (WHOLE.replace('"side"', '"My Side"'), "line 33: model 'My Side' is not a name"),
         (WHOLE.replace('("left", "right")', "(0, 1)"), "names labels that are no text"),
+        (WHOLE.replace('"right")', '"left")'), "names the label 'left' 2 times: give each class a name"),
         (TASK + 'TASK = Task(**SETTINGS, targets=("a",))\n', "names targets that are no Target"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,8 +38,8 @@ class Graph:
         decision_threshold: Confidence from which a prediction needs no review, in [0, 1].
 
     Raises:
-        UsageError: It takes or gives no array of numbers; no output, or more than one, can be the answer; or the
-            threshold is outside [0, 1].
+        UsageError: It takes or gives no array of numbers; no output, or more than one, can be the answer; two classes
+            have one name; or the threshold is outside [0, 1].
     """
 
     verified: bool = False
@@ -60,6 +61,11 @@ class Graph:
             raise UsageError(
                 f"{file} has no input or no output that is an array of numbers: export it with both."
             )
+        for label, times in Counter(labels).items():
+            if times > 1:
+                raise UsageError(
+                    f"The label {label!r} is given {times} times: give each class a name of its own."
+                )
         self._runner = runner
         self._file = file
         self._name = file.stem
