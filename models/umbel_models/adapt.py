@@ -100,7 +100,10 @@ def low_rank(
     known = dict(adapted.named_modules())
     for name in layers:
         if not _correctable(known.get(name)):
-            raise UsageError(f"{name!r} is no linear layer or ungrouped convolution of the module.")
+            raise UsageError(
+                f"{name!r} is no linear layer or ungrouped convolution of the module: choose some of "
+                f"{', '.join(each for each, layer in known.items() if _correctable(layer)) or 'another module'}."
+            )
     whole = {name.rpartition(".")[0] for name in also}
     chosen = layers or [name for name, layer in known.items() if name not in whole and _saves(layer, rank)]
     if not chosen:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import glob
 import json
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _DRAFT_BYTES = 4
+_RELEASE_KEY = "Give a fleet's keys/release.key, which  umbel fleet create  makes."
+_RELEASE_PUB = "Give a fleet's keys/release.pub, which  umbel fleet create  makes."
 
 
 def read(path: Path) -> bytes:
@@ -65,7 +68,7 @@ def write(path: Path, data: bytes) -> None:
         finally:
             os.close(folder)
     except OSError as exc:
-        raise StorageError(f"{path} cannot be written: {exc.strerror or exc}.") from exc
+        raise _unwritten(exc, path) from exc
 
 
 def _draft(path: Path) -> tuple[int, Path]:
@@ -106,7 +109,7 @@ def require_writable(path: Path) -> None:
         with tempfile.TemporaryFile(dir=path.parent):
             pass
     except OSError as exc:
-        raise StorageError(f"{path} cannot be written: {exc.strerror or exc}.") from exc
+        raise _unwritten(exc, path) from exc
 
 
 def make_folder(path: Path) -> None:
@@ -118,7 +121,21 @@ def make_folder(path: Path) -> None:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as exc:
-        raise StorageError(f"{path} cannot be made a folder: {exc.strerror or exc}.") from exc
+        raise StorageError(
+            f"{path} cannot be made a folder: {exc.strerror or exc}. Name a folder, or a place where you may make one."
+        ) from exc
+
+
+def _unwritten(exc: OSError, path: Path) -> StorageError:
+    if isinstance(exc, FileNotFoundError) and not path.parent.exists():
+        cure = f"Make the folder {path.parent} first."
+    elif isinstance(exc, IsADirectoryError):
+        cure = "Name a file in it."
+    elif exc.errno in (errno.ENOSPC, errno.EDQUOT):
+        cure = "Free some space, or name a file on another disk."
+    else:
+        cure = "Name a file in a folder that you may write to."
+    return StorageError(f"{path} cannot be written: {exc.strerror or exc}. {cure}")
 
 
 def signing_key(path: Path) -> SigningKey:
@@ -130,11 +147,11 @@ def signing_key(path: Path) -> SigningKey:
     try:
         raw = path.read_bytes()
     except OSError as exc:
-        raise UsageError(
-            f"The key {path} cannot be read: {exc.strerror or exc}. Give a fleet's keys/release.key, which "
-            "umbel fleet create  makes."
-        ) from exc
-    return SigningKey.from_pem(raw)
+        raise UsageError(f"The key {path} cannot be read: {exc.strerror or exc}. {_RELEASE_KEY}") from exc
+    try:
+        return SigningKey.from_pem(raw)
+    except UsageError as exc:
+        raise UsageError(f"{path}: {exc} {_RELEASE_KEY}") from exc
 
 
 def verify_key(path: Path) -> VerifyKey:
@@ -151,11 +168,14 @@ def verify_key(path: Path) -> VerifyKey:
         try:
             key = load_pem_public_key(raw)
         except ValueError as exc:
-            raise UsageError(f"{path} is not a public key in PEM.") from exc
+            raise UsageError(f"{path} is not a public key in PEM. {_RELEASE_PUB}") from exc
         if not isinstance(key, Ed25519PublicKey):
-            raise UsageError(f"{path} is not an Ed25519 key.")
+            raise UsageError(f"{path} is not an Ed25519 key. {_RELEASE_PUB}")
         raw = key.public_bytes_raw()
-    return VerifyKey(raw)
+    try:
+        return VerifyKey(raw)
+    except UsageError as exc:
+        raise UsageError(f"{path}: {exc} {_RELEASE_PUB}") from exc
 
 
 def calibration(path: Path) -> tuple[NDArray[Any], NDArray[Any] | None]:
@@ -198,7 +218,7 @@ def parameters(path: Path, base: Package) -> FloatVector:
     try:
         return base.manifest.join(load_tensors(raw, path.name))
     except PackageError as exc:
-        raise UsageError(str(exc)) from exc
+        raise UsageError(f"{exc} Give a run's trained.params, or a .safetensors file.") from exc
 
 
 def facts(text: str | None) -> dict[str, Scalar]:
@@ -260,10 +280,16 @@ def sections(path: Path | None) -> Sections:
 def _arrays(path: Path, *names: str, also: str = "") -> list[NDArray[Any]]:
     import numpy as np
 
+    wanted = f"an array {names[0]}" if len(names) == 1 else f"arrays {' and '.join(names)}"
+    cure = f"Write one with numpy.savez(file, {', '.join(f'{name}=...' for name in names)})."
     try:
         with np.load(path, allow_pickle=False) as arrays:
+            missing = [name for name in names if name not in arrays]
+            if missing:
+                raise UsageError(f"{path} holds no {' and no '.join(missing)}. {cure}")
             there = [*names, *([also] if also in arrays else [])]
             return [np.asarray(arrays[name]) for name in there]
+    except (FileNotFoundError, IsADirectoryError, PermissionError) as exc:
+        raise UsageError(f"{path} cannot be read: {exc.strerror}. Give an .npz file with {wanted}.") from exc
     except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as exc:
-        wanted = f"an array {names[0]}" if len(names) == 1 else f"arrays {' and '.join(names)}"
-        raise UsageError(f"{path} is not an .npz file with {wanted}.") from exc
+        raise UsageError(f"{path} is not an .npz file with {wanted}. {cure}") from exc

@@ -217,7 +217,9 @@ def find(name: str) -> Task:
         UsageError: There is none.
     """
     if name not in TASKS:
-        raise UsageError(f"There is no task {name!r}: choose one of {', '.join(sorted(TASKS))}.")
+        raise UsageError(
+            f"There is no task {name!r}: choose one of {', '.join(sorted(TASKS))}, or give a Python file that ends in .py."
+        )
     module, _, constant = TASKS[name].partition(":")
     task: Task = getattr(import_module(module), constant)
     return task

@@ -143,7 +143,9 @@ def test_what_cannot_be_adapted_is_refused_in_a_sentence() -> None:
         low_rank(network(), 0)
     with pytest.raises(UsageError, match="No layer has fewer parameters at rank 99: choose a smaller"):
         low_rank(network(), 99)
-    with pytest.raises(UsageError, match="'1' is no linear layer or ungrouped convolution"):
+    with pytest.raises(
+        UsageError, match="'1' is no linear layer or ungrouped convolution of the module: choose some of 0, "
+    ):
         low_rank(network(), 2, layers=["1"])
     with pytest.raises(UsageError, match=r"no parameter 7\.weight: choose some of 0\.weight"):
         freeze(network(), ["7.weight"])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import re
 from pathlib import Path
 
@@ -185,20 +187,58 @@ def test_bench_runs_nothing_that_the_fleet_did_not_sign(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "error", "sentence"),
     [
-        (("build", "letters", "--out", "@o", "--key", "@release.pem"), UsageError, "no task 'letters'"),
+        (
+            ("build", "letters", "--out", "@o", "--key", "@release.pem"),
+            UsageError,
+            "or give a Python file that ends",
+        ),
         (("build", "digits", "--out", "@o", "--key", "@none.pem"), UsageError, "cannot be read"),
-        (("build", "digits", "--out", "@o", "--key", "@x.npz"), UsageError, "signing key"),
+        (
+            ("build", "digits", "--out", "@o", "--key", "@x.npz"),
+            UsageError,
+            "private key. Give a fleet's keys/release.key",
+        ),
         (("build", "digits", "--out", "@o", "--key", "@none.pem"), UsageError, "umbel fleet create"),
         # Before its minutes of work: a command that ends in nothing to write to.
-        (("build", "@none.py", "--out", "@", "--key", "@release.pem"), StorageError, "it is a folder"),
-        (("pack", "@none", *PACK[2:], "--out", "@no/o"), StorageError, "cannot be written"),
-        (("split", "digits", "--out", "@x.npz"), StorageError, "cannot be made a folder"),
-        (("assess", "digits", "--plot", "@no/o.png"), StorageError, "cannot be written"),
-        (("build", "digits", "--out", "@no/o", "--key", "@release.pem"), StorageError, "cannot be written"),
-        ((*PACK, "--params", "@x.npz"), UsageError, "x.npz does not hold arrays"),
-        ((*PACK, "--calibration", "@release.pem"), UsageError, "not an .npz file with an array x"),
-        ((*PACK, "--heldout", "@x.npz"), UsageError, "x.npz is not an .npz file with arrays x and y"),
-        ((*PACK, "--heldout", "@release.pem"), UsageError, "not an .npz file"),
+        (
+            ("build", "@none.py", "--out", "@", "--key", "@release.pem"),
+            StorageError,
+            "it is a folder. Name a file in it",
+        ),
+        (("pack", "@none", *PACK[2:], "--out", "@no/o"), StorageError, "/no first."),
+        (
+            ("split", "digits", "--out", "@x.npz"),
+            StorageError,
+            "cannot be made a folder: File exists. Name a folder",
+        ),
+        (("assess", "digits", "--plot", "@no/o.png"), StorageError, "/no first."),
+        (("build", "digits", "--out", "@no/o", "--key", "@release.pem"), StorageError, "Make the folder "),
+        (
+            ("build", "digits", "--out", "@x.npz/o", "--key", "@release.pem"),
+            StorageError,
+            "Name a file in a folder",
+        ),
+        (
+            (*PACK, "--params", "@x.npz"),
+            UsageError,
+            "x.npz does not hold arrays in the safetensors format. Give a run's",
+        ),
+        (
+            (*PACK, "--calibration", "@release.pem"),
+            UsageError,
+            "an array x. Write one with numpy.savez(file, x=...).",
+        ),
+        (
+            (*PACK, "--calibration", "@none.npz"),
+            UsageError,
+            "cannot be read: No such file or directory. Give an .npz",
+        ),
+        (
+            (*PACK, "--heldout", "@x.npz"),
+            UsageError,
+            "x.npz holds no y. Write one with numpy.savez(file, x=..., y=...).",
+        ),
+        ((*PACK, "--heldout", "@release.pem"), UsageError, "not an .npz file with arrays x and y. Write"),
         ((*PACK, "--lineage", "{"), UsageError, "--lineage"),
         (("build", "@none.py", "--out", "@o", "--key", "@release.pem"), UsageError, "no file"),
         ((*PACK, "--lineage", '{"a": []}'), UsageError, "flat JSON object"),
@@ -208,7 +248,13 @@ def test_bench_runs_nothing_that_the_fleet_did_not_sign(folder: Path) -> None:
         ((*PACK, "--heldout", "@x.npz", "--task", "credit"), UsageError, "give the task of digits"),
         ((*PACK, "--heldout", "@x.npz", "--task", "@none.py"), UsageError, "no file"),
         (("show", "@x.npz"), PackageError, "no package"),
-        (("show", "@base.umbel", "--release-key", "@x.npz"), UsageError, "public key"),
+        (("show", "@base.umbel", "--release-key", "@x.npz"), UsageError, "bytes, this one "),
+        (("show", "@base.umbel", "--release-key", "@x.npz"), UsageError, "Give a fleet's keys/release.pub"),
+        (
+            ("show", "@base.umbel", "--release-key", "@release.pem"),
+            UsageError,
+            "PEM. Give a fleet's keys/release.pub",
+        ),
     ],
 )
 def test_bad_input_is_one_sentence_and_writes_nothing(
@@ -219,6 +265,18 @@ def test_bad_input_is_one_sentence_and_writes_nothing(
         run(folder, *arguments)
     assert sentence in str(caught.value)
     assert sorted(folder.iterdir()) == before
+
+
+def test_a_full_disk_is_told_and_keeps_what_was_there(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    before = sorted(folder.iterdir())
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(StorageError, match=r"No space left on device\. Free some space"):
+        run(folder, "build", "digits", "--out", "@base.umbel", "--key", "@release.pem")
+    assert sorted(folder.iterdir()) == before
+    assert (folder / "base.umbel").read_bytes() == first()
 
 
 def test_a_package_of_another_fleet_is_no_base(folder: Path) -> None:
