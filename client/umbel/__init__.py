@@ -46,6 +46,8 @@ if TYPE_CHECKING:
     )
     from umbel_proto.manifest import TensorSpec
 
+    __version__: str
+
 __all__ = [
     "BudgetError",
     "Case",
@@ -126,6 +128,8 @@ _ELSEWHERE = {
 
 def __getattr__(name: str) -> object:
     # Each name is imported when it is first used: an application's start does not wait for all of us.
+    if name == "__version__":
+        return _version()
     if name not in __all__:
         raise AttributeError(f"module 'umbel' has no attribute {name!r}")
     import importlib
@@ -143,6 +147,18 @@ def __getattr__(name: str) -> object:
     value: object = getattr(importlib.import_module(module), name)
     globals()[name] = value
     return value
+
+
+def _version() -> str:
+    """Return the version of the installed distribution, which `umbel --version` prints too."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        found = globals()["__version__"] = version("umbel")
+    except PackageNotFoundError as exc:
+        # Of files that were copied without their metadata nobody knows.
+        raise AttributeError("umbel's version is not known here: install umbel with pip.") from exc
+    return found
 
 
 def __dir__() -> list[str]:

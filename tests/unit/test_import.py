@@ -61,6 +61,22 @@ def test_the_public_names_are_sorted_and_all_there() -> None:
         assert value.__name__ == name
 
 
+def test_the_version_is_what_the_command_prints_and_importing_umbel_does_not_look_for_it() -> None:
+    code = "import sys, umbel; before = 'importlib.metadata' in sys.modules; print(before, umbel.__version__)"
+    done = subprocess.run(
+        [sys.executable, "-m", "umbel", "--version"], capture_output=True, text=True, check=True
+    )
+    assert run(code) == f"False {done.stdout.removeprefix('umbel ').strip()}"
+
+
+def test_umbel_without_its_metadata_has_no_version_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.meta_path", [])
+    monkeypatch.delitem(vars(umbel), "__version__", raising=False)
+    with pytest.raises(AttributeError, match="not known here: install umbel with pip"):
+        _ = umbel.__version__
+    assert not hasattr(umbel, "__version__")
+
+
 def test_every_branch_of_the_error_tree_is_public() -> None:
     errors = {umbel.UmbelError}
     while found := {kind for error in errors for kind in error.__subclasses__()} - errors:
