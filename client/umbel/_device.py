@@ -84,13 +84,15 @@ class Device:
         return cls(where, online=online, poll_s=poll_s, clock=clock)
 
     def __enter__(self) -> Device:
+        self._require_open()
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
 
     def __repr__(self) -> str:
-        return f"Device({self._identity.device!r}, fleet={self._identity.fleet!r})"
+        closed = ", closed=True" if self._closed else ""
+        return f"Device({self._identity.device!r}, fleet={self._identity.fleet!r}{closed})"
 
     @property
     def id(self) -> DeviceId:
@@ -114,11 +116,13 @@ class Device:
             engine: How its engine may use the device; by default one thread.
 
         Raises:
-            UsageError: The model is not installed, or has no such variant, or the device not what is asked for.
+            UsageError: The model is not installed, or has no such variant, or the device not what is asked for; or the
+                device was closed.
             PackageError: Its package on the disk is damaged, or does not compute what it should, and there is
                 none before it.
             StorageError: The disk is full, or the device's own files are damaged.
         """
+        self._require_open()
         model = self._follower.model(name, variant, engine)
         if model._queue is None and model.labels:
             model._queue = self._desk.queue(name)
@@ -138,9 +142,10 @@ class Device:
             model: The model; what it takes is what an example must look like.
 
         Raises:
-            UsageError: The model is not installed.
+            UsageError: The model is not installed, or the device was closed.
             StorageError: The data set is damaged.
         """
+        self._require_open()
         from umbel._data.dataset import open_data
 
         if model not in self._data:
@@ -179,7 +184,8 @@ class Device:
             What was installed.
 
         Raises:
-            UsageError: The process was forked while the device was open: its parent talks to the gateway.
+            UsageError: The process was forked while the device was open: its parent talks to the gateway. Or the device
+                was closed.
             UnavailableError: The gateway does not answer; nothing is lost.
             RefusedError: The device was removed from the fleet, or its certificate expired too long ago.
             CertificateError: The papers that the fleet gives do not hold together, or not now.
@@ -190,6 +196,7 @@ class Device:
         from umbel._fleet.enroll import keep_certificate, renew
         from umbel._fleet.uplink import upload
 
+        self._require_open()
         if self._forked:
             raise UsageError(
                 "This process was forked while the device was open: let the one it was forked from talk to the "
@@ -216,8 +223,10 @@ class Device:
         """Return how the device is; nothing is sent.
 
         Raises:
+            UsageError: The device was closed.
             StorageError: One of its files is damaged.
         """
+        self._require_open()
         from umbel._fleet.trust import trusted_until_s
         from umbel._releases.shadows import shadows
         from umbel._rounds.ledger import Ledger
@@ -256,7 +265,8 @@ class Device:
     def close(self, *, timeout_s: float = CLOSE_S) -> None:
         """Seal what telemetry holds, send it if that goes quickly, and end the background thread.
 
-        What could not be sent waits on the disk for the next time. Closing twice does nothing.
+        What could not be sent waits on the disk for the next time. Closing twice does nothing. A model that was opened
+        goes on answering, and nothing of that is reported.
 
         Args:
             timeout_s: How long to wait for the gateway.
@@ -279,6 +289,11 @@ class Device:
             self._spool.close()
             for data in self._data.values():
                 data.close()
+
+    def _require_open(self) -> None:
+        # Else what is closed says of itself that the disk is at fault.
+        if self._closed:
+            raise UsageError(f"Device {self.id} was closed: open it again with Device.open.")
 
     def _wake(self) -> None:
         """Begin what goes on in the background; in a forked process, once something is to be reported."""

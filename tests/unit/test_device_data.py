@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -84,3 +85,31 @@ def test_a_model_that_is_not_there_has_no_data(home: DeviceHome) -> None:
         pytest.raises(umbel.UsageError, match="connect the device"),
     ):
         device.data("other")
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda device: device.model("digits"),
+        lambda device: device.data("digits"),
+        lambda device: device.status(),
+        lambda device: device.sync(),
+        lambda device: device.__enter__(),
+    ],
+    ids=["model", "data", "status", "sync", "with"],
+)
+def test_a_closed_device_says_so_and_blames_no_disk(
+    home: DeviceHome, use: Callable[[umbel.Device], object]
+) -> None:
+    with umbel.Device.open(home.path, online=False) as device:
+        device.data("digits")
+        assert repr(device) == "Device('rose', fleet='garden')"
+    with pytest.raises(umbel.UsageError, match=r"rose was closed: open it again with Device\.open"):
+        use(device)
+    assert repr(device) == "Device('rose', fleet='garden', closed=True)"
+
+
+def test_a_model_goes_on_answering_when_its_device_is_closed(home: DeviceHome) -> None:
+    with umbel.Device.open(home.path, online=False) as device:
+        model = device.model("digits")
+    assert isinstance(model.predict(digits().train.x[0]), umbel.Prediction)
