@@ -24,7 +24,15 @@ from umbel._predict.answer import Estimate, Prediction
 from umbel._telemetry.gauges import Rapl, resident_bytes
 from umbel._telemetry.spool import Spool
 from umbel._telemetry.telemetry import Telemetry
-from umbel._telemetry.window import CLOSELY, MAX_METRICS, ONE_IN, ApplicationWindow, PredictionWindow
+from umbel._telemetry.window import (
+    CLOSELY,
+    MAX_AMOUNT,
+    MAX_METRICS,
+    MAX_TIMES,
+    ONE_IN,
+    ApplicationWindow,
+    PredictionWindow,
+)
 from umbel_proto.errors import UsageError
 from umbel_proto.histogram import AMOUNT, CONFIDENCE, INPUT, LATENCY_US, Histogram
 from umbel_proto.ids import DeviceId, FleetId
@@ -362,10 +370,47 @@ def test_a_count_that_makes_no_sense_is_refused(name: str, by: int) -> None:
     assert window.take(1.0, beside=False) is None
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize(
+    "value",
+    [
+        math.nan,
+        math.inf,
+        -math.inf,
+        1.1e100,
+        pytest.param(10**400, id="400 digits"),
+        "3",
+        None,
+        1j,
+        [1.0, 2.0],
+    ],
+)
 def test_an_amount_that_is_no_number_is_refused(value: float) -> None:
     with pytest.raises(UsageError, match="finite"):
         ApplicationWindow(now_s=0.0).observe("seconds_saved", value)
+
+
+def test_no_count_and_no_amount_that_is_taken_ends_a_report() -> None:
+    """Both once did, and lost what models had counted beside them."""
+    window = ApplicationWindow(now_s=0.0)
+    window.count("rows", MAX_TIMES)
+    with pytest.raises(UsageError, match=r"more than 2\*\*53 times .*: count in a larger unit"):
+        window.count("rows")
+    for _ in range(3):
+        window.observe("seconds_saved", MAX_AMOUNT)
+    taken = window.take(1.0, beside=False)
+    assert taken is not None
+    counters, histograms = told(taken)
+    assert counters["app.rows"] == MAX_TIMES
+    assert histograms["app.seconds_saved"].sum == pytest.approx(3 * MAX_AMOUNT)
+    window.count("rows", MAX_TIMES)
+
+
+def test_a_whole_number_of_numpys_is_a_count() -> None:
+    window = ApplicationWindow(now_s=0.0)
+    window.count("rows", np.arange(4).sum())
+    taken = window.take(1.0, beside=False)
+    assert taken is not None
+    assert told(taken)[0]["app.rows"] == 6
 
 
 def test_names_are_bounded_over_all_windows_of_a_process() -> None:

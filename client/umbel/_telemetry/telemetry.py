@@ -71,7 +71,7 @@ class Telemetry:
 
         Args:
             name: 1 to 59 of ``a-z 0-9 . _ -``, beginning with a letter or digit. Never a user's word.
-            by: How often it happened, >= 1.
+            by: How often it happened, >= 1; at most 2**53 in one report.
 
         Raises:
             UsageError: It is no such name, one too many, or ``by`` is no such number.
@@ -86,7 +86,7 @@ class Telemetry:
 
         Args:
             name: As for ``count``, with the unit: ``seconds_saved``.
-            value: The amount, a finite number.
+            value: The amount, a finite number in -1e100..1e100.
 
         Raises:
             UsageError: It is no such name, one too many, or no such number.

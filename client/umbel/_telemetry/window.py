@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import bisect
 import math
+import operator
 import secrets
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -38,6 +39,11 @@ ONE_IN = 251
 """After them, one input in so many: a prime, so that nothing an application repeats falls in step with it."""
 MAX_METRICS = 64
 """Names of the application's own that one process may count and observe."""
+MAX_TIMES = 2**53
+"""What a counter of the application's own may come to in one window: the sum over a thousand of them still fits the
+store's 64 bits. One that no report can hold would end the report, and with it what models counted."""
+MAX_AMOUNT = 1e100
+"""The greatest amount of either sign: sums of those are finite, on the device and over a fleet."""
 EACH = 1024
 """Predictions at the beginning of a window whose times and confidences are all counted; after them those of one in 8."""
 _FULL = 4096
@@ -330,23 +336,38 @@ class ApplicationWindow:
         """Add to a counter of the application's own.
 
         Raises:
-            UsageError: The name is not one, is one too many, or ``by`` is not a whole number >= 1.
+            UsageError: The name is not one, is one too many, ``by`` is not a whole number >= 1, or the count of this
+                window would be over ``MAX_TIMES``.
         """
-        if isinstance(by, bool) or not isinstance(by, int) or by < 1:
+        try:
+            times = 0 if isinstance(by, bool) else operator.index(by)  # A whole number of numpy's is one too.
+        except TypeError:
+            times = 0
+        if times < 1:
             raise UsageError(f"Metric {name!r} is counted by {by!r}: give a whole number of 1 or more.")
         with self._lock:
             key = self._known(name)
-            self._counters[key] = self._counters.get(key, 0) + by
+            total = self._counters.get(key, 0) + times
+            if total > MAX_TIMES:
+                raise UsageError(
+                    f"Metric {name!r} is counted more than 2**53 times in one report: count in a larger unit."
+                )
+            self._counters[key] = total
         self._counted()
 
     def observe(self, name: str, value: float) -> None:
         """Add to a histogram of the application's own.
 
         Raises:
-            UsageError: The name is not one, or is one too many, or the value is not a finite number.
+            UsageError: The name is not one, or is one too many, or the value is not a finite number within
+                ``MAX_AMOUNT``.
         """
-        if not math.isfinite(value):
-            raise UsageError(f"Metric {name!r} is {value!r}: give a finite number.")
+        try:
+            legal = math.fabs(value) <= MAX_AMOUNT
+        except (TypeError, ValueError, OverflowError):
+            legal = False
+        if not legal:
+            raise UsageError(f"Metric {name!r} is no amount: give a finite number in -1e100..1e100.")
         with self._lock:
             key = self._known(name)
             self._tallies.setdefault(key, Tally(key, AMOUNT)).add(float(value))
