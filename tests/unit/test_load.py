@@ -340,6 +340,7 @@ def test_inputs_that_do_not_fit_are_refused(save: Save, given: Any, sentence: st
     ("given", "sentence"),
     [
         ({"labels": ["only"]}, "two or more"),
+        ({"labels": "abc"}, "labels is one text: give a list of names"),
         ({"labels": ["a", "b"]}, "No output of the graph can score 2 labels .*y: float32 .batch, 3"),
         ({"labels": ["a", "b", "a"]}, "The label 'a' is given 2 times: give each class a name of its own"),
         ({"output": "z"}, "no output 'z': choose one of y"),
@@ -351,6 +352,14 @@ def test_inputs_that_do_not_fit_are_refused(save: Save, given: Any, sentence: st
 def test_what_a_bare_graph_cannot_be_is_refused(save: Save, given: dict[str, Any], sentence: str) -> None:
     with pytest.raises(UsageError, match=sentence):
         umbel.load(save("line.onnx", linear()), **given)
+
+
+@pytest.mark.parametrize("labels", [NAMES, np.array(NAMES), range(10), iter(NAMES)])
+def test_names_of_classes_come_in_anything_that_holds_some_and_are_text(save: Save, labels: Any) -> None:
+    said = umbel.load(save("net.onnx", whole()), labels=labels).predict(x(1)[0])
+    assert isinstance(said, Prediction)
+    assert type(said.name) is str
+    assert said.name == str(expected(1)[0].argmax())
 
 
 @pytest.mark.parametrize("name", ["net.onnx", "net.tflite"])
@@ -484,6 +493,16 @@ def test_what_are_no_labels_of_the_rows_give_no_accuracy(save: Save, tmp_path: P
     result = command(*words, "--data", tmp_path / "some.npz")
     assert isinstance(result.exception, UsageError)
     assert "give a whole number in 0..9 for each, shape (20,)" in str(result.exception)
+
+
+def test_a_bare_graph_that_is_compared_with_labels_and_has_none_says_what_to_give(
+    save: Save, tmp_path: Path
+) -> None:
+    np.savez(tmp_path / "some.npz", x=np.ones((4, 3), np.float32), y=np.arange(4))
+    words = ["--file", save("line.onnx", linear()), "--data", tmp_path / "some.npz"]
+    result = command(*words)
+    assert isinstance(result.exception, UsageError)
+    assert "give alike, or of a classifier the names of its classes: --labels" in str(result.exception)
 
 
 def test_the_command_answers_lines_of_json_with_lines_of_json(save: Save) -> None:

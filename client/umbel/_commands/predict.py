@@ -166,8 +166,10 @@ def _predict(model: Model | Graph, examples: Examples, at_s: float | None) -> di
         result["accuracy"] = float(np.mean(np.asarray(said) == examples.y))
     elif examples.y is not None:
         if examples.y.shape != np.shape(said):
+            # A bare graph does not tell that it classifies: who leaves out its labels gets numbers.
+            bare = ", or of a classifier the names of its classes: --labels" if model.version == 0 else ""
             raise UsageError(
-                f"y has shape {examples.y.shape}, and the model's answers {np.shape(said)}: give alike."
+                f"y has shape {examples.y.shape}, and the model's answers {np.shape(said)}: give alike{bare}."
             )
         result["rmse"] = float(np.sqrt(np.mean((np.asarray(said, np.float64) - examples.y) ** 2)))
     return result

@@ -40,26 +40,34 @@ def load(
     to trust is for who loads it to know.
 
     Args:
-        path: A package, ``.umbel``, or a bare graph, ``.onnx`` or ``.tflite``.
+        path: A package, ``.umbel``, or a bare graph, ``.onnx`` or ``.tflite``; weights that an ``.onnx`` file keeps
+            in files beside it are found there.
         release_key: Of a package, the fleet's public release key: its 32 bytes, or the file that holds them.
         variant: Of a package, the variant to run; by default the package's own.
         engine: How the engine may use this machine; of a bare ``.tflite`` its threads alone.
-        labels: Of a bare graph that classifies, the name of each class in the order of its output. Without them it
-            answers with numbers.
-        output: Of a bare graph, the output that answers; by default the only one that can.
+        labels: Of a bare graph that classifies, the name of each class in the order of its output, two or more.
+            Without them it answers with numbers.
+        output: Of a bare graph, the name of the output that answers, with labels of shape (batch, classes); by
+            default the only one that can.
         logits: Of a bare graph, whether that output holds logits instead of probabilities.
         decision_threshold: Of a bare graph, the confidence from which a prediction needs no review, in [0, 1].
 
+    Returns:
+        A ``Model`` of a package, a ``Graph`` of a bare graph. Both are asked alike, about one example or a batch of
+        any size: ``predict`` and ``predict_proba`` where they classify, else ``estimate``; ``run`` for every output;
+        ``explain``. ``inputs`` says what they take: of each input its name, type and shape, the batch first.
+
     Raises:
         UsageError: The file is not there, is none of these, or cannot be opened; or something was given that does
-            not belong to its kind.
+            not belong to its kind, or is out of range.
         PackageError: The package is altered, not signed by the key, or does not compute here what it should.
         MissingExtraError: Its engine is not installed.
     """
     file = Path(path)
     kind = file.suffix.lower()
+    names = _names(labels)
     if kind == SUFFIX:
-        if labels or output is not None or logits or decision_threshold:
+        if names or output is not None or logits or decision_threshold:
             raise UsageError(
                 "A package names its labels, outputs and threshold itself: load it without them."
             )
@@ -88,11 +96,19 @@ def load(
     return Graph(
         runner,
         file,
-        labels=labels,
+        labels=names,
         output=output,
         logits=logits,
         decision_threshold=decision_threshold,
     )
+
+
+def _names(labels: Sequence[str]) -> tuple[str, ...]:
+    """Return the names of classes, from a list, an array or what else holds some."""
+    if isinstance(labels, str):
+        # Of a text every letter would be a class.
+        raise UsageError("labels is one text: give a list of names, one for each class.")
+    return tuple(str(name) for name in labels)
 
 
 def _package(
