@@ -90,8 +90,9 @@ def left_of(out: Path, *, within_s: float = 5.0) -> list[str]:
 
 def umbel(*words: object) -> Any:
     result = subprocess.run(
-        [*UMBEL, *map(str, words), "--json"], capture_output=True, text=True, check=True, timeout=60
+        [*UMBEL, *map(str, words), "--json"], capture_output=True, text=True, check=False, timeout=60
     )
+    assert result.returncode == 0, result.stdout + result.stderr
     return json.loads(result.stdout)
 
 
@@ -173,6 +174,12 @@ def test_a_device_shows_its_identity_model_spool_and_privacy(kept: tuple[Path, A
     summary = json.loads((kept[0] / "summary.json").read_text())
     # The server's figure and the device's own ledger were reached on different ways.
     assert privacy["epsilon"] == pytest.approx(summary["epsilon"]["server"], rel=1e-6)
+
+
+def test_the_doctor_finds_nothing_wrong_with_a_device_of_the_demo(kept: tuple[Path, Any]) -> None:
+    found = umbel("doctor", "--home", kept[0] / "devices" / "dev-1")
+    assert [each for each in found["findings"] if each["state"] == "wrong"] == []
+    assert found["healthy"]
 
 
 def test_a_device_at_rest_takes_less_than_150_mb_and_has_no_torch(kept: tuple[Path, Any]) -> None:

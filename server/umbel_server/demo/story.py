@@ -215,7 +215,8 @@ class Story:
         home = self.home / "devices" / name
         environment = {key: value for key, value in os.environ.items() if key != "UMBEL_FLEET"}
         if not home.exists():
-            home.mkdir(parents=True)
+            # As a device makes it: one that others may enter, `umbel doctor` finds wrong.
+            home.mkdir(mode=0o700, parents=True)
             # In the environment and not on the command line, which everyone on the machine can read.
             environment["UMBEL_TOKEN"] = invite(self._fleet, self._store, device=name).to_text()
         shard = self.home / "data" / f"shard-{int(name.removeprefix('dev-')) - 1}.npz"
