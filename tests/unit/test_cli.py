@@ -20,6 +20,7 @@ from service_fleet import make_fleet
 from umbel._commands import rooms
 from umbel._commands.options import Argument
 from umbel._home.directory import DeviceHome, Identity
+from umbel._rounds.asked import AskedQuery
 from umbel._rounds.ledger import Ledger
 from umbel.cli import app
 from umbel_proto import errors
@@ -267,6 +268,27 @@ def test_every_charge_to_the_privacy_budget_is_shown(home: DeviceHome) -> None:
     table = umbel("privacy", "--home", home.path).stdout
     assert "run7" in table
     assert "infinite" in table
+
+
+def names_in(value: object) -> set[str]:
+    """The names of every object in a value of JSON."""
+    if isinstance(value, dict):
+        return set(value).union(*map(names_in, value.values()))
+    return set().union(*map(names_in, value)) if isinstance(value, list) else set()
+
+
+def test_every_field_of_what_a_device_has_shared_is_in_the_reference(home: DeviceHome) -> None:
+    with Ledger(home.ledger) as ledger:
+        charge = Charge(RunId("run7"), 1, 1, bytes(32), 10**12, 1000, Fraction(10**13), time.time())
+        ledger.charge(charge, budget_epsilon=float("inf"), budget_delta=1e-6)
+    shown = json.loads(umbel("privacy", "--home", home.path, "--json").stdout)
+    asked = AskedQuery("q1", "mean", "digits", 1, "x", "", "The mean.", 1, "ada", "why", "agreed", "", 0.0)
+    page = (ROOT / "docs" / "reference" / "cli.md").read_text()
+    told = page.partition("\n## umbel privacy\n")[2].partition("\n## ")[0]
+    fields = names_in({**shown, "queries": [asked.to_json(1.0)]})
+    assert {
+        name for name in fields if not re.search(rf"\b{name}\b", told.partition("--json` | ")[2])
+    } == set()
 
 
 def commands() -> list[tuple[str, click.Command]]:

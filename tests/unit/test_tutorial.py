@@ -1,4 +1,4 @@
-"""The tutorial does what it says: its programs run, in their order, and print what it prints."""
+"""The tutorial and the page on training do what they say: their programs run as they stand, and print what they say."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from model_packages import RELEASE, digits, first
 from umbel.cli import app
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "tutorials" / "first-prediction.md"
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+PAGE = DOCS / "tutorials" / "first-prediction.md"
 
 
 def test_the_programs_of_the_first_prediction_print_what_the_page_says(
@@ -43,3 +45,17 @@ def test_the_programs_of_the_first_prediction_print_what_the_page_says(
     row = json.dumps(np.load("digits.npz")["x"][0].tolist())
     line = CliRunner().invoke(app, [*words, "-"], input=row)
     assert json.loads(line.stdout)["name"] == "7"
+
+
+def test_the_first_program_on_training_needs_a_package_a_key_and_examples_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("digits.umbel").write_bytes(first())
+    Path("release.pub").write_bytes(RELEASE.public.raw)
+    np.savez("examples.npz", x=digits().train.x[:100], y=digits().train.y[:100])
+    page = DOCS / "how-to" / "train-on-device.md"
+    program = re.findall(r"```python\n(.*?)```", page.read_text(), re.S)[0]
+    names = dict[str, Any]()
+    exec(compile(program, page.name, "exec"), names)
+    assert (names["result"].steps, names["result"].ended) == (20, "epochs")
