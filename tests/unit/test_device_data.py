@@ -113,3 +113,11 @@ def test_a_model_goes_on_answering_when_its_device_is_closed(home: DeviceHome) -
     with umbel.Device.open(home.path, online=False) as device:
         model = device.model("digits")
     assert isinstance(model.predict(digits().train.x[0]), umbel.Prediction)
+
+
+def test_what_an_application_holds_of_a_device_shows_whose_it_is(home: DeviceHome) -> None:
+    with umbel.Device.open(home.path, online=False) as device:
+        assert repr(device.telemetry) == "Telemetry('rose')"
+        assert repr(device.consent) == f"Consent({str(home.path)!r})"
+        assert repr(device.conditions) == f"Conditions({str(home.path)!r})"
+        assert repr(device.data("digits")) == "DataSet('digits')"

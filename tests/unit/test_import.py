@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 import subprocess
 import sys
 
@@ -75,6 +77,37 @@ def test_umbel_without_its_metadata_has_no_version_and_says_so(monkeypatch: pyte
     with pytest.raises(AttributeError, match="not known here: install umbel with pip"):
         _ = umbel.__version__
     assert not hasattr(umbel, "__version__")
+
+
+CALLED = (
+    umbel.Conditions,
+    umbel.Consent,
+    umbel.DataSet,
+    umbel.Device,
+    umbel.Graph,
+    umbel.Model,
+    umbel.Review,
+    umbel.Telemetry,
+)
+
+
+@pytest.mark.parametrize("kind", CALLED)
+def test_the_help_of_what_an_application_calls_explains_every_argument(kind: type) -> None:
+    for name in (each for each in vars(kind) if not each.startswith("_")):
+        called = getattr(kind, name)
+        told = inspect.getdoc(called) or ""
+        assert told, name
+        for argument in inspect.signature(called).parameters if callable(called) else ():
+            assert argument == "self" or f"\n    {argument}: " in told or "see ``" in told, (
+                f"{name}: {argument}"
+            )
+
+
+def test_the_help_of_load_explains_every_argument_what_it_gives_and_its_errors() -> None:
+    told = inspect.getdoc(umbel.load) or ""
+    for argument in inspect.signature(umbel.load).parameters:
+        assert f"\n    {argument}: " in told, argument
+    assert re.findall(r"^\w+:$", told, re.M) == ["Args:", "Returns:", "Raises:"]
 
 
 def test_every_branch_of_the_error_tree_is_public() -> None:

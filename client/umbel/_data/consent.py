@@ -55,8 +55,14 @@ class Consent:
         self._home = home
         self._clock = clock
 
+    def __repr__(self) -> str:
+        return f"Consent({str(self._home.path)!r})"
+
     def decision(self, purpose: str = TRAINING) -> Decision:
         """Return what the user said last.
+
+        Args:
+            purpose: ``training``, ``queries`` or ``reviews``.
 
         Raises:
             UsageError: There is no such purpose.
@@ -102,7 +108,11 @@ class Consent:
     def require(self, purpose: str = TRAINING) -> None:
         """Go on only if the user did not take consent back.
 
+        Args:
+            purpose: ``training``, ``queries`` or ``reviews``.
+
         Raises:
+            UsageError: There is no such purpose.
             RefusedError: The user did.
             StorageError: The file is damaged, and nobody knows.
         """

@@ -167,7 +167,15 @@ class DataSet:
             writer.label(self.model, example, content, now_s=self._clock())
 
     def remove(self, *examples: str) -> int:
-        """Delete examples by id, and return how many of them were here."""
+        """Delete examples by id, and return how many of them were here.
+
+        Args:
+            examples: Their names, as ``add`` gave them: 16 hexadecimal digits each.
+
+        Raises:
+            UsageError: One is no such name.
+            StorageError: The disk is full, or the file damaged.
+        """
         with self._store.writing() as writer:
             return writer.remove(self.model, examples)
 
@@ -177,7 +185,14 @@ class DataSet:
             return writer.clear(self.model)
 
     def retain(self, retention: Retention) -> None:
-        """Keep examples within these bounds from now on; what is over them goes now."""
+        """Keep examples within these bounds from now on; what is over them goes now.
+
+        Args:
+            retention: The bounds: age in seconds, rows, and bytes as they lie encrypted.
+
+        Raises:
+            StorageError: The disk is full, or the file damaged.
+        """
         with self._store.writing() as writer:
             writer.retain(self.model, retention)
             writer.expire(self.model, now_s=self._clock())

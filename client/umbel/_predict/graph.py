@@ -119,8 +119,12 @@ class Graph:
         """Return every output, by name, as the graph gives it: with the batch dimension.
 
         Args:
-            x: A batch of the input's shape, or one example; of a graph with several inputs, a dictionary of them
-                by name.
+            x: One example, of the shape that ``inputs`` tells after the batch, or a batch of them, shape
+                (n, *example), in whatever unit the graph was made for; of a graph with several inputs, a dictionary
+                of them by name.
+
+        Returns:
+            Of each output an array of shape (n, ...), as ``outputs`` tells it; n is 1 for one example.
 
         Raises:
             UsageError: An input is missing or does not fit, or the graph cannot compute with it.
@@ -147,6 +151,9 @@ class Graph:
 
     def predict_proba(self, x: object) -> NDArray[np.float32]:
         """Return class probabilities: shape (classes,) for one example, (n, classes) for a batch.
+
+        Args:
+            x: As for ``run``.
 
         Raises:
             UsageError: As for ``predict``.
@@ -184,8 +191,8 @@ class Graph:
         """Return which values of an input made the graph say what it says: parts of it are covered in turn.
 
         Args:
-            x: One example, or a batch.
-            target: The class or the place of a number in an answer, one for all or one for each; by default the class
+            x: As for ``run``; of a graph with one input.
+            target: The class, by number or name, or the place of a number in an answer, one for all or one for each; by default the class
                 that the graph gives, or the first number.
             baseline: What covers a part, one example or shaped as ``x``; by default zero.
             patch: Size of a part along each axis of an example; by default the smallest of which there are at most

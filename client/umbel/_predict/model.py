@@ -118,10 +118,13 @@ class Model:
         """Return every output of the graph, by name, with the batch dimension. Nothing is counted.
 
         Args:
-            x: One example of the contract's shape, or a batch of them, in the contract's unit.
+            x: As for ``predict``.
+
+        Returns:
+            Of each output an array of shape (n, ...), as ``outputs`` tells it; n is 1 for one example.
 
         Raises:
-            UsageError: The input breaks the data contract.
+            ContractError: The input breaks the data contract.
         """
         loaded = self._loaded
         return dict(loaded.engine.outputs(loaded.check(x)[0]))
@@ -130,12 +133,14 @@ class Model:
         """Return a classifier's prediction for one example, or a list of them for a batch.
 
         Args:
-            x: One example of the contract's shape, or a batch of them, in the contract's unit; by itself, or in a
-                dictionary by the input's name.
+            x: One example of the contract's shape, as ``inputs`` tells it after the batch, or a batch of them, shape
+                (n, *example), in the contract's unit; by itself, or in a dictionary by the input's name.
             at: When it was measured, Unix seconds; needed where the contract bounds its age.
 
         Raises:
-            UsageError: The input breaks the data contract, or the model answers with numbers: ``estimate``.
+            ContractError: The input breaks the data contract.
+            UsageError: The model answers with numbers: ``estimate``.
+            UmbelError: The engine could not compute an answer, as for want of memory.
         """
         loaded = self._loaded
         try:
@@ -177,12 +182,13 @@ class Model:
         """Return what a model that answers with numbers says of one example, or a list of it for a batch.
 
         Args:
-            x: One example of the contract's shape, or a batch of them, in the contract's unit; by itself, or in a
-                dictionary by the input's name.
-            at: When it was measured, Unix seconds; needed where the contract bounds its age.
+            x: As for ``predict``.
+            at: As for ``predict``.
 
         Raises:
-            UsageError: The input breaks the data contract, or the model is a classifier: ``predict``.
+            ContractError: The input breaks the data contract.
+            UsageError: The model is a classifier: ``predict``.
+            UmbelError: The engine could not compute an answer, as for want of memory.
         """
         loaded = self._loaded
         try:
@@ -243,10 +249,10 @@ class Model:
 
         Args:
             prediction: The prediction, or the id of one of the last.
-            label: Index of the class that holds.
+            label: Index of the class that holds, in the order of ``labels``.
             source: Where the label is from, such as ``user``.
             annotator: Who gave it.
-            x: The example, if the application still has it.
+            x: The example, as for ``predict``, if the application still has it.
 
         Raises:
             UsageError: The prediction or the class is not known, no source is named, or ``x`` breaks the contract.
@@ -259,8 +265,12 @@ class Model:
 
         Nothing is counted: this is for evaluation.
 
+        Args:
+            x: As for ``predict``.
+
         Raises:
-            UsageError: The input breaks the data contract, or the model answers with numbers.
+            ContractError: The input breaks the data contract.
+            UsageError: The model answers with numbers.
         """
         self._require(CLASSIFICATION, "answers with numbers and has no probabilities: call estimate")
         loaded = self._loaded

@@ -70,11 +70,18 @@ class Conditions:
         self._home = home
         self._probes = list(linux_probes() if probes is None else probes)
 
+    def __repr__(self) -> str:
+        return f"Conditions({str(self._home.path)!r})"
+
     def __str__(self) -> str:
         return str(self.now())
 
     def add_probe(self, probe: Probe) -> None:
-        """Believe this probe before those that are there, for as long as this process lives."""
+        """Believe this probe before those that are there, for as long as this process lives.
+
+        Args:
+            probe: Is called without arguments, and says what it knows: a ``Reading``. It is quick, and never raises.
+        """
         self._probes.append(probe)
 
     @property
@@ -115,6 +122,14 @@ class Conditions:
         unknown: Unknown | None = None,
     ) -> Rules:
         """Demand something from now on; what is not given stays as it is. Returns all that is demanded.
+
+        Args:
+            idle: Only while fewer than 0.5 programs want to compute, per core, over a minute.
+            charging: Only while it charges, is fed from outside, or has no battery.
+            unmetered: Only while what is sent costs nothing.
+            min_battery: How full the emptiest battery must be, in [0, 1].
+            consent: Only where the user was asked, and said yes.
+            unknown: What to do where a probe does not know: ``allow`` or ``refuse``.
 
         Raises:
             UsageError: A value is out of range.

@@ -64,6 +64,9 @@ class Telemetry:
         self._lock = Lock()
         renew_in_child(self._renew)
 
+    def __repr__(self) -> str:
+        return f"Telemetry({self._identity.device!r})"
+
     def count(self, name: str, by: int = 1) -> None:
         """Count something that happened in the application: ``count("purchase")``.
 
