@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from umbel._fork import Lock, leave_alone, renew_in_child
 from umbel._home.directory import DeviceHome
-from umbel._telemetry.rhythm import CLOSE_S, POLL_S, REST_S, SHORT_S
+from umbel._telemetry.rhythm import CLOSE_S, MIN_POLL_S, POLL_S, REST_S, SHORT_S
 from umbel._telemetry.spool import Spool
 from umbel_proto.errors import StorageError, UsageError
 from umbel_proto.ids import DeviceId, FleetId
@@ -73,13 +73,15 @@ class Device:
             home: Its directory; by default what ``UMBEL_HOME`` names, else ``~/.umbel``.
             online: Whether to fetch releases and send reports in the background. Offline, reports
                 wait in the spool.
-            poll_s: How often to ask for releases, seconds.
+            poll_s: How often to ask for releases, seconds, >= 0.1.
             clock: Returns Unix time, seconds.
 
         Raises:
-            UsageError: No device is enrolled there.
+            UsageError: No device is enrolled there, or it would ask without a pause.
             StorageError: One of its files is damaged, or the disk is full.
         """
+        if not poll_s >= MIN_POLL_S:
+            raise UsageError(f"poll_s is {poll_s}: give {MIN_POLL_S} seconds or more.")
         where = DeviceHome.default() if home is None else DeviceHome(Path(home))
         return cls(where, online=online, poll_s=poll_s, clock=clock)
 

@@ -188,6 +188,8 @@ def test_options_that_make_no_sense_are_refused() -> None:
     for wrong in ({"threads": 0}, {"providers": ()}, {"arena_bytes": 0}, {"arena": False, "arena_bytes": 9}):
         with pytest.raises(UsageError):
             EngineOptions(**wrong)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="providers is one text"):
+        EngineOptions(providers="CPUExecutionProvider")  # type: ignore[arg-type]
 
 
 def test_engines_agree_on_the_label(engine: Engine) -> None:

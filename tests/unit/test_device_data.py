@@ -115,6 +115,12 @@ def test_a_model_goes_on_answering_when_its_device_is_closed(home: DeviceHome) -
     assert isinstance(model.predict(digits().train.x[0]), umbel.Prediction)
 
 
+@pytest.mark.parametrize("poll_s", [0.0, -5.0, 0.05, float("nan")])
+def test_a_device_that_would_ask_without_a_pause_is_refused(home: DeviceHome, poll_s: float) -> None:
+    with pytest.raises(umbel.UsageError, match=r"poll_s is .*: give 0\.1 seconds or more"):
+        umbel.Device.open(home.path, poll_s=poll_s)
+
+
 def test_what_an_application_holds_of_a_device_shows_whose_it_is(home: DeviceHome) -> None:
     with umbel.Device.open(home.path, online=False) as device:
         assert repr(device.telemetry) == "Telemetry('rose')"

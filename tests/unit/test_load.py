@@ -132,6 +132,14 @@ def test_a_package_of_another_key_is_refused(save: Save) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::umbel.UnverifiedPackageWarning")
+def test_a_file_that_holds_no_public_key_is_named(save: Save) -> None:
+    private = save("release.key", RELEASE.to_pem())
+    with pytest.raises(
+        UsageError, match=r"release\.key is no public release key, such as a fleet's release\.pub: .* 32"
+    ):
+        umbel.load(save("digits.umbel", release(2)), release_key=private)
+
+
 def test_a_damaged_package_is_refused_without_a_key_too(save: Save) -> None:
     data = release(2)
     rng = np.random.default_rng(1)

@@ -124,11 +124,20 @@ def _package(
             stacklevel=3,
         )
     else:
-        key = release_key if isinstance(release_key, bytes) else _read(Path(release_key))
-        package = read_package(data, release_key=VerifyKey(key))
+        package = read_package(data, release_key=_key(release_key))
     engine = load_engine(package, variant, options=options)
     verify_golden(package, engine)
     return Model(package, engine)
+
+
+def _key(given: bytes | str | Path) -> VerifyKey:
+    if isinstance(given, bytes):
+        return VerifyKey(given)
+    content = _read(Path(given))
+    try:
+        return VerifyKey(content)
+    except UsageError as exc:
+        raise UsageError(f"{given} is no public release key, such as a fleet's release.pub: {exc}") from exc
 
 
 def _read(file: Path) -> bytes:

@@ -14,6 +14,8 @@ from umbel._telemetry.spool import MAX_BYTES, Depth
 
 POLL_S = 60.0
 """How often a device asks for releases."""
+MIN_POLL_S = 0.1
+"""The shortest pause between two such questions: without one a device would do nothing but ask."""
 CLOSE_S = 5.0
 """How long it waits for the gateway when it is closed."""
 

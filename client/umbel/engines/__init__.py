@@ -48,6 +48,9 @@ class EngineOptions:
     def __post_init__(self) -> None:
         if self.threads < 1:
             raise UsageError(f"An engine cannot compute with {self.threads} threads: give it 1 or more.")
+        given: object = self.providers
+        if isinstance(given, str):  # Every letter of it would be a provider.
+            raise UsageError("providers is one text: give a tuple of names, the best first.")
         if not self.providers:
             raise UsageError("An engine needs something to compute with: name a provider, or leave them out.")
         if self.arena_bytes is not None and not (self.arena and self.arena_bytes >= 1):
