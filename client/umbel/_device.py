@@ -125,6 +125,9 @@ class Device:
             StorageError: The disk is full, or the device's own files are damaged.
         """
         self._require_open()
+        from umbel.engines import require_options
+
+        require_options(engine)
         model = self._follower.model(name, variant, engine)
         if model._queue is None and model.labels:
             model._queue = self._desk.queue(name)

@@ -71,9 +71,10 @@ import numpy as np
 from pathlib import Path
 from umbel._predict.model import Model
 from umbel._telemetry.window import PredictionWindow
-from umbel.engines import load_engine
+from umbel.engines import load_engine, onnx, tflite
 from umbel_proto.package import read_unsigned
 
+onnx.BRIEF_S = tflite.BRIEF_S = 1.0  # So that threads take turns, whatever this machine takes for a run.
 package = read_unsigned(Path(sys.argv[1]).read_bytes())
 x = np.load(sys.argv[2])
 window = PredictionWindow(model="digits", version=1, variant="any", engine="any", now_s=0.0)

@@ -353,6 +353,7 @@ def test_inputs_that_do_not_fit_are_refused(save: Save, given: Any, sentence: st
         ({"labels": ["a", "b", "a"]}, "The label 'a' is given 2 times: give each class a name of its own"),
         ({"output": "z"}, "no output 'z': choose one of y"),
         ({"decision_threshold": 1.5}, r"give one in 0\.\.1"),
+        ({"engine": "onnx"}, r"engine is 'onnx': give EngineOptions"),
         ({"release_key": b"k" * 32}, "no signature and no variants"),
         ({"variant": "int8"}, "no signature and no variants"),
     ],

@@ -3,14 +3,21 @@
 import itertools
 import os
 import threading
+import time
 from collections.abc import Callable
+from types import ModuleType
 
 import numpy as np
 import pytest
 
+from model_packages import RELEASE
 from umbel._predict import turns as taking_turns
-from umbel._predict.turns import PATIENCE, TURN_S, Turns
-from umbel.engines import Seat
+from umbel._predict.model import Model
+from umbel._predict.turns import PATIENCE, TURN_S, Turns, is_brief
+from umbel.engines import EngineOptions, Seat, load_engine, onnx, tflite
+from umbel_models.pack import build
+from umbel_models.tasks.digits.task import DIGITS
+from umbel_proto.package import read_unsigned
 
 
 def seat(run: Callable[[], object] = lambda: None, brief_s: float = 1.0) -> Seat:
@@ -26,8 +33,8 @@ class Two:
         monkeypatch.setattr(taking_turns, "sleep", self.rests.append)
         turns = Turns()
         self._meets = False
-        self._first = turns.taking(lambda x: self._second(x) if self._meets else x, seat())
-        self._second = turns.taking(lambda x: x, seat())
+        self._first = turns.taking(lambda x: self._second(x) if self._meets else x)
+        self._second = turns.taking(lambda x: x)
 
     def meet(self, times: int) -> None:
         self._meets = True
@@ -58,8 +65,8 @@ def test_one_that_once_met_nobody_has_all_its_patience_again(monkeypatch: pytest
 def test_one_whose_turn_it_is_goes_on_whoever_is_met_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
     turns, rests = Turns(), list[float]()
     monkeypatch.setattr(taking_turns, "sleep", rests.append)
-    second = turns.taking(lambda x: x, seat())
-    first = turns.taking(lambda x: [second(x) for _ in range(3 * PATIENCE)], seat())
+    second = turns.taking(lambda x: x)
+    first = turns.taking(lambda x: [second(x) for _ in range(3 * PATIENCE)])
     first("x")
     assert rests == []
 
@@ -67,15 +74,15 @@ def test_one_whose_turn_it_is_goes_on_whoever_is_met_meanwhile(monkeypatch: pyte
 def test_a_thread_alone_never_rests(monkeypatch: pytest.MonkeyPatch) -> None:
     rests: list[float] = []
     monkeypatch.setattr(taking_turns, "sleep", rests.append)
-    ask = Turns().taking(lambda x: x, seat())
+    ask = Turns().taking(lambda x: x)
     assert [ask(number) for number in range(100)] == list(range(100))
     assert rests == []
 
 
 def test_one_rests_until_each_that_rests_already_had_a_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     turns, rests = Turns(), list[float]()
-    others = [turns.taking(lambda x: x, seat()) for _ in range(4)]
-    within = turns.taking(lambda x: [other(x) for other in others], seat())
+    others = [turns.taking(lambda x: x) for _ in range(4)]
+    within = turns.taking(lambda x: [other(x) for other in others])
     monkeypatch.setattr(taking_turns, "sleep", lambda _: None)
     for _ in range(PATIENCE):
         within("x")
@@ -87,24 +94,40 @@ def test_one_rests_until_each_that_rests_already_had_a_turn(monkeypatch: pytest.
             other("x")
 
     monkeypatch.setattr(taking_turns, "sleep", sleep)
-    turns.taking(others[0], seat())("x")
+    turns.taking(others[0])("x")
     assert rests == pytest.approx([TURN_S, 2 * TURN_S, 3 * TURN_S, 4 * TURN_S])
 
 
-def test_runs_that_are_not_brief_share_the_machine_as_before() -> None:
-    def ask(x: object) -> object:
-        return x
-
-    for longer in (seat(brief_s=0.0), seat(run=lambda: threading.Event().wait(0.001), brief_s=0.0005)):
-        assert Turns().taking(ask, longer) is ask
+def test_runs_are_brief_or_not_by_the_time_of_their_thread() -> None:
+    assert is_brief(seat(brief_s=1.0))
+    assert not is_brief(seat(brief_s=0.0))
+    assert not is_brief(seat(run=lambda: sum(range(100_000)), brief_s=1e-5))
+    # One that waits, as for Python's lock, takes no longer for it.
+    assert is_brief(seat(run=lambda: time.sleep(0.002), brief_s=0.001))
 
 
 def test_a_runtime_that_fails_is_heard_by_who_asks() -> None:
     def fail() -> None:
         raise RuntimeError("out of memory")
 
-    ask = Turns().taking(lambda x: x, seat(run=fail))
-    assert ask("x") == "x"
+    assert not is_brief(seat(run=fail))
+
+
+@pytest.mark.parametrize(("variant", "module"), [("fp32", onnx), ("tflite", tflite)])
+def test_a_model_whose_runs_are_brief_has_turns_before_a_thread_asks_unless_its_engine_has_threads_of_its_own(
+    variant: str, module: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = read_unsigned(build(DIGITS, key=RELEASE, version=1, lineage={}, lite=True))
+
+    def turns(threads: int) -> Turns | None:
+        options = EngineOptions(threads=threads)
+        return Model(package, load_engine(package, variant, options=options))._loaded.turns
+
+    monkeypatch.setattr(module, "BRIEF_S", 1.0)
+    assert turns(1) is not None
+    assert turns(2) is None
+    monkeypatch.setattr(module, "BRIEF_S", 0.0)
+    assert turns(1) is None
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
@@ -117,7 +140,7 @@ def test_a_question_that_ends_badly_is_not_met_afterwards(
     def fail(x: object) -> None:
         raise error
 
-    first, second = turns.taking(fail, seat()), turns.taking(lambda x: x, seat())
+    first, second = turns.taking(fail), turns.taking(lambda x: x)
     for _ in range(3 * PATIENCE):
         with pytest.raises(error):
             first("x")
@@ -130,7 +153,7 @@ def test_threads_that_never_rest_are_all_served() -> None:
     counts = [0] * 8
 
     def client(place: int) -> None:
-        ask = turns.taking(lambda x: os.sched_yield(), seat())  # Lets go of Python's lock, as a run does.
+        ask = turns.taking(lambda x: os.sched_yield())  # Lets go of Python's lock, as a run does.
         barrier.wait()
         while not stop.is_set():
             ask("x")

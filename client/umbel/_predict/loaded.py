@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from umbel._fork import renew_in_child
 from umbel._predict.place import Place, Saying
-from umbel._predict.turns import Turns
-from umbel.engines import Engine
+from umbel._predict.turns import Turns, is_brief
+from umbel.engines import Engine, Seat
 from umbel_proto.contract import Field
 from umbel_proto.package import GOLDEN, Package
 
@@ -47,7 +47,8 @@ class Loaded:
     local: threading.local = field(init=False)
     taken: weakref.WeakSet[Place] = field(init=False)
     ready: list[Place] = field(init=False)
-    turns: Turns = field(init=False)
+    brief: bool = field(init=False)
+    turns: Turns | None = field(init=False)
 
     def __post_init__(self) -> None:
         manifest = self.package.manifest
@@ -56,7 +57,11 @@ class Loaded:
         object.__setattr__(self, "labels", manifest.labels)
         object.__setattr__(self, "thresholds", manifest.thresholds)
         object.__setattr__(self, "version", manifest.version)
+        # Now, as threads that ask all at once would only see how they wait for each other.
+        seat = self.engine.seat()
+        object.__setattr__(self, "brief", seat is not None and is_brief(seat))
         self._renew()
+        self.ready.append(self._place(seat))
         renew_in_child(self._renew)
 
     def _renew(self) -> None:
@@ -64,14 +69,14 @@ class Loaded:
         object.__setattr__(self, "local", threading.local())
         object.__setattr__(self, "taken", weakref.WeakSet())
         object.__setattr__(self, "ready", [])
-        object.__setattr__(self, "turns", Turns())
+        object.__setattr__(self, "turns", Turns() if self.brief else None)
 
     def sit(self) -> Place:
         """Return a place for the thread that asks, which finds it under ``local`` from now on."""
         try:
             place = self.ready.pop()
         except IndexError:
-            place = self._place()
+            place = self._place(self.engine.seat())
         self.local.place, self.local.ask = place, place.ask
         self.taken.add(place)
         return place
@@ -82,14 +87,17 @@ class Loaded:
         A first answer takes ten times as long as the next, and threads that all come at once wait for each other.
         """
         examples, _ = self.check(self.package.tensors(GOLDEN)["x"])
+        seats = [self.ready.pop().seat] if self.ready and threads else []
         for _ in range(threads):
-            self.ready.append(self._place(examples[0]))
+            seat = seats.pop() if seats else self.engine.seat()
+            if seat is not None:
+                Place(self.contract, seat, self._saying()).ask(examples[0])
+            self.ready.append(self._place(seat))
             # Those that answer meanwhile need not wait for all of them.
             sleep(PAUSE_S)
 
-    def _place(self, example: NDArray[Any] | None = None) -> Place:
-        """Return a place; one that has answered about an example, if there is one, and has not counted it."""
-        saying, seat = Saying(self.version, self.labels, self.thresholds), self.engine.seat()
-        if example is not None:
-            Place(self.contract, seat, saying).ask(example)
-        return Place(self.contract, seat, saying, self.window, self.turns)
+    def _place(self, seat: Seat | None) -> Place:
+        return Place(self.contract, seat, self._saying(), self.window, self.turns)
+
+    def _saying(self) -> Saying:
+        return Saying(self.version, self.labels, self.thresholds)

@@ -11,7 +11,7 @@ from typing import BinaryIO
 from umbel._predict.graph import Graph
 from umbel._predict.model import Model
 from umbel._releases.package import verify_golden
-from umbel.engines import EngineOptions, load_engine
+from umbel.engines import EngineOptions, load_engine, require_options
 from umbel_proto.errors import MissingExtraError, UsageError
 from umbel_proto.keys import VerifyKey
 from umbel_proto.package import SUFFIX, read_package, read_unsigned
@@ -66,6 +66,7 @@ def load(
     file = Path(path)
     kind = file.suffix.lower()
     names = _names(labels)
+    require_options(engine)
     if kind == SUFFIX:
         if names or output is not None or logits or decision_threshold:
             raise UsageError(

@@ -54,7 +54,7 @@ class Place:
         seat: The thread's seat at the engine; None where there is none: then it answers nothing.
         saying: What the version says beside its numbers.
         window: What counts its answers, if telemetry is on.
-        turns: What all places of a version share; None where this one is alone.
+        turns: What all places of a version share, if threads had better take turns.
     """
 
     # `ask` gives None where the example is not as the graph wants it: the contract's own check says what is so.
@@ -70,8 +70,8 @@ class Place:
     ) -> None:
         self.seat = seat  # It may keep alive what the run needs.
         self.ask = _nothing if seat is None else asker(field, seat, saying, window)
-        if seat is not None and turns is not None:
-            self.ask = turns.taking(self.ask, seat)
+        if turns is not None:
+            self.ask = turns.taking(self.ask)
 
 
 def asker(

@@ -7,7 +7,7 @@ woken. Where the graph takes a few microseconds, that is what eight threads spen
 from __future__ import annotations
 
 from collections.abc import Callable
-from time import perf_counter, sleep
+from time import sleep, thread_time
 from typing import TypeVar
 
 from umbel.engines import Seat
@@ -18,7 +18,7 @@ caches."""
 PATIENCE = 8
 """Times in a row that a thread may meet another before it rests: those that have other work meet seldom."""
 LOOK_S = 0.0003
-"""How long to look at most for a run that is brief."""
+"""Time of a processor to spend at most on looking for a run that is brief."""
 
 Answer = TypeVar("Answer")
 
@@ -31,25 +31,18 @@ class Turns:
     """
 
     def __init__(self) -> None:
-        self._brief: bool | None = None
         self._last: object = None
         self._inside: set[object] = set()
         self._resting: set[object] = set()
 
-    def taking(self, ask: Callable[[object], Answer], seat: Seat) -> Callable[[object], Answer]:
+    def taking(self, ask: Callable[[object], Answer]) -> Callable[[object], Answer]:
         """Return what asks likewise, for one more thread, which rests when it is not its turn.
 
-        One that meets others again and again rests until each of those that rest already had a turn. Where runs are
-        not brief, none rests.
+        One that meets others again and again rests until each of those that rest already had a turn.
 
         Args:
             ask: Answers one question.
-            seat: Where it does.
         """
-        if self._brief is None:
-            self._brief = _is_brief(seat)
-        if not self._brief:
-            return ask
         mine, met, inside, resting = object(), 0, self._inside, self._resting
         enter, leave = inside.add, inside.discard
 
@@ -73,8 +66,10 @@ class Turns:
         return in_turn
 
 
-def _is_brief(seat: Seat) -> bool:
-    run, begin = seat.run, perf_counter()
+def is_brief(seat: Seat) -> bool:
+    """Tell whether a seat's runs take so little that threads had better take turns."""
+    # Of this thread's own time: others may ask already, and wait for each other.
+    run, begin = seat.run, thread_time()
     now = begin
     while now - begin < LOOK_S:
         before = now
@@ -82,7 +77,7 @@ def _is_brief(seat: Seat) -> bool:
             run()
         except Exception:  # Whatever a runtime raises: who asks will hear it.
             return False
-        now = perf_counter()
+        now = thread_time()
         if now - before < seat.brief_s:
             return True
     return False

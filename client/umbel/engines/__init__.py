@@ -68,7 +68,8 @@ class Seat:
         answer: What the last run said, shape (1, *answer): the next one writes over it.
         run: Computes the answer.
         keeps: What must not end before the seat does.
-        brief_s: Threads that ask without rest are sooner done one after another where a run takes less, seconds; 0: never.
+        brief_s: Threads that ask without rest are sooner done one after another where a run takes less of its thread's
+            time, seconds; 0: never.
     """
 
     example: NDArray[Any]
@@ -101,6 +102,19 @@ class Engine(Protocol):
 
     def seat(self) -> Seat | None:
         """Return a new seat, for the thread that asks alone; None where ``answers`` is as fast."""
+
+
+def require_options(options: EngineOptions | None) -> None:
+    """Refuse what is no options, such as an engine's name.
+
+    Raises:
+        UsageError: It is not.
+    """
+    given: object = options
+    if given is not None and not isinstance(given, EngineOptions):
+        raise UsageError(
+            f"engine is {given!r}: give EngineOptions(threads=...), or leave it out. The variant decides what computes it."
+        )
 
 
 def load_engine(

@@ -169,7 +169,8 @@ class OnnxEngine:
         binding = session.io_binding()
         binding.bind_cpu_input(self._input, example)
         binding.bind_output(self._outputs[0], "cpu", 0, np.float32, list(answer.shape), answer.ctypes.data)
-        return Seat(example, answer, _runner(session, binding), brief_s=BRIEF_S)
+        alone = (self._options or EngineOptions()).threads == 1
+        return Seat(example, answer, _runner(session, binding), brief_s=BRIEF_S if alone else 0.0)
 
     def _renew(self) -> None:
         """In a forked process: open a session of its own when it is first asked for."""

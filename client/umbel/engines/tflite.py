@@ -117,6 +117,7 @@ class _Opened:
         self._interpreter = Interpreter(model_content=content, num_threads=threads)
         if first:
             check_size(self._interpreter)
+        self._brief_s = BRIEF_S if threads == 1 else 0.0
         self._input, self._outputs, self._open, shape = _ends(self._interpreter, entry)
         self._batch, self._example = shape[0], shape[1:]
         self._interpreter.allocate_tensors()
@@ -135,7 +136,9 @@ class _Opened:
             # do not: nothing is resized any more. Where the inside is not what it was, the public ones serve.
             inside = self._interpreter._interpreter
             run: Callable[[], object] = inside.Invoke
-            return Seat(inside.tensor(inside, self._input), inside.tensor(inside, output), run, self, BRIEF_S)
+            return Seat(
+                inside.tensor(inside, self._input), inside.tensor(inside, output), run, self, self._brief_s
+            )
         except AttributeError:
             return None
 
