@@ -5,12 +5,13 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from types import ModuleType
 
 import numpy as np
 import pytest
 
-from model_packages import RELEASE
+from model_packages import RELEASE, digits
 from umbel._predict import turns as taking_turns
 from umbel._predict.model import Model
 from umbel._predict.turns import PATIENCE, TURN_S, Turns, is_brief
@@ -100,7 +101,9 @@ def test_one_rests_until_each_that_rests_already_had_a_turn(monkeypatch: pytest.
 
 def test_runs_are_brief_or_not_by_the_time_of_their_thread() -> None:
     assert is_brief(seat(brief_s=1.0))
-    assert not is_brief(seat(brief_s=0.0))
+    ran: list[object] = []
+    assert not is_brief(seat(run=lambda: ran.append(None), brief_s=0.0))
+    assert not ran
     assert not is_brief(seat(run=lambda: sum(range(100_000)), brief_s=1e-5))
     # One that waits, as for Python's lock, takes no longer for it.
     assert is_brief(seat(run=lambda: time.sleep(0.002), brief_s=0.001))
@@ -114,14 +117,29 @@ def test_a_runtime_that_fails_is_heard_by_who_asks() -> None:
 
 
 @pytest.mark.parametrize(("variant", "module"), [("fp32", onnx), ("tflite", tflite)])
-def test_a_model_whose_runs_are_brief_has_turns_before_a_thread_asks_unless_its_engine_has_threads_of_its_own(
+def test_a_model_whose_runs_are_brief_has_turns_unless_its_engine_has_threads_of_its_own(
     variant: str, module: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    x = digits().held_out.x[0]
     package = read_unsigned(build(DIGITS, key=RELEASE, version=1, lineage={}, lite=True))
 
     def turns(threads: int) -> Turns | None:
         options = EngineOptions(threads=threads)
-        return Model(package, load_engine(package, variant, options=options))._loaded.turns
+        model = Model(package, load_engine(package, variant, options=options))
+        together = threading.Barrier(8)
+
+        def ask() -> object:
+            together.wait()
+            return model.predict(x)
+
+        with ThreadPoolExecutor(8) as pool:
+            for done in [pool.submit(ask) for _ in range(8)]:
+                done.result()
+        assert all(
+            (place.ask.__name__ == "in_turn") == (model._loaded.turns is not None)
+            for place in model._loaded.taken
+        )
+        return model._loaded.turns
 
     monkeypatch.setattr(module, "BRIEF_S", 1.0)
     assert turns(1) is not None

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 
-from umbel._fork import renew_in_child
+from umbel._fork import Lock, renew_in_child
 from umbel._predict.place import Place, Saying
 from umbel._predict.turns import Turns, is_brief
 from umbel.engines import Engine, Seat
@@ -47,7 +47,8 @@ class Loaded:
     local: threading.local = field(init=False)
     taken: weakref.WeakSet[Place] = field(init=False)
     ready: list[Place] = field(init=False)
-    brief: bool = field(init=False)
+    sitting: Lock = field(init=False)
+    brief: bool | None = field(init=False)
     turns: Turns | None = field(init=False)
 
     def __post_init__(self) -> None:
@@ -57,11 +58,9 @@ class Loaded:
         object.__setattr__(self, "labels", manifest.labels)
         object.__setattr__(self, "thresholds", manifest.thresholds)
         object.__setattr__(self, "version", manifest.version)
-        # Now, as threads that ask all at once would only see how they wait for each other.
-        seat = self.engine.seat()
-        object.__setattr__(self, "brief", seat is not None and is_brief(seat))
+        object.__setattr__(self, "sitting", Lock())
+        object.__setattr__(self, "brief", None)
         self._renew()
-        self.ready.append(self._place(seat))
         renew_in_child(self._renew)
 
     def _renew(self) -> None:
@@ -73,10 +72,12 @@ class Loaded:
 
     def sit(self) -> Place:
         """Return a place for the thread that asks, which finds it under ``local`` from now on."""
-        try:
-            place = self.ready.pop()
-        except IndexError:
-            place = self._place(self.engine.seat())
+        # One after the other: threads that come all at once would only see how their runs wait for each other.
+        with self.sitting:
+            try:
+                place = self.ready.pop()
+            except IndexError:
+                place = self._place(self.engine.seat())
         self.local.place, self.local.ask = place, place.ask
         self.taken.add(place)
         return place
@@ -87,9 +88,8 @@ class Loaded:
         A first answer takes ten times as long as the next, and threads that all come at once wait for each other.
         """
         examples, _ = self.check(self.package.tensors(GOLDEN)["x"])
-        seats = [self.ready.pop().seat] if self.ready and threads else []
         for _ in range(threads):
-            seat = seats.pop() if seats else self.engine.seat()
+            seat = self.engine.seat()
             if seat is not None:
                 Place(self.contract, seat, self._saying()).ask(examples[0])
             self.ready.append(self._place(seat))
@@ -97,6 +97,9 @@ class Loaded:
             sleep(PAUSE_S)
 
     def _place(self, seat: Seat | None) -> Place:
+        if self.brief is None:
+            object.__setattr__(self, "brief", seat is not None and is_brief(seat))
+            object.__setattr__(self, "turns", Turns() if self.brief else None)
         return Place(self.contract, seat, self._saying(), self.window, self.turns)
 
     def _saying(self) -> Saying:

@@ -71,7 +71,7 @@ def is_brief(seat: Seat) -> bool:
     # Of this thread's own time: others may ask already, and wait for each other.
     run, begin = seat.run, thread_time()
     now = begin
-    while now - begin < LOOK_S:
+    while seat.brief_s and now - begin < LOOK_S:
         before = now
         try:
             run()
