@@ -135,10 +135,8 @@ def test_a_model_whose_runs_are_brief_has_turns_unless_its_engine_has_threads_of
         with ThreadPoolExecutor(8) as pool:
             for done in [pool.submit(ask) for _ in range(8)]:
                 done.result()
-        assert all(
-            (place.ask.__name__ == "in_turn") == (model._loaded.turns is not None)
-            for place in model._loaded.taken
-        )
+            asks = [place.ask.__name__ for place in model._loaded.taken]
+        assert asks == ["ask" if model._loaded.turns is None else "in_turn"] * 8
         return model._loaded.turns
 
     monkeypatch.setattr(module, "BRIEF_S", 1.0)
