@@ -14,7 +14,7 @@ import pytest
 from model_packages import RELEASE, digits
 from umbel._predict import turns as taking_turns
 from umbel._predict.model import Model
-from umbel._predict.turns import PATIENCE, TURN_S, Turns, is_brief
+from umbel._predict.turns import PATIENCE, PAUSE_S, TURN_S, Turns, is_brief
 from umbel.engines import EngineOptions, Seat, load_engine, onnx, tflite
 from umbel_models.pack import build
 from umbel_models.tasks.digits.task import DIGITS
@@ -26,11 +26,20 @@ def seat(run: Callable[[], object] = lambda: None, brief_s: float = 1.0) -> Seat
     return Seat(np.zeros((1, 1), np.float32), np.zeros((1, 1), np.float32), run, brief_s=brief_s)
 
 
+class Clock:
+    """Time that passes only when a test says so."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now_s = 100.0
+        monkeypatch.setattr(taking_turns, "perf_counter", lambda: self.now_s)
+
+
 class Two:
     """Two threads' askers of one version, asked from one thread: the second within a question of the first, or after it."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.rests: list[float] = []
+        self.clock = Clock(monkeypatch)
         monkeypatch.setattr(taking_turns, "sleep", self.rests.append)
         turns = Turns()
         self._meets = False
@@ -72,6 +81,22 @@ def test_one_whose_turn_it_is_goes_on_whoever_is_met_meanwhile(monkeypatch: pyte
     assert rests == []
 
 
+def test_one_that_does_something_else_between_its_questions_never_rests(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Another asks without rest, so that this one meets it each time.
+    two = Two(monkeypatch)
+    for _ in range(5 * PATIENCE):
+        two.meet(1)
+        two.clock.now_s += 1.01 * PAUSE_S
+    assert two.rests == []
+    two.meet(1)
+    for _ in range(PATIENCE):
+        two.clock.now_s += 0.5 * PAUSE_S
+        two.meet(1)
+    assert two.rests == [TURN_S]
+
+
 def test_a_thread_alone_never_rests(monkeypatch: pytest.MonkeyPatch) -> None:
     rests: list[float] = []
     monkeypatch.setattr(taking_turns, "sleep", rests.append)
@@ -81,6 +106,7 @@ def test_a_thread_alone_never_rests(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_one_rests_until_each_that_rests_already_had_a_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    Clock(monkeypatch)
     turns, rests = Turns(), list[float]()
     others = [turns.taking(lambda x: x) for _ in range(4)]
     within = turns.taking(lambda x: [other(x) for other in others])

@@ -7,7 +7,7 @@ woken. Where the graph takes a few microseconds, that is what eight threads spen
 from __future__ import annotations
 
 from collections.abc import Callable
-from time import sleep, thread_time
+from time import perf_counter, sleep, thread_time
 from typing import TypeVar
 
 from umbel.engines import Seat
@@ -16,7 +16,9 @@ TURN_S = 0.0002
 """How long a thread goes on while others rest. To begin takes some 30 microseconds, as others had the processor's
 caches."""
 PATIENCE = 8
-"""Times in a row that a thread may meet another before it rests: those that have other work meet seldom."""
+"""Times in a row that a thread may meet another before it rests."""
+PAUSE_S = 0.00005
+"""A thread that does something else for so long between two questions asks with rest, and need not take any."""
 LOOK_S = 0.0003
 """Time of a processor to spend at most on looking for a run that is brief."""
 
@@ -38,18 +40,19 @@ class Turns:
     def taking(self, ask: Callable[[object], Answer]) -> Callable[[object], Answer]:
         """Return what asks likewise, for one more thread, which rests when it is not its turn.
 
-        One that meets others again and again rests until each of those that rest already had a turn.
+        One that meets others again and again, and does nothing else between, rests until each of those that rest already
+        had a turn.
 
         Args:
             ask: Answers one question.
         """
-        mine, met, inside, resting = object(), 0, self._inside, self._resting
-        enter, leave = inside.add, inside.discard
+        mine, met, left_s, inside, resting = object(), 0, 0.0, self._inside, self._resting
+        enter, leave, clock = inside.add, inside.discard, perf_counter
 
         def in_turn(x: object) -> Answer:
-            nonlocal met
+            nonlocal met, left_s
             if self._last is not mine:
-                met = met + 1 if inside else 0
+                met = met + 1 if inside and (not met or clock() - left_s < PAUSE_S) else 0
                 if met > PATIENCE:
                     try:
                         resting.add(mine)
@@ -62,6 +65,8 @@ class Turns:
                 return ask(x)
             finally:
                 leave(mine)
+                if met:
+                    left_s = clock()
 
         return in_turn
 
