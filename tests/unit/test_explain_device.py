@@ -153,8 +153,10 @@ def test_a_number_of_an_answer_is_explained() -> None:
         ({"baseline": np.full((1, 8, 8), 17.0)}, "over 16"),
         ({"method": "shap"}, "choose gradients or occlusion"),
         ({"method": "gradients", "patch": (1, 1, 1)}, "need no patch"),
-        ({"patch": (1, 1)}, "3 sizes of 1 or more"),
-        ({"patch": (1, 0, 1)}, "3 sizes of 1 or more"),
+        ({"patch": (1, 1)}, "3 whole numbers of 1 or more"),
+        ({"patch": (1, 0, 1)}, "3 whole numbers of 1 or more"),
+        ({"patch": 8}, r"patch is 8: give a tuple of 3 whole numbers"),
+        ({"patch": (1, 2.5, 1)}, "3 whole numbers of 1 or more"),
     ],
 )
 def test_what_cannot_be_explained_is_refused(asked: dict[str, Any], sentence: str) -> None:

@@ -124,15 +124,28 @@ def test_an_override_records_who_and_why_whether_the_prediction_waited_or_not(de
     assert desk.told[2, "review.overridden"] == 1  # of a version nobody knows: it counts for the present one
 
 
-@pytest.mark.parametrize(("label", "by"), [(10, "Ada"), (-1, "Ada"), (True, "Ada"), (1.0, "Ada"), (3, " ")])
+@pytest.mark.parametrize(
+    ("label", "by"),
+    [(10, "Ada"), (-1, "Ada"), (True, "Ada"), (1.0, "Ada"), ("10", "Ada"), ("", "Ada"), (3, " ")],
+)
 def test_who_decides_and_what_must_make_sense_or_the_case_goes_on_waiting(
-    desk: Desk, label: int, by: str
+    desk: Desk, label: Any, by: str
 ) -> None:
     said = desk.ask()
     with pytest.raises(UsageError, match=r"no class|who decides"):
         desk.review.resolve(said.id, label, by=by)
     assert len(desk.review.pending()) == 1
     assert desk.review.rulings() == ()
+
+
+def test_a_class_may_be_given_by_its_name_wherever_a_person_says_what_holds(desk: Desk) -> None:
+    first, second = desk.ask(), desk.ask()
+    assert desk.review.resolve(first.id, "3", by="Ada").label == 3
+    assert desk.review.override(first, "4", by="Ada", why="it is").label == 4
+    assert desk.review.feedback(second, label=second.name, source="user", annotator="", x=None).agreed
+    assert not desk.review.feedback(
+        second, label=str((second.label + 1) % 10), source="user", annotator="", x=None
+    ).agreed
 
 
 def test_the_example_of_a_case_is_what_it_was_when_the_model_was_asked(desk: Desk) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import operator
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -55,9 +56,15 @@ def occlude(
         UsageError: The patch does not have a size >= 1 for each axis.
     """
     shape = x.shape[1:]
-    sizes = _patch(shape) if patch is None else tuple(patch)
+    try:
+        sizes = _patch(shape) if patch is None else tuple(map(operator.index, patch))
+    except TypeError:
+        sizes = ()
     if len(sizes) != len(shape) or any(size < 1 for size in sizes):
-        raise UsageError(f"A patch of {shape} has {len(shape)} sizes of 1 or more, one along each axis.")
+        raise UsageError(
+            f"The patch is {patch!r}: give a tuple of {len(shape)} whole numbers of 1 or more, a size along each axis "
+            f"of an example of shape {shape}."
+        )
     places = list(_places(shape, sizes))
     attributions, residuals = np.zeros(x.shape, np.float32), np.zeros(len(x), np.float32)
     for row, (example, nothing, chosen) in enumerate(zip(x, baseline, target, strict=True)):

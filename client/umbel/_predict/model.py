@@ -237,7 +237,7 @@ class Model:
         self,
         prediction: Prediction | str,
         *,
-        label: int,
+        label: int | str,
         source: str,
         annotator: str = "",
         x: object = None,
@@ -249,7 +249,7 @@ class Model:
 
         Args:
             prediction: The prediction, or the id of one of the last.
-            label: Index of the class that holds, in the order of ``labels``.
+            label: The class that holds, by its number in ``labels`` or by name.
             source: Where the label is from, such as ``user``.
             annotator: Who gave it.
             x: The example, as for ``predict``, if the application still has it.

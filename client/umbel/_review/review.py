@@ -127,14 +127,14 @@ class Review:
         self._queue.keep()
         return tuple(case_of(row) for row in self._queue.store.cases(self._queue.model))
 
-    def resolve(self, id: str, label: int, *, by: str, why: str = "") -> Ruling:  # noqa: A002
+    def resolve(self, id: str, label: int | str, *, by: str, why: str = "") -> Ruling:  # noqa: A002
         """Say what holds for a prediction that waits. It then waits no more.
 
         Its example goes into the local data set with this label, if the user allows training.
 
         Args:
             id: The prediction's.
-            label: Index of the class that holds, whether the model gave it or not.
+            label: The class that holds, by number or name, whether the model gave it or not.
             by: Who says so.
             why: For what reason.
 
@@ -182,12 +182,12 @@ class Review:
         self._compare(case.id, case.model_version, made.by, made.label)
         self._learn(case.x, made.label, source="review", annotator=made.by)
 
-    def override(self, prediction: Prediction | str, label: int, *, by: str, why: str) -> Ruling:
+    def override(self, prediction: Prediction | str, label: int | str, *, by: str, why: str) -> Ruling:
         """Put a person's label in the place of any prediction's, reviewed or automatic.
 
         Args:
             prediction: The prediction, or its id.
-            label: Index of the class that holds.
+            label: The class that holds, by number or name.
             by: Who says so.
             why: For what reason; it must say something.
 
@@ -219,7 +219,7 @@ class Review:
         return self._queue.clear()
 
     def feedback(
-        self, prediction: Prediction | str, *, label: int, source: str, annotator: str, x: object
+        self, prediction: Prediction | str, *, label: int | str, source: str, annotator: str, x: object
     ) -> Feedback:
         """Take a label that arrived after its prediction: see ``Model.feedback``."""
         right = self._class(label)
@@ -265,7 +265,9 @@ class Review:
         self._queue.keep()
         return next((case_of(row) for row in self._queue.store.cases(self._queue.model, name)), None)
 
-    def _ruled(self, name: str, label: int, *, said: int | None, by: str, why: str, override: bool) -> Ruling:
+    def _ruled(
+        self, name: str, label: int | str, *, said: int | None, by: str, why: str, override: bool
+    ) -> Ruling:
         right = self._class(label)
         check_words(by, why)
         if not by.strip():
@@ -280,14 +282,17 @@ class Review:
             return False
         return True
 
-    def _class(self, label: int) -> int:
+    def _class(self, label: int | str) -> int:
+        if isinstance(label, str) and self._labels.count(label) == 1:
+            return self._labels.index(label)
         if (
-            isinstance(label, bool)
+            isinstance(label, bool | str)
             or not isinstance(label, int | np.integer)
             or not 0 <= label < len(self._labels)
         ):
             raise UsageError(
-                f"Model {self._queue.model} has no class {label!r}: give a number in 0..{len(self._labels) - 1}."
+                f"Model {self._queue.model} has no class {label!r}: give a number in 0..{len(self._labels) - 1}, or "
+                "one of its labels."
             )
         return int(label)
 
