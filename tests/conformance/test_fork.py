@@ -66,7 +66,7 @@ assert settings() == usual
 sys.exit(code)
 """
 ENGINES = """
-import json, os, sys, threading
+import json, os, sys, threading, traceback
 import numpy as np
 from pathlib import Path
 from umbel._predict.model import Model
@@ -88,21 +88,30 @@ def busy(model):
         model.predict(x[0])
         model.predict(x[:3])
 
-threads = [threading.Thread(target=busy, args=(model,)) for model in models * 2]
+threads = [threading.Thread(target=busy, args=(model,), daemon=True) for model in models * 2]
 for thread in threads:
     thread.start()
+
+def tell(go):
+    turns = [model._loaded.turns for model in models]
+    assert not any(each._inside or each._resting for each in turns)  # Its parent's threads are not met here.
+    said = [model.predict(x[0]) for model in models]
+    said += [answer for model in models for answer in model.predict(x[:2])]
+    counts = dict(window.take(1.0).counters)
+    labels = [answer.label for answer in said[: len(models)]]
+    os.write(go, json.dumps([labels, [answer.id for answer in said], counts["predictions"]]).encode())
+
 told = []
 for _ in range(5):
     come, go = os.pipe()
     if not (child := os.fork()):
-        turns = [model._loaded.turns for model in models]
-        assert not any(each._inside or each._resting for each in turns)  # Its parent's threads are not met here.
-        said = [model.predict(x[0]) for model in models]
-        said += [answer for model in models for answer in model.predict(x[:2])]
-        counts = dict(window.take(1.0).counters)
-        labels = [answer.label for answer in said[: len(models)]]
-        os.write(go, json.dumps([labels, [answer.id for answer in said], counts["predictions"]]).encode())
-        os._exit(0)
+        try:
+            tell(go)
+            os._exit(0)
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(1)  # Whatever fails: Python's own end would wait for its parent's threads.
     os.close(go)
     told.append(json.loads(os.read(come, 10**6)))
     assert os.waitpid(child, 0)[1] == 0
