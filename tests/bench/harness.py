@@ -105,7 +105,7 @@ class Report:
         self.rows: list[Row] = []
         self.failed: dict[str, str] = {}
         self._begin, self._begun = time.perf_counter(), datetime.now(UTC)
-        self._load = os.getloadavg()[0]
+        self._load, self._ticks = os.getloadavg()[0], ticks()
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
@@ -198,12 +198,28 @@ class Report:
             "begun": self._begun.isoformat(timespec="seconds"),
             "seconds": round(time.perf_counter() - self._begin),
             "load": [round(self._load, 1), round(os.getloadavg()[0], 1)],
+            "stolen": stolen(self._ticks, ticks()),
             "machine": machine(),
         }
         file = OUT / f"{self.name}.json"
         fresh = file.with_suffix(".new")
         fresh.write_text(json.dumps(report, indent=1) + "\n")
         fresh.replace(file)
+
+
+def ticks() -> tuple[int, int]:
+    """Return what the host of a virtual machine took of its processors so far, and all their time, in ticks.
+
+    Source: proc_stat(5): the eighth figure is stolen; the last two are part of the first two.
+    """
+    first = Path("/proc/stat").read_text(encoding="ascii").splitlines()[0]
+    spent = [int(each) for each in first.split()[1:9]]
+    return spent[7], sum(spent)
+
+
+def stolen(before: tuple[int, int], after: tuple[int, int]) -> float:
+    """Return the share of the processors' time between two looks that the host gave to others, in [0, 1]."""
+    return round((after[0] - before[0]) / max(after[1] - before[1], 1), 4)
 
 
 def machine() -> dict[str, str | int]:

@@ -22,6 +22,8 @@ PAGE = Path(__file__).resolve().parents[2] / "docs" / "reference" / "performance
 TABLE = re.compile(r"(<!-- bench: ([\w. -]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 BUSY = 1.5
 """A load before a benchmark that one before it cannot explain."""
+STOLEN = 0.005
+"""What a host may take of a virtual machine's processors without a word."""
 
 Row = dict[str, Any]
 
@@ -147,6 +149,8 @@ def when(report: dict[str, Any]) -> str:
     before = report["load"][0]
     machine = f"{report['machine']['cores']} cores of {report['machine']['cpu'].partition('@')[0].strip()}"
     said = f"{report['begun'][:10]}, {machine}, {report['seconds']} s, load {before:g} before it"
+    if report.get("stolen", 0.0) >= STOLEN:
+        said += f", {100 * report['stolen']:.1f} % of the processors taken by the host"
     said += ": other work may have run beside it." if before > BUSY else "."
     if not report["complete"]:
         said += f" Not complete: {', '.join(report['failed']) or 'stopped'}."

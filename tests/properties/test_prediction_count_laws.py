@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from umbel._predict.answer import Prediction
 from umbel._predict.place import FEW, Saying, asker
 from umbel._telemetry.log import ROW_OF
-from umbel._telemetry.window import CLOSELY, EACH, ONE_IN, PredictionWindow
+from umbel._telemetry.window import CLOSELY, EACH, ONE_IN, ONE_IN_THIN, PredictionWindow
 from umbel.engines import Seat
 from umbel_proto.contract import Field
 from umbel_proto.wire import telemetry_pb2 as pb
@@ -134,7 +134,8 @@ def test_of_many_predictions_labels_are_all_counted_and_confidences_of_some_by_c
     sure = told.sum / sum(told.counts)
     expected = 0.99 / period + 0.1 * (1 - 1 / period)
     assert sure == pytest.approx(expected, rel=0.12)
-    assert often / ONE_IN / 3 < counters["input_sampled"] < 3 * often / ONE_IN
+    rare = (often - EACH) / ONE_IN_THIN
+    assert 0.5 * rare < counters["input_sampled"] - CLOSELY - EACH / ONE_IN < 1.6 * rare + 2
 
 
 def test_the_beginning_of_each_window_is_counted_whole() -> None:

@@ -121,6 +121,9 @@ def test_figures_of_a_run_that_others_disturbed_or_that_stopped_say_so(tables: A
     said = tables.when({**run, "load": [0.3, 1], "complete": True})
     assert said == "2026-11-21, 2 cores of Model, 9 s, load 0.3 before it.\n"
     assert "other work" in tables.when({**run, "load": [4.0, 1], "complete": True})
+    told = tables.when({**run, "load": [0.3, 1], "complete": True, "stolen": 0.0214})
+    assert told == said.replace(".\n", ", 2.1 % of the processors taken by the host.\n")
+    assert tables.when({**run, "load": [0.3, 1], "complete": True, "stolen": 0.001}) == said
     assert "Not complete: stopped." in tables.when({**run, "load": [0.3, 1], "complete": False})
     assert "Not complete: gru." in tables.when(
         {**run, "load": [0.3, 1], "complete": False, "failed": {"gru": ""}}

@@ -37,6 +37,9 @@ CLOSELY = 16
 """Inputs at the beginning of a window that are looked at one by one."""
 ONE_IN = 251
 """After them, one input in so many: a prime, so that nothing an application repeats falls in step with it."""
+ONE_IN_THIN = 1021
+"""One input in so many once few predictions leave a row. To look at one takes numpy, of which the model has left nothing in
+the processor's cache, up to a hundred microseconds."""
 MAX_METRICS = 64
 """Names of the application's own that one process may count and observe."""
 MAX_TIMES = 2**53
@@ -269,7 +272,7 @@ class PredictionWindow:
                 self._look(example)
             self._looks += 1
             # What predicts may leave all rows all the same.
-            rows = 1 if self._looks < CLOSELY else ONE_IN // ROW_OF if alone else ONE_IN
+            rows = 1 if self._looks < CLOSELY else ONE_IN_THIN // ROW_OF if alone else ONE_IN
             log.due = len(log.rows) + ROW.itemsize * rows
         finally:
             self._lock.release()
