@@ -344,7 +344,8 @@ def _ledger(home: DeviceHome) -> Finding:
 def _spool(home: DeviceHome) -> Finding:
     with Spool(home.spool) as spool:
         depth, last_s = spool.depth(), spool.last_contact_s()
-    said = f"{depth.batches} reports wait ({depth.bytes} bytes), {depth.dropped} were given up, last contact {as_time(last_s)}"
+    waiting = "1 report waits" if depth.batches == 1 else f"{depth.batches} reports wait"
+    said = f"{waiting} ({depth.bytes} bytes), {depth.dropped} were given up, last contact {as_time(last_s)}"
     if depth.bytes > MAX_BYTES / 2:
         return Finding(
             "spool", "warning", f"{said}: the oldest are dropped soon. Let the device reach its gateway."

@@ -160,20 +160,9 @@ def verify_key(path: Path) -> VerifyKey:
     Raises:
         UsageError: The file cannot be read or holds something else.
     """
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-    from cryptography.hazmat.primitives.serialization import load_pem_public_key
-
     raw = read(path)
-    if raw.startswith(b"-----"):
-        try:
-            key = load_pem_public_key(raw)
-        except ValueError as exc:
-            raise UsageError(f"{path} is not a public key in PEM. {_RELEASE_PUB}") from exc
-        if not isinstance(key, Ed25519PublicKey):
-            raise UsageError(f"{path} is not an Ed25519 key. {_RELEASE_PUB}")
-        raw = key.public_bytes_raw()
     try:
-        return VerifyKey(raw)
+        return VerifyKey.read(raw)
     except UsageError as exc:
         raise UsageError(f"{path}: {exc} {_RELEASE_PUB}") from exc
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from umbel_proto.encoding import enc
@@ -27,6 +27,25 @@ class VerifyKey:
     def __post_init__(self) -> None:
         if len(self.raw) != PUBLIC_KEY_BYTES:
             raise UsageError(f"An Ed25519 public key has {PUBLIC_KEY_BYTES} bytes, this one {len(self.raw)}.")
+
+    @classmethod
+    def read(cls, content: bytes) -> VerifyKey:
+        """Read what a file of a public key holds: its 32 bytes, or PEM.
+
+        Raises:
+            UsageError: It holds something else.
+        """
+        if len(content) == PUBLIC_KEY_BYTES or not content.startswith(b"-----"):
+            return cls(content)
+        from cryptography.hazmat.primitives.serialization import load_pem_public_key
+
+        try:
+            key = load_pem_public_key(content)
+        except (ValueError, UnsupportedAlgorithm) as exc:
+            raise UsageError("It is not a public key in PEM.") from exc
+        if not isinstance(key, Ed25519PublicKey):
+            raise UsageError("It is not an Ed25519 key.")
+        return cls(key.public_bytes_raw())
 
     def verify(self, label: str, body: bytes, signature: bytes) -> None:
         """Check a signature over ``enc(label, body)``.

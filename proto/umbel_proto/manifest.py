@@ -240,6 +240,7 @@ class Manifest:
             return
         _require(self.kind == CLASSIFICATION, f"has kind {self.kind!r}: update umbel")
         _require(len(self.labels) >= 2, "has fewer than two labels")
+        _require(len(set(self.labels)) == len(self.labels), "names a label twice")
         _require(
             all(0 <= each <= 1 for each in (self.decision_threshold, *self.label_thresholds.values())),
             "has a decision threshold outside [0, 1]",

@@ -25,7 +25,7 @@ from umbel._home.directory import DeviceHome
 from umbel._releases.shelf import Shelf
 from umbel._review.store import ReviewStore
 from umbel._rounds.conditions import Conditions
-from umbel._telemetry.spool import Spool
+from umbel._telemetry.spool import Sealed, Spool
 from umbel.cli import app
 from umbel_server.fleet.invite import invite
 
@@ -132,6 +132,13 @@ def test_a_clock_that_went_back_since_the_gateway_answered_is_a_warning(home: De
         spool.contacted(time.time() + 7200)
     found = look(home)["clock"]
     assert (found.state, "Set the clock" in found.found) == ("warning", True)
+
+
+def test_one_report_waits_and_two_wait(home: DeviceHome) -> None:
+    with Spool(home.spool) as spool:
+        for number, said in ((1, "1 report waits ("), (2, "2 reports wait (")):
+            spool.append(Sealed(bytes([number] * 16), b"header", b"ciphertext"))
+            assert look(home)["spool"].found.startswith(said)
 
 
 def test_a_certificate_that_was_not_renewed_is_a_warning_before_it_ends(home: DeviceHome) -> None:

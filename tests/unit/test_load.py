@@ -21,6 +21,8 @@ import numpy as np
 import onnx
 import pytest
 from click.testing import CliRunner
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
@@ -101,9 +103,17 @@ def expected(rows: int = 20) -> NDArray[np.float32]:
 # --- packages
 
 
+PEM = Ed25519PublicKey.from_public_bytes(RELEASE.public.raw).public_bytes(
+    Encoding.PEM, PublicFormat.SubjectPublicKeyInfo
+)
+
+
+@pytest.mark.parametrize("content", [RELEASE.public.raw, PEM], ids=["raw", "pem"])
 @pytest.mark.parametrize("as_file", [True, False])
-def test_a_package_with_its_key_is_verified_and_answers_as_on_a_device(save: Save, as_file: bool) -> None:
-    key = save("release.pub", RELEASE.public.raw) if as_file else RELEASE.public.raw
+def test_a_package_with_its_key_is_verified_and_answers_as_on_a_device(
+    save: Save, as_file: bool, content: bytes
+) -> None:
+    key = save("release.pub", content) if as_file else content
     model = umbel.load(save("digits.umbel", release(2)), release_key=key)
     assert isinstance(model, Model)
     assert model.verified
@@ -135,9 +145,12 @@ def test_a_package_of_another_key_is_refused(save: Save) -> None:
 def test_a_file_that_holds_no_public_key_is_named(save: Save) -> None:
     private = save("release.key", RELEASE.to_pem())
     with pytest.raises(
-        UsageError, match=r"release\.key is no public release key, such as a fleet's release\.pub: .* 32"
+        UsageError,
+        match=r"release\.key is no public release key, such as a fleet's release\.pub: It is not a public key in PEM",
     ):
         umbel.load(save("digits.umbel", release(2)), release_key=private)
+    with pytest.raises(UsageError, match=r"short\.pub is no public release key.* has 32 bytes, this one 31"):
+        umbel.load(save("digits.umbel", release(2)), release_key=save("short.pub", bytes(31)))
 
 
 def test_a_damaged_package_is_refused_without_a_key_too(save: Save) -> None:

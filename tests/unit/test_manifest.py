@@ -236,6 +236,7 @@ def test_a_label_may_have_a_threshold_of_its_own() -> None:
         (lambda body: body.update(label_thresholds={"eleven": 0.5}), "label it does not know"),
         (lambda body: body.update(label_thresholds={"3": 1.5}), "outside"),
         (lambda body: body.update(label_thresholds={"3": 1}), "a threshold is int"),
+        (lambda body: body["labels"].__setitem__(3, "7"), "names a label twice"),
         (
             lambda body: (with_columns(body), body["contract"][0].update(columns=[])),
             "further keys say nothing",

@@ -399,3 +399,27 @@ def test_an_uplink_survives_every_error_of_its_gateway(tmp_path: Path) -> None:
             elapsed=away.elapsed,
         )
         assert all(0 <= uplink.turn() <= 300 for _ in range(10))
+
+
+# The end
+
+
+def test_a_fault_of_the_last_report_leaves_it_in_the_spool_and_the_application_in_peace(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(Uplink, "_connect", broken)
+    home = enrolled(tmp_path / "d1")
+    with Spool(home.spool) as spool:
+        telemetry = Telemetry(home, spool, clock=ManualClock())
+        uplink = Uplink(
+            home, spool=spool, telemetry=telemetry, delivery=None, poll_s=10 * MINUTE_S, clock=ManualClock()
+        )
+        uplink.start()
+        window_of(telemetry).observe(80_000, 3, 0.9)
+        uplink.close()
+        [window] = reported(spool)
+        assert window.counters["predictions"] == 1
+    assert "last report failed" in caplog.text

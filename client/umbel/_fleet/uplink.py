@@ -233,6 +233,9 @@ class Uplink:
             upload(self._connect(), self._spool, now_s=self._clock)
         except UmbelError as exc:
             self._say(exc)
+        except Exception:
+            # What was counted is in the spool, or is said by nobody: the application ends in peace.
+            log.exception("the uplink's last report failed")
 
     def turn(self) -> float:
         """Do what is due.

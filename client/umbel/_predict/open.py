@@ -42,7 +42,7 @@ def load(
     Args:
         path: A package, ``.umbel``, or a bare graph, ``.onnx`` or ``.tflite``; weights that an ``.onnx`` file keeps
             in files beside it are found there.
-        release_key: Of a package, the fleet's public release key: its 32 bytes, or the file that holds them.
+        release_key: Of a package, the fleet's public release key: its 32 bytes or PEM, or the file that holds them.
         variant: Of a package, the variant to run; by default the package's own.
         engine: How the engine may use this machine; of a bare ``.tflite`` its threads alone.
         labels: Of a bare graph that classifies, the name of each class in the order of its output, two or more.
@@ -133,10 +133,10 @@ def _package(
 
 def _key(given: bytes | str | Path) -> VerifyKey:
     if isinstance(given, bytes):
-        return VerifyKey(given)
+        return VerifyKey.read(given)
     content = _read(Path(given))
     try:
-        return VerifyKey(content)
+        return VerifyKey.read(content)
     except UsageError as exc:
         raise UsageError(f"{given} is no public release key, such as a fleet's release.pub: {exc}") from exc
 
