@@ -1,7 +1,7 @@
 """Run models on devices, and let devices learn together without their data leaving.
 
 with umbel.Device.open() as device:
-prediction = device.model("digits").predict(image)
+    prediction = device.model("digits").predict(image)
 """
 
 from __future__ import annotations

@@ -153,7 +153,7 @@ class Device:
         self._require_open()
         from umbel._data.dataset import open_data
 
-        if model not in self._data:
+        if model not in self._data or self._data[model].closed:  # As it is at the end of a with.
             self._data[model] = open_data(self.home, self._shelf, model, clock=self._clock)
         return self._data[model]
 
@@ -271,7 +271,7 @@ class Device:
         """Seal what telemetry holds, send it if that goes quickly, and end the background thread.
 
         What could not be sent waits on the disk for the next time. Closing twice does nothing. A model that was opened
-        goes on answering, and nothing of that is reported.
+        goes on answering, and nothing of that is reported, nor of what the application counts later.
 
         Args:
             timeout_s: How long to wait for the gateway.

@@ -455,10 +455,14 @@ def _reviews(home: DeviceHome) -> Finding:
 
 def _training(home: DeviceHome) -> Finding:
     conditions = Conditions(home)
-    said = str(conditions.now())
+    said = conditions.said()
     demanded = conditions.rules.stricter(conditions.policy).consent
     if demanded and Consent(home).decision().state == "unasked":
-        return Finding("training", "warning", f"{said} Ask, and after a yes run  umbel data consent --grant")
+        return Finding(
+            "training",
+            "warning",
+            f"{said} Ask, and after a yes run  umbel data consent --grant --home {home.path}",
+        )
     return Finding("training", "ok", said)
 
 

@@ -272,6 +272,12 @@ class Field:
         """
         if not self.max_age_s:
             return None
+        given: object = at_s
+        if at_s is not None and not isinstance(given, int | float | np.number):
+            raise ContractError(
+                f"Input {self.name!r} was measured at {given!r:.40}, which is no time: give Unix seconds, as time.time() does.",
+                {f"{self.slug}.stale": count},
+            )
         if at_s is None or not math.isfinite(at_s):
             raise ContractError(
                 f"Input {self.name!r} may be {self.max_age_s:g} s old at most: say when it was measured, at=... in "
@@ -309,6 +315,11 @@ class Field:
             array = np.asarray(values)
         except ValueError as exc:
             raise self._misshapen("is not an array: its rows have different lengths.") from exc
+        except (
+            TypeError,
+            RuntimeError,
+        ) as exc:  # A tensor that wants a gradient, or of a type that numpy lacks.
+            raise self._misshapen(f"is no array for numpy: give it a numpy array ({exc}).") from exc
         if array.dtype.kind not in "fiub":
             raise self._misshapen(f"holds {array.dtype}: give numbers ({self.dtype}).")
         if array.dtype.kind == "f" and not self.dtype.startswith("float"):
@@ -317,6 +328,8 @@ class Field:
             return array[np.newaxis], True
         if array.ndim == len(self.shape) + 1 and array.shape[1:] == self.shape and len(array):
             return array, False
+        if array.shape == (0, *self.shape):
+            raise self._misshapen("is a batch of no example: give one or more.")
         raise self._misshapen(
             f"has shape {array.shape}: give one example of shape {self.shape}, or a batch of them."
         )

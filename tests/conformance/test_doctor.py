@@ -217,10 +217,21 @@ def test_each_fault_has_a_line_that_names_the_cure(home: DeviceHome, name: str) 
     assert cure in found[check].found
 
 
+def test_a_device_whose_user_nobody_asked_does_not_say_that_it_trains(home: DeviceHome) -> None:
+    said = look(home)["training"].found
+    assert f"umbel data consent --grant --home {home.path}" in said
+    assert "whenever a round asks" not in said
+    with home.lock():  # An agent that runs and has not asked has a file.
+        assert "whenever a round asks" in look(home)["training"].found
+    Consent(home).grant()
+    assert "whenever a round asks" in look(home)["training"].found
+
+
 def test_training_that_waits_for_the_users_word_says_how_to_pass_it_on(home: DeviceHome) -> None:
     Conditions(home).require(consent=True)
     found = look(home)["training"]
     assert (found.state, "umbel data consent --grant" in found.found) == ("warning", True)
+    assert f"--home {home.path}" in found.found
     Consent(home).grant()
     assert look(home)["training"].state == "ok"
     Consent(home).revoke()  # That is an answer: nobody is to ask again.

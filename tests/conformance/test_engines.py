@@ -179,6 +179,9 @@ def test_a_model_takes_no_more_memory_than_it_is_given_and_says_so() -> None:
     assert isinstance(model.predict(x[0]), Prediction)
     with pytest.raises(UmbelError, match=r"digits 2 \(fp32\) could not compute an answer .* fewer examples"):
         model.predict(x)
+    for ask in (model.run, model.predict_proba, lambda x: model.explain(x, method="occlusion")):
+        with pytest.raises(UmbelError, match=r"digits 2 \(fp32\) could not compute an answer"):
+            ask(x)
     assert isinstance(model.predict(x[0]), Prediction)
     unlimited = load_engine(package(), "fp32")
     np.testing.assert_array_equal(wide.answers(x), unlimited.answers(x))
@@ -188,6 +191,11 @@ def test_options_that_make_no_sense_are_refused() -> None:
     for wrong in ({"threads": 0}, {"providers": ()}, {"arena_bytes": 0}, {"arena": False, "arena_bytes": 9}):
         with pytest.raises(UsageError):
             EngineOptions(**wrong)  # type: ignore[arg-type]
+    for odd in ({"threads": 1.5}, {"threads": "2"}, {"threads": True}, {"arena_bytes": 1e9}):
+        with pytest.raises(UsageError, match="give a whole number"):
+            EngineOptions(**odd)  # type: ignore[arg-type]
+    listed = EngineOptions(providers=["CPUExecutionProvider"])  # type: ignore[arg-type]
+    assert hash(listed) == hash(EngineOptions())
     with pytest.raises(UsageError, match="providers is one text"):
         EngineOptions(providers="CPUExecutionProvider")  # type: ignore[arg-type]
 

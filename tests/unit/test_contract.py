@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from numpy.typing import NDArray
 
 from umbel_proto.contract import DataContract, Field, Violations
 from umbel_proto.errors import UsageError
@@ -44,6 +47,13 @@ def test_an_input_may_be_given_by_its_name() -> None:
     assert FIELD.violations({"x": np.full((2, 3), 9.0)}).above == 6
 
 
+class NoArray:
+    """As a tensor is that wants a gradient."""
+
+    def __array__(self, *_: object, **__: object) -> NDArray[Any]:
+        raise RuntimeError("asked for a gradient")
+
+
 @pytest.mark.parametrize(
     ("values", "sentence"),
     [
@@ -52,7 +62,8 @@ def test_an_input_may_be_given_by_its_name() -> None:
         ({"x": np.ones((2, 3)), "y": 1}, "Input 'x' is all that is taken"),
         ({"x": None}, "give numbers"),
         (np.ones((3, 2)), "has shape"),
-        (np.ones((0, 2, 3)), "has shape"),
+        (np.ones((0, 2, 3)), "a batch of no example"),
+        (NoArray(), r"no array for numpy: .*asked for a gradient"),
         (np.ones((1, 1, 2, 3)), "has shape"),
         ([[1], [1, 2]], "different lengths"),
         (np.array("abc"), "give numbers"),

@@ -5,6 +5,7 @@ Law: the compiled checks say of every batch what a loop over its values says, on
 
 from __future__ import annotations
 
+import datetime
 import math
 from collections import Counter
 from typing import Any
@@ -201,6 +202,9 @@ def test_an_old_example_is_refused_or_flagged_and_so_is_one_of_the_future() -> N
         with pytest.raises(ContractError, match=word) as caught:
             strict.examine_age(at_s, 100.0, 3)
         assert caught.value.counts == {"x.stale": 3}
+    for no_time in ("yesterday", [100.0], datetime.datetime.now(datetime.UTC)):
+        with pytest.raises(ContractError, match="is no time: give Unix seconds"):
+            strict.examine_age(no_time, 100.0, 3)  # type: ignore[arg-type]
     for nothing in (None, math.nan, math.inf):
         with pytest.raises(ContractError, match="say when it was measured"):
             strict.examine_age(nothing, 100.0, 3)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -82,7 +83,7 @@ def test_two_devices_on_one_home_see_the_same_examples(home: DeviceHome) -> None
 def test_a_model_that_is_not_there_has_no_data(home: DeviceHome) -> None:
     with (
         umbel.Device.open(home.path, online=False) as device,
-        pytest.raises(umbel.UsageError, match="connect the device"),
+        pytest.raises(umbel.UsageError, match="let the device fetch it first"),
     ):
         device.data("other")
 
@@ -127,3 +128,36 @@ def test_what_an_application_holds_of_a_device_shows_whose_it_is(home: DeviceHom
         assert repr(device.consent) == f"Consent({str(home.path)!r})"
         assert repr(device.conditions) == f"Conditions({str(home.path)!r})"
         assert repr(device.data("digits")) == "DataSet('digits')"
+
+
+def test_a_data_set_that_was_closed_is_opened_again_by_its_device(home: DeviceHome) -> None:
+    x = digits().train.x[0]
+    with umbel.Device.open(home.path, online=False) as device:
+        with device.data("digits") as data:
+            data.add(x, 3, source="user")
+        with pytest.raises(umbel.UsageError, match=r"examples\.db was closed, alone or with its device"):
+            data.add(x, 3, source="user")
+        device.data("digits").add(x, 4, source="user")
+        assert device.data("digits") is device.data("digits")
+        held = device.data("digits")
+        assert len(held.examples()) == 2
+    for ask in (held.examples, held.report, held.clear):
+        with pytest.raises(umbel.UsageError, match="was closed"):
+            ask()
+
+
+@pytest.mark.parametrize("name", [None, 3, ("0011223344556677",)])
+def test_what_is_no_name_of_an_example_is_said_to_be_none(home: DeviceHome, name: Any) -> None:
+    with umbel.Device.open(home.path, online=False) as device:
+        with pytest.raises(umbel.UsageError, match="names no example"):
+            device.data("digits").label(name, 3, source="user")
+        with pytest.raises(umbel.UsageError, match="names no example"):
+            device.data("digits").remove(name)
+
+
+@pytest.mark.parametrize("word", [None, 7])
+def test_a_source_that_is_no_text_is_refused(home: DeviceHome, word: Any) -> None:
+    with umbel.Device.open(home.path, online=False) as device:
+        with pytest.raises(umbel.UsageError, match="is a text"):
+            device.data("digits").add(digits().train.x[0], 3, source=word)
+        assert device.data("digits").examples() == ()

@@ -109,6 +109,10 @@ def test_the_class_that_is_given_is_explained_unless_another_is_named() -> None:
         by_number = model().explain(x(), target=7, method=method)  # type: ignore[arg-type]
         assert by_name.target.tolist() == [7] * ROWS
         np.testing.assert_array_equal(by_name.attributions, by_number.attributions)
+    mixed = ["7", *range(ROWS - 1)]
+    assert model().explain(x(), target=mixed).target.tolist() == [7, *range(ROWS - 1)]
+    with pytest.raises(UsageError, match="no class 'eleven'"):
+        model().explain(x(), target=["eleven"] * ROWS)
 
 
 def test_one_example_and_one_baseline_stand_for_a_batch() -> None:

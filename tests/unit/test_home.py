@@ -6,6 +6,7 @@ import errno
 import fcntl
 import json
 import os
+import sqlite3
 import stat
 import subprocess
 import sys
@@ -13,8 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from umbel._home.directory import DeviceHome, Identity, Validity
+from umbel._home.directory import DeviceHome, Identity, Pending, Validity
 from umbel._home.files import locked, read_file, storage_error, write_atomically
+from umbel._home.sqlite import storage_errors
 from umbel_proto.errors import StorageError, UsageError
 from umbel_proto.ids import DeviceId, FleetId
 from umbel_proto.keys import SigningKey
@@ -204,3 +206,26 @@ def test_the_default_home_is_the_environments(monkeypatch: pytest.MonkeyPatch, t
     assert DeviceHome.default().path == tmp_path
     monkeypatch.setenv("UMBEL_HOME", "")
     assert DeviceHome.default().path == Path.home() / ".umbel"
+
+
+@pytest.mark.parametrize(
+    ("free", "sentence"), [(0, "No space is left on the disk"), (9, "check its disk and who owns it")]
+)
+def test_a_disk_that_has_no_room_for_what_sqlite_keeps_beside_a_file_is_called_full(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: int, sentence: str
+) -> None:
+    exc = sqlite3.OperationalError("disk I/O error")
+    exc.sqlite_errorcode = 4874  # SQLITE_IOERR_SHMSIZE
+    monkeypatch.setattr(os, "statvfs", lambda _: os.statvfs_result((0, 0, 0, 0, free, 0, 0, 0, 0, 0)))
+    with pytest.raises(StorageError, match=sentence), storage_errors(tmp_path / "ledger.db", "restore it"):
+        raise exc
+
+
+def test_a_device_that_waits_for_approval_says_so_whatever_it_is_asked(tmp_path: Path) -> None:
+    home = DeviceHome(tmp_path)
+    home.make()
+    home.write_pending(Pending("d74dbfa2", "ab:cd", "127.0.0.1:1"))
+    with pytest.raises(
+        UsageError, match=r"waits for approval as d74dbfa2, fingerprint ab:cd: have an operator"
+    ):
+        _ = home.identity

@@ -344,7 +344,7 @@ def test_numbers_beyond_an_inputs_type_are_refused_and_not_wrapped(save: Save) -
     ("given", "sentence"),
     [
         (np.ones(4), r"shape \(4,\): give one example of shape \(3,\), or a batch"),
-        (np.ones((0, 3)), "give one example"),
+        (np.ones((0, 3)), "a batch of no example"),
         (np.ones((2, 3, 1)), "give one example"),
         ([[1, 2, 3], [1, 2]], "rows have different lengths"),
         (["a", "b", "c"], "give float32"),
@@ -629,3 +629,33 @@ def test_a_command_that_asks_for_both_or_neither_is_refused(words: list[str]) ->
     result = command(*words)
     assert isinstance(result.exception, UsageError)
     assert "umbel predict" in str(result.exception)
+
+
+def test_numbers_beyond_half_precision_are_refused_and_the_infinite_pass(save: Save) -> None:
+    node = helper.make_node("Identity", ["x"], ["y"])
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT16, ["n", 2]) for name in "xy"]
+    made = helper.make_model(
+        helper.make_graph([node], "half", ends[:1], ends[1:]),
+        ir_version=9,
+        opset_imports=[helper.make_opsetid("", 17)],
+    )
+    graph = umbel.load(save("half.onnx", made.SerializeToString()))
+    for beyond in ([70000.0, 1.0], [70000, 1]):
+        with pytest.raises(UsageError, match="numbers beyond float16"):
+            graph.run(np.array(beyond))
+    np.testing.assert_array_equal(graph.run(np.array([np.inf, 2.0]))["y"], [[np.inf, 2.0]])
+    with pytest.raises(UsageError, match="a batch of no example"):
+        graph.run(np.ones((0, 2)))
+
+
+class NoArray:
+    """As a tensor is that wants a gradient."""
+
+    def __array__(self, *_: object, **__: object) -> NDArray[Any]:
+        raise RuntimeError("asked for a gradient")
+
+
+def test_what_gives_numpy_no_array_is_told_so(save: Save) -> None:
+    graph = umbel.load(save("net.onnx", whole()), labels=NAMES)
+    with pytest.raises(UsageError, match=r"no array for numpy: .*asked for a gradient"):
+        graph.predict(NoArray())

@@ -250,6 +250,42 @@ def test_what_the_disk_does_not_take_goes_on_waiting(desk: Desk) -> None:
     assert desk.told[1, "review.asked"] == len(ids)
 
 
+@pytest.mark.parametrize("way", ["resolve", "override"])
+@pytest.mark.parametrize("full", ["examples", "reviews"])
+def test_a_decision_and_its_example_are_both_kept_or_neither_is(desk: Desk, way: str, full: str) -> None:
+    said = desk.ask()
+    ways = {
+        "resolve": lambda: desk.review.resolve(said, 3, by="Ada"),
+        "override": lambda: desk.review.override(said, 3, by="Ada", why="a closed loop"),
+    }
+    assert len(desk.review.pending()) == 1
+    database = desk.data._store._connection if full == "examples" else desk.store._db()
+    database.execute("PRAGMA query_only = 1")
+    with pytest.raises(StorageError):
+        ways[way]()
+    database.execute("PRAGMA query_only = 0")
+    assert (len(desk.review.pending()), desk.review.rulings(), desk.data.examples()) == (1, (), ())
+    assert not desk.told[1, "review.resolved"] + desk.told[1, "review.overridden"]
+    made = ways[way]()
+    assert (desk.review.pending(), desk.review.rulings()) == ((), (made,))
+    (example,) = desk.data.examples()
+    assert example.y == 3
+
+
+@pytest.mark.parametrize("what", [None, 3, []])
+def test_what_is_no_prediction_is_told_so(desk: Desk, what: Any) -> None:
+    for ask in (
+        lambda: desk.review.resolve(what, 3, by="Ada"),
+        lambda: desk.review.override(what, 3, by="Ada", why="so"),
+        lambda: desk.review.feedback(what, label=3, source="user", annotator="", x=None),
+    ):
+        with pytest.raises(UsageError, match="is no prediction: give one Prediction, or its id"):
+            ask()
+    for by, why in ((None, "so"), ("Ada", None)):
+        with pytest.raises(UsageError, match="is a text"):
+            desk.review.override(desk.ask(), 3, by=by, why=why)  # type: ignore[arg-type]
+
+
 def test_reviews_outlive_the_process_and_each_model_has_its_own(desk: Desk) -> None:
     said = desk.ask()
     desk.queue.keep()

@@ -111,7 +111,10 @@ def ask_first(home: DeviceHome) -> None:
     if "consent" not in conditions.decided:
         conditions.require(consent=True)
     if conditions.rules.consent and Consent(home).decision().state == "unasked":
-        log.info("training waits until the user was asked and says yes:  umbel data consent --grant")
+        log.info(
+            "training waits until the user was asked and says yes:  umbel data consent --grant --home %s",
+            home.path,
+        )
 
 
 def _come_back(home: DeviceHome) -> None:

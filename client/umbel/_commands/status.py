@@ -66,5 +66,5 @@ def status(*, home: Path | None, as_json: bool) -> None:
         f"epsilon {as_number(now.epsilon)} of {as_number(now.budget_epsilon)} at delta {now.budget_delta:g}, "
         f"{now.rounds} rounds",
     )
-    table.add_row("training", str(now.training))
+    table.add_row("training", device.conditions.said(now.training))
     table.print()

@@ -85,6 +85,7 @@ class DataSet:
         if self._consent.decision().state == "revoked":
             erase(home.examples, home.examples_key)  # A crash may have come before the end of it.
         self._store = Store(home.examples, home.examples_key)
+        self._closed = False
 
     def __enter__(self) -> DataSet:
         return self
@@ -100,8 +101,14 @@ class DataSet:
         """The model that it is for."""
         return self._manifest.model
 
+    @property
+    def closed(self) -> bool:
+        """Whether it was closed, by itself or with its device."""
+        return self._closed
+
     def close(self) -> None:
-        """Close the file. What was added is on disk already."""
+        """Close the file. What was added is on disk already, and ``device.data`` opens it again."""
+        self._closed = True
         self._store.close()
 
     def add(self, x: object, y: object = None, *, source: str, annotator: str = "") -> tuple[str, ...]:
@@ -237,7 +244,7 @@ class DataSet:
         """Return the labeled examples to train on, and those to test on.
 
         Args:
-            share: Of them to test on, in [0, 1/2].
+            share: Of them to test on, in [0, 1/2]. With 0 both are all of them.
 
         Raises:
             UsageError: There are too few.
@@ -347,7 +354,7 @@ def open_data(
     installed = shelf.active(model)
     if installed is None:
         raise UsageError(
-            f"No model {model!r} is installed, and only it says what an example is: connect the device first."
+            f"No model {model!r} is installed, and only it says what an example is: let the device fetch it first, with device.sync()."
         )
     return DataSet(home, shelf.package(installed).manifest, clock=clock)
 

@@ -71,9 +71,12 @@ def check_words(*words: str) -> None:
     """Refuse a source or a name that is no name.
 
     Raises:
-        UsageError: It is too long.
+        UsageError: It is no text, or too long.
     """
     for each in words:
+        given: object = each
+        if not isinstance(given, str):
+            raise UsageError(f"A source, annotator or reason is a text: {given!r:.40} is none.")
         if len(each) > MAX_WORDS:
             raise UsageError(
                 f"A source or annotator has {len(each)} characters: a name has at most {MAX_WORDS}."

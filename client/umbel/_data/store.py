@@ -429,5 +429,5 @@ def _fact(db: sqlite3.Connection, name: str) -> float:
 def _raw(name: str) -> bytes:
     try:
         return bytes.fromhex(name)
-    except ValueError as exc:
+    except (TypeError, ValueError) as exc:
         raise UsageError(f"{name!r} names no example: names have 16 hexadecimal digits.") from exc

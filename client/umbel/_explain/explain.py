@@ -211,6 +211,8 @@ def one_for_each(labels: Sequence[str], target: object, count: int, end: int) ->
         if target not in labels:
             raise UsageError(f"There is no class {target[:80]!r}: see the model's labels.")
         target = list(labels).index(target)
+    elif isinstance(target, list | tuple) and any(isinstance(each, str) for each in target):
+        target = [int(one_for_each(labels, each, 1, end)[0]) for each in target]
     numbers = np.asarray(target)
     chosen = np.repeat(numbers, count) if numbers.ndim == 0 else numbers
     legal = chosen.shape == (count,) and chosen.dtype.kind in "iu"

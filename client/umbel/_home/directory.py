@@ -156,6 +156,11 @@ class DeviceHome:
             UsageError: It is not enrolled.
             StorageError: The file is damaged.
         """
+        if (waits := self.pending) is not None:
+            raise UsageError(
+                f"{self.path} waits for approval as {waits.application}, fingerprint {waits.fingerprint}: have an "
+                "operator approve it, and run  umbel enroll  again with the same token."
+            )
         if not self.enrolled:
             raise UsageError(
                 f"{self.path} is not an enrolled device: run  umbel enroll TOKEN --home {self.path}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sqlite3
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -11,7 +12,7 @@ from typing import Literal, cast
 
 from umbel._fork import leave_alone, renew_in_child
 from umbel._home.files import SECRET_MODE
-from umbel_proto.errors import StorageError, UnavailableError
+from umbel_proto.errors import StorageError, UnavailableError, UsageError
 
 BUSY_TIMEOUT_S = 10.0
 
@@ -137,8 +138,14 @@ def storage_errors(path: Path, advice: str) -> Iterator[None]:
     except OSError as exc:
         raise StorageError(f"{path} cannot be opened ({exc.strerror}): check who owns it.") from exc
     except sqlite3.Error as exc:
+        if "closed database" in str(exc):
+            raise UsageError(
+                f"{path} was closed, alone or with its device: ask an open device for it again."
+            ) from exc
         match getattr(exc, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF:  # Without the extension.
             case sqlite3.SQLITE_FULL:
+                sentence = f"No space is left on the disk of {path}: free some and try again."
+            case sqlite3.SQLITE_IOERR if _full(path):  # It says so of the file that it keeps beside this one.
                 sentence = f"No space is left on the disk of {path}: free some and try again."
             case sqlite3.SQLITE_CORRUPT | sqlite3.SQLITE_NOTADB:
                 raise _damaged(path, advice) from exc
@@ -147,6 +154,13 @@ def storage_errors(path: Path, advice: str) -> Iterator[None]:
             case _:
                 sentence = f"{path} cannot be used ({exc}): check its disk and who owns it."
         raise StorageError(sentence) from exc
+
+
+def _full(path: Path) -> bool:
+    try:
+        return os.statvfs(path.parent).f_bavail == 0
+    except OSError:
+        return False
 
 
 def _damaged(path: Path, advice: str) -> StorageError:

@@ -399,6 +399,10 @@ def _fitted(spec: TensorSpec, values: object) -> tuple[NDArray[Any], bool]:
         array = np.asarray(values)
     except ValueError as exc:
         raise UsageError(f"Input {spec.name!r} is not an array: its rows have different lengths.") from exc
+    except (TypeError, RuntimeError) as exc:  # A tensor that wants a gradient, or of a type that numpy lacks.
+        raise UsageError(
+            f"Input {spec.name!r} is no array for numpy: give it a numpy array ({exc})."
+        ) from exc
     if array.dtype.kind not in "fiub" or (array.dtype.kind == "f" and not spec.dtype.startswith("float")):
         raise UsageError(f"Input {spec.name!r} holds {array.dtype}: give {spec.dtype}.")
     array = _cast(spec, array)
@@ -409,6 +413,8 @@ def _fitted(spec: TensorSpec, values: object) -> tuple[NDArray[Any], bool]:
         return array, False
     if _fits(example, array.shape):
         return array[np.newaxis], True
+    if array.ndim == len(spec.shape) and not len(array):
+        raise UsageError(f"Input {spec.name!r} is a batch of no example: give one or more.")
     raise UsageError(
         f"Input {spec.name!r} has shape {array.shape}: give one example of shape {_shape(spec, of=1)}, or a batch "
         "of them."
@@ -418,7 +424,10 @@ def _fitted(spec: TensorSpec, values: object) -> tuple[NDArray[Any], bool]:
 def _cast(spec: TensorSpec, array: NDArray[Any]) -> NDArray[Any]:
     with np.errstate(over="ignore"):
         cast = np.ascontiguousarray(array, np.dtype(spec.dtype)).reshape(array.shape)
-    if array.dtype.kind in "iu" and cast.dtype.kind in "iu" and not np.array_equal(cast, array):
+    beyond = array.dtype.kind in "iu" and cast.dtype.kind in "iu" and not np.array_equal(cast, array)
+    if array.dtype != cast.dtype and cast.dtype.kind == "f":
+        beyond = bool((np.isinf(cast) & np.isfinite(array)).any())
+    if beyond:
         raise UsageError(f"Input {spec.name!r} holds numbers beyond {spec.dtype}: give numbers of its range.")
     return cast
 

@@ -125,9 +125,14 @@ class Model:
 
         Raises:
             ContractError: The input breaks the data contract.
+            UmbelError: The engine could not compute an answer, as for want of memory.
         """
         loaded = self._loaded
-        return dict(loaded.engine.outputs(loaded.check(x)[0]))
+        batch, _ = loaded.check(x)
+        try:
+            return dict(loaded.engine.outputs(batch))
+        except Exception as exc:
+            raise _failed(loaded, exc) from exc
 
     def predict(self, x: object, *, at: float | None = None) -> Prediction | list[Prediction]:
         """Return a classifier's prediction for one example, or a list of them for a batch.
@@ -271,11 +276,15 @@ class Model:
         Raises:
             ContractError: The input breaks the data contract.
             UsageError: The model answers with numbers.
+            UmbelError: The engine could not compute an answer, as for want of memory.
         """
         self._require(CLASSIFICATION, "answers with numbers and has no probabilities: call estimate")
         loaded = self._loaded
         batch, single = loaded.check(x)
-        probabilities = loaded.engine.answers(batch)
+        try:
+            probabilities = loaded.engine.answers(batch)
+        except Exception as exc:
+            raise _failed(loaded, exc) from exc
         return probabilities[0] if single else probabilities
 
     def explain(
@@ -306,15 +315,20 @@ class Model:
             UsageError: The input or the baseline breaks the data contract, there is no such class or number, the
                 package has no explanation graph and gradients were asked for, or the model has several inputs.
             PackageError: onnxruntime cannot run the explanation graph.
+            UmbelError: The engine could not compute an answer, as for want of memory.
         """
         from umbel._explain.explain import Explaining
 
         explaining = self._explaining
         if explaining is None:
             explaining = self._explaining = Explaining()
-        return explaining.explain(
-            self._loaded, x, target=target, baseline=baseline, method=method, patch=patch
-        )
+        loaded = self._loaded
+        try:
+            return explaining.explain(loaded, x, target=target, baseline=baseline, method=method, patch=patch)
+        except UmbelError:
+            raise
+        except Exception as exc:
+            raise _failed(loaded, exc) from exc
 
     def counterfactual(
         self,
@@ -396,11 +410,15 @@ def _fail(loaded: Loaded, exc: Exception) -> NoReturn:
     _count_failure(loaded.window, exc)
     if isinstance(exc, UmbelError):
         raise exc
+    raise _failed(loaded, exc) from exc
+
+
+def _failed(loaded: Loaded, exc: Exception) -> UmbelError:
     manifest = loaded.package.manifest
-    raise UmbelError(
+    return UmbelError(
         f"Model {manifest.model} {manifest.version} ({loaded.engine.variant}) could not compute an answer "
         f"({type(exc).__name__}): give it fewer examples at once or more memory, or report the package."
-    ) from exc
+    )
 
 
 def _count_failure(window: Window | None, exc: Exception) -> None:

@@ -103,7 +103,7 @@ class Follower:
             loaded = self._newest(name, how)
             if loaded is None:
                 raise UsageError(
-                    f"No model {name!r} is installed: connect the device, or ask for its release."
+                    f"No model {name!r} is installed: let the device fetch it, with device.sync(), or ask for its release."
                 )
             model = Model(loaded.package, loaded.engine, loaded.window, clock=self._clock)
             model._adopt = self._adopt

@@ -5,6 +5,7 @@ Examples and decisions stay on the device; telemetry hears how many there were.
 
 from __future__ import annotations
 
+import contextlib
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 
 from umbel._data.lineage import check_words, pack, unpack
 from umbel._review.recent import Said, recall
-from umbel_proto.errors import RefusedError, UsageError
+from umbel_proto.errors import RefusedError, UmbelError, UsageError
 
 if TYPE_CHECKING:
     from umbel._predict.answer import Prediction
@@ -127,29 +128,37 @@ class Review:
         self._queue.keep()
         return tuple(case_of(row) for row in self._queue.store.cases(self._queue.model))
 
-    def resolve(self, id: str, label: int | str, *, by: str, why: str = "") -> Ruling:  # noqa: A002
+    def resolve(
+        self,
+        id: Prediction | str,  # noqa: A002
+        label: int | str,
+        *,
+        by: str,
+        why: str = "",
+    ) -> Ruling:
         """Say what holds for a prediction that waits. It then waits no more.
 
         Its example goes into the local data set with this label, if the user allows training.
 
         Args:
-            id: The prediction's.
+            id: The prediction, or its id.
             label: The class that holds, by number or name, whether the model gave it or not.
             by: Who says so.
             why: For what reason.
 
         Raises:
             UsageError: No such prediction waits, or the model has no such class.
-            StorageError: The disk is full; the prediction goes on waiting.
+            StorageError: The disk is full, or a file damaged; the prediction goes on waiting.
         """
-        case = self._waiting(id)
+        name = _name(id)
+        case = self._waiting(name)
         if case is None:
             raise UsageError(
-                f"No prediction {id!r} of {self._queue.model} waits for a review: override(...) changes what was "
+                f"No prediction {name!r} of {self._queue.model} waits for a review: override(...) changes what was "
                 "decided already."
             )
-        made = self._ruled(id, label, said=case.label, by=by, why=why, override=False)
-        self._queue.store.decide(self._queue.model, id, _record(made), at_s=made.at_s)
+        made = self._ruled(name, label, said=case.label, by=by, why=why, override=False)
+        self._decide(made, case.x, source="review")
         self._resolved(case, made)
         return made
 
@@ -167,20 +176,18 @@ class Review:
         if case is None:
             return False
         made = self._ruled(id, label, said=case.label, by=by, why=why, override=False)
-        store, model = self._queue.store, self._queue.model
-        if not store.decide(model, id, _record(made), at_s=made.at_s, answering=True):
+        if not self._decide(made, case.x, source="review", answering=True):
             return False
         self._resolved(case, made)
         self._queue.tell(case.model_version, "review.answered", 1)
         return True
 
     def _resolved(self, case: Case, made: Ruling) -> None:
-        """Tell telemetry of a prediction that waited and is decided on, and learn from its example."""
+        """Tell telemetry of a prediction that waited and is decided on."""
         self._queue.tell(case.model_version, "review.resolved", 1)
         if made.name != case.name:  # Another version may number its classes otherwise.
             self._queue.tell(case.model_version, "review.changed", 1)
         self._compare(case.id, case.model_version, made.by, made.label)
-        self._learn(case.x, made.label, source="review", annotator=made.by)
 
     def override(self, prediction: Prediction | str, label: int | str, *, by: str, why: str) -> Ruling:
         """Put a person's label in the place of any prediction's, reviewed or automatic.
@@ -193,17 +200,16 @@ class Review:
 
         Raises:
             UsageError: Nobody or no reason is named, or the model has no such class.
-            StorageError: The disk is full; nothing changes.
+            StorageError: The disk is full, or a file damaged; nothing changes.
         """
+        check_words(why)
         if not why.strip():
             raise UsageError("An override needs a reason: say why=...")
         name, said, version, _, x = self._known(prediction)
         made = self._ruled(name, label, said=said, by=by, why=why, override=True)
-        self._queue.store.decide(self._queue.model, name, _record(made), at_s=made.at_s)
+        self._decide(made, x, source="override")
         self._queue.tell(version, "review.overridden", 1)
         self._compare(name, version, by, made.label)
-        if x is not None:
-            self._learn(x, made.label, source="override", annotator=by)
         return made
 
     def rulings(self) -> tuple[Ruling, ...]:
@@ -232,14 +238,14 @@ class Review:
                 f"What was said in prediction {prediction!r} is not kept: give the Prediction itself."
             )
         given = own if x is None else x
-        kept = given is not None and self._learn(given, right, source=source, annotator=annotator)
+        kept = given is not None and bool(self._learn(given, right, source=source, annotator=annotator))
         self._queue.judge(version, said == right, confidence)
         self._queue.tell(version, f"feedback.from.{source if source in SOURCES else 'other'}", 1)
         self._compare(name, version, annotator, right)
         return Feedback(said == right, kept)
 
     def _known(self, prediction: Prediction | str) -> _Known:
-        name = prediction if isinstance(prediction, str) else prediction.id
+        name = _name(prediction)
         case = self._waiting(name)
         if not isinstance(prediction, str):
             said: Prediction | Said | None = prediction
@@ -274,13 +280,36 @@ class Review:
             raise UsageError("Say who decides: by=...")
         return Ruling(name, right, self._labels[right], said, by, why, override, self._queue.clock())
 
-    def _learn(self, x: object, label: int, *, source: str, annotator: str) -> bool:
-        """Put an example into the local data set; return whether the user allows that."""
+    def _decide(self, made: Ruling, x: NDArray[Any] | None, *, source: str, answering: bool = False) -> bool:
+        """Record a decision, and learn from its example: both or, where one of them fails, neither.
+
+        A crash between the two leaves the example labeled and the prediction waiting: nothing of it is lost.
+
+        Returns:
+            What the store says of it.
+        """
+        learned = () if x is None else self._learn(x, made.label, source=source, annotator=made.by)
+        store, model = self._queue.store, self._queue.model
         try:
-            self._queue.data().add(x, label, source=source, annotator=annotator)
+            decided = store.decide(model, made.id, _record(made), at_s=made.at_s, answering=answering)
+        except BaseException:
+            self._forget(learned)
+            raise
+        if answering and not decided:
+            self._forget(learned)
+        return decided
+
+    def _forget(self, learned: Sequence[str]) -> None:
+        if learned:
+            with contextlib.suppress(UmbelError):  # What is told is why there is no decision.
+                self._queue.data().remove(*learned)
+
+    def _learn(self, x: object, label: int, *, source: str, annotator: str) -> tuple[str, ...]:
+        """Put an example into the local data set; return its id there, or nothing where the user does not allow it."""
+        try:
+            return self._queue.data().add(x, label, source=source, annotator=annotator)
         except RefusedError:
-            return False
-        return True
+            return ()
 
     def _class(self, label: int | str) -> int:
         if isinstance(label, str) and self._labels.count(label) == 1:
@@ -299,6 +328,17 @@ class Review:
     def _ruling(self, row: Row) -> Ruling:
         name, at_s, plain = row
         return _ruling(unpack(plain)[0], name, at_s)
+
+
+def _name(prediction: Prediction | str) -> str:
+    """Return a prediction's id."""
+    if isinstance(prediction, str):
+        return prediction
+    from umbel._predict.answer import Prediction
+
+    if isinstance(prediction, Prediction):
+        return prediction.id
+    raise UsageError(f"A {type(prediction).__name__} is no prediction: give one Prediction, or its id.")
 
 
 def case_of(row: Row) -> Case:

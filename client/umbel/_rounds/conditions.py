@@ -173,6 +173,25 @@ class Conditions:
             by.add("user")
         return Verdict(not reasons, tuple(reasons), reading, tuple(sorted(by)))
 
+    def said(self, verdict: Verdict | None = None) -> str:
+        """Return in words whether the device trains now.
+
+        Args:
+            verdict: What ``now`` returned, if it was asked already.
+
+        Raises:
+            StorageError, CertificateError: As of ``now``.
+        """
+        verdict = verdict or self.now()
+        # `umbel run` demands consent when it first starts without a file: one that runs and has not has a file.
+        nobody_said = "consent" not in self.decided and not self._home.agent_runs()
+        if verdict.trains and nobody_said and Consent(self._home).decision().state == "unasked":
+            return (
+                "This device trains once  umbel run  has a file to train on, or its user was asked and said yes:  "
+                f"umbel data consent --grant --home {self._home.path}"
+            )
+        return str(verdict)
+
     def check(self) -> None:
         """Go on only if the device trains now.
 

@@ -53,7 +53,7 @@ def check_owner(home: DeviceHome, conditions: Conditions) -> None:
     if demanded and said.state != "granted":
         raise NotAllowedError(
             "The user of this device was not asked for consent to queries, which is demanded: ask, and run  "
-            "umbel data consent --grant --purpose queries"
+            f"umbel data consent --grant --purpose queries --home {home.path}"
         )
 
 

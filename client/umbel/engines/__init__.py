@@ -46,11 +46,15 @@ class EngineOptions:
     arena_bytes: int | None = None
 
     def __post_init__(self) -> None:
+        for name, count in (("threads", self.threads), ("arena_bytes", self.arena_bytes)):
+            if count is not None and (isinstance(count, bool) or not isinstance(count, int)):
+                raise UsageError(f"{name} is {count!r:.40}: give a whole number.")
         if self.threads < 1:
             raise UsageError(f"An engine cannot compute with {self.threads} threads: give it 1 or more.")
         given: object = self.providers
         if isinstance(given, str):  # Every letter of it would be a provider.
             raise UsageError("providers is one text: give a tuple of names, the best first.")
+        object.__setattr__(self, "providers", tuple(self.providers))  # A list cannot be told from another.
         if not self.providers:
             raise UsageError("An engine needs something to compute with: name a provider, or leave them out.")
         if self.arena_bytes is not None and not (self.arena and self.arena_bytes >= 1):
