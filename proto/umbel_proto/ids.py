@@ -12,7 +12,8 @@ DeviceId = NewType("DeviceId", str)
 RunId = NewType("RunId", str)
 ModelName = NewType("ModelName", str)
 
-_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
+MAX_NAME = 63
+_NAME = re.compile(rf"[a-z0-9][a-z0-9._-]{{0,{MAX_NAME - 1}}}")
 
 
 def check_name(value: str, what: str) -> str:
@@ -25,6 +26,9 @@ def check_name(value: str, what: str) -> str:
     Raises:
         UsageError: It is anything else; a name goes into file paths and certificates.
     """
+    given: object = value
+    if not isinstance(given, str):
+        raise UsageError(f"{what} {given!r:.80} is not a name: a name is a text.")
     if not _NAME.fullmatch(value):
         raise UsageError(
             f"{what} {value[:80]!r} is not a name: use 1 to 63 of a-z, 0-9, '.', '_' and '-', "

@@ -217,6 +217,7 @@ def test_candidates_are_values_of_the_data_within_the_contract() -> None:
         ({"target": "unknown"}, "no class 'unknown'"),
         ({"target": 2}, r"0\.\.1"),
         ({"fixed": ["age"]}, "no column 'age'"),
+        ({"fixed": "age"}, "fixed is one text, 'age': give a list"),
         ({"fixed": [30]}, "no column '30'"),
         ({"limit": 0}, "one or more"),
     ],

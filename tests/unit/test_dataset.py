@@ -654,3 +654,20 @@ def test_every_change_that_is_killed_at_any_instant_is_done_or_not_begun(tmp_pat
         "revoke 4": ["0", "4"],
     }
     assert min(map(len, found.values())) > 20
+
+
+@pytest.mark.parametrize(
+    ("bounds", "sentence"),
+    [
+        ({"max_rows": 1000.5}, "max_rows is 1000.5: give a whole number"),
+        ({"max_rows": "9"}, "max_rows is '9': give a whole number"),
+        ({"max_bytes": 2**70}, r"max_bytes is .*: give a whole number under 2\*\*63"),
+        ({"max_age_s": "a day"}, "max_age_s is 'a day': give a number of seconds"),
+        ({"max_age_s": 0}, "an age over 0"),
+    ],
+)
+def test_bounds_that_are_none_are_refused_before_the_file_hears_of_them(
+    bounds: dict[str, Any], sentence: str
+) -> None:
+    with pytest.raises(UsageError, match=sentence):
+        Retention(**bounds)

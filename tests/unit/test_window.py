@@ -361,10 +361,14 @@ def test_an_application_that_says_nothing_beside_models_that_say_nothing_sends_n
         ("ok", 1.5),
         ("ok", True),
         ("../x", 1),
+        (None, 1),
+        (["ok"], 1),
     ],
 )
-def test_a_count_that_makes_no_sense_is_refused(name: str, by: int) -> None:
+def test_a_count_that_makes_no_sense_is_refused(name: Any, by: int) -> None:
     window = ApplicationWindow(now_s=0.0)
+    window.count("ok", 1)
+    assert window.take(0.5, beside=True) is not None
     with pytest.raises(UsageError, match=r"metric|Metric"):
         window.count(name, by)
     assert window.take(1.0, beside=False) is None

@@ -60,7 +60,8 @@ def status(*, home: Path | None, as_json: bool) -> None:
         said = f"not run: it {shadow.why}" if shadow.why else f"{shadow.examples} examples, {bounds(shadow)}"
         table.add_row("shadow", f"{tried}{since}: {said}")
     dropped = f", {now.dropped_batches} dropped" if now.dropped_batches else ""
-    table.add_row("to send", f"{now.spooled_batches} reports, {now.spooled_bytes} bytes{dropped}")
+    reports = "1 report" if now.spooled_batches == 1 else f"{now.spooled_batches} reports"
+    table.add_row("to send", f"{reports}, {now.spooled_bytes} bytes{dropped}")
     table.add_row(
         "privacy",
         f"epsilon {as_number(now.epsilon)} of {as_number(now.budget_epsilon)} at delta {now.budget_delta:g}, "

@@ -22,6 +22,12 @@ class Retention:
     max_bytes: int = 64 * 1024 * 1024
 
     def __post_init__(self) -> None:
+        for name, most in (("max_rows", self.max_rows), ("max_bytes", self.max_bytes)):
+            if isinstance(most, bool) or not isinstance(most, int) or most >= 1 << 63:
+                raise UsageError(f"{name} is {most!r:.40}: give a whole number under 2**63.")
+        age: object = self.max_age_s
+        if isinstance(age, bool) or not isinstance(age, int | float):
+            raise UsageError(f"max_age_s is {age!r:.40}: give a number of seconds.")
         if not (self.max_age_s > 0 and self.max_rows >= 1 and self.max_bytes >= 1):
             raise UsageError("Retention needs an age over 0, and at least one row and one byte.")
 

@@ -149,6 +149,8 @@ def variables(package: Package, fixed: Sequence[int | str] = ()) -> list[Variabl
         raise UsageError(f"Model {manifest.model} classifies no rows of a table: explain it instead.")
     count = only.shape[0]
     names = [column.name for column in only.columns] or [f"column {number}" for number in range(count)]
+    if isinstance(fixed, str):  # Every letter of it would be a column.
+        raise UsageError(f"fixed is one text, {fixed[:40]!r}: give a list of columns.")
     held = {names.index(each) if each in names else each for each in fixed}
     unknown = [each for each in held if not isinstance(each, int) or not 0 <= each < count]
     if unknown:

@@ -250,7 +250,8 @@ class Model:
         """Take a label that arrived after its prediction. It stays on this device.
 
         Telemetry hears how often labels agreed with predictions. With its example the label goes into the local
-        data set, if the user allows training: with ``x``, or of a prediction that waits for a review.
+        data set, if the user allows training: with ``x``, or of a prediction that waits for a review. Each call adds
+        an example.
 
         Args:
             prediction: The prediction, or the id of one of the last.

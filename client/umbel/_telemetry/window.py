@@ -22,7 +22,7 @@ from umbel._telemetry.log import NO_LABEL, ROW, ROW_OF, Log
 from umbel._telemetry.scope import JUDGED_RIGHT, JUDGED_WRONG, MAX_LABELS, NOTHING, Scope
 from umbel_proto.errors import UsageError
 from umbel_proto.histogram import AMOUNT, CONFIDENCE, INPUT, LATENCY_US, Histogram
-from umbel_proto.ids import check_name
+from umbel_proto.ids import MAX_NAME, check_name
 from umbel_proto.privacy.stated import LABELS
 
 if TYPE_CHECKING:
@@ -51,6 +51,10 @@ EACH = 1024
 """Predictions at the beginning of a window whose times and confidences are all counted; after them those of one in 8."""
 _FULL = 4096
 """Predictions in a log that is counted, up to 96 KB: to count takes numpy as long for 16 rows as for 251."""
+
+
+_OWN = "app."
+"""Before every name of the application's, so that none is one of umbel's."""
 
 
 def _nothing() -> None:
@@ -433,10 +437,13 @@ class ApplicationWindow:
             self._wake()
 
     def _known(self, name: str) -> str:
-        key = f"app.{name}"
-        if name not in self._names:
+        key, given = f"{_OWN}{name}", name
+        if not isinstance(given, str) or name not in self._names:
             check_name(name, "metric")
-            check_name(key, "metric")
+            if len(key) > MAX_NAME:
+                raise UsageError(
+                    f"Metric {name!r} has {len(name)} characters: use {MAX_NAME - len(_OWN)} at most."
+                )
             if len(self._names) >= MAX_METRICS:
                 raise UsageError(
                     f"Metric {name!r} is one more than the {MAX_METRICS} that an application may have: "
