@@ -14,6 +14,7 @@ from umbel_server.access.command import access, user
 from umbel_server.cli import fleet
 from umbel_server.experiments.command import app as experiment
 from umbel_server.learning.commands import app as rounds
+from umbel_server.monitor.alerts.command import app as alert
 from umbel_server.monitor.commands import app as monitor
 from umbel_server.registry.command import app as registry
 from umbel_server.rollouts.command import app as rollout
@@ -21,7 +22,7 @@ from umbel_server.rollouts.command import app as rollout
 RUNNER = CliRunner()
 APPS: dict[str, typer.Typer] = {
     "fleet": fleet, "registry": registry, "rollout": rollout, "rounds": rounds, "user": user, "access": access,
-    "audit": audit, "monitor": monitor, "experiment": experiment,
+    "audit": audit, "monitor": monitor, "experiment": experiment, "alert": alert,
 }  # fmt: skip
 ASKED_AT = {"since_s", "until_s", "at_s"}
 

@@ -50,5 +50,7 @@ def _from_file(path: Path) -> Task:
     if len(tasks) != 1:
         names = ", ".join(sorted(task.model for task in tasks.values()))
         found = f"{len(tasks)} tasks ({names})" if tasks else "no Task"
-        raise UsageError(f"{path} holds {found}: give a file with one umbel_models.task.Task in it.")
+        # Who changes a task has imported it: its name counts as one of the file's.
+        spare = ", and import the module of another, not its task" if tasks else ""
+        raise UsageError(f"{path} holds {found}: give a file with one umbel_models.task.Task in it{spare}.")
     return guarded(next(iter(tasks.values())), path)

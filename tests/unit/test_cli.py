@@ -112,6 +112,12 @@ def test_help_names_every_command_without_loading_the_other_rooms() -> None:
     assert not loaded & {"umbel_server", "umbel_models", "flwr", "grpc", "h2", "torch", "numpy", "sqlalchemy"}
 
 
+def test_every_command_of_our_other_distributions_has_a_summary_of_its_own() -> None:
+    ours = {point.name for point in entry_points(group=rooms.GROUP) if point.value.startswith("umbel_")}
+    assert {"serve", "model"} <= ours
+    assert sorted(ours - rooms._KNOWN.keys()) == []
+
+
 def test_a_shell_completes_commands_of_every_room() -> None:
     def complete(line: str) -> set[str]:
         environment = {"_UMBEL_COMPLETE": "bash_complete", "COMP_WORDS": line, "COMP_CWORD": "2"}

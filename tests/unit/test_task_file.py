@@ -274,6 +274,20 @@ def test_a_file_without_one_task_is_refused(tmp_path: Path, text: str, sentence:
         load_task(written(tmp_path, text))
 
 
+def test_who_changes_a_task_that_is_there_hears_to_import_its_module(tmp_path: Path) -> None:
+    (tmp_path / "umbel_test_given.py").write_text(WHOLE)
+    change = "T = replace({}, decision_threshold=0.6)\n"
+    taken = "from dataclasses import replace\nfrom umbel_test_given import TASK\n" + change.format("TASK")
+    with pytest.raises(
+        UsageError, match=r"2 tasks .*: give .*, and import the module of another, not its task"
+    ):
+        load_task(written(tmp_path, taken))
+    named = "from dataclasses import replace\nimport umbel_test_given as given\n" + change.format(
+        "given.TASK"
+    )
+    assert load_task(written(tmp_path, named)).decision_threshold == 0.6
+
+
 def test_the_line_is_told_of_a_file_that_is_named_from_its_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -15,17 +15,22 @@ GROUP = "umbel.commands"
 # Said in `umbel --help` without loading anything: command -> (extra it comes with, summary).
 _KNOWN = {
     "access": ("server", "Make tokens for programs that use the service, and take them back."),
+    "alert": ("server", "See what the fleet's rules found, acknowledge it, and say whom to tell."),
     "audit": ("server", "See who did what, and check that the record of it is whole."),
     "demo": ("demo", "Bring up a whole fleet on this machine, train it, and show the figures."),
     "experiment": ("server", "Compare two versions by what people do with them."),
     "fleet": ("server", "Create a fleet, let devices in, publish models, read what devices report."),
+    "query": (
+        "server",
+        "Ask a fleet about its devices' examples: one noised sum, charged to their privacy budgets.",
+    ),
     "registry": ("server", "Govern versions: approvals, cards, comparisons, retirement."),
     "rollout": ("server", "Bring a new version to devices step by step, and take it back."),
     "login": ("server", "Sign in to a fleet's service, so that commands work there."),
     "logout": ("server", "Revoke the token of a login and forget it."),
     "monitor": ("server", "See how the models of a fleet are doing."),
     "rounds": ("server", "Start federated runs, follow them, and read what happened."),
-    "serve": ("server", "Run one of the fleet's services: gateway, opener, superlink or superexec."),
+    "serve": ("server", "Run the fleet's services, all or one."),
     "model": ("models", "Build, pack and inspect models."),
     "whoami": ("server", "Say who you are at a fleet's service, and what you may do there."),
     "user": ("server", "Make accounts, and say what they may do."),

@@ -8,12 +8,12 @@ from typing import Any
 
 from sqlalchemy import Connection
 
-from umbel_proto.errors import RefusedError, UmbelError, UnavailableError
+from umbel_proto.errors import RefusedError, UmbelError, UnavailableError, UsageError
 from umbel_proto.ids import ModelName
 from umbel_server.access.actor import Actor
 from umbel_server.fleet.layout import FleetDir
 from umbel_server.learning.begin import check, pin, read_mapping, record
-from umbel_server.monitor.alerts.rules import PAUSE, ROLL_BACK, START, Rule
+from umbel_server.monitor.alerts.rules import EVERY_MODEL, PAUSE, ROLL_BACK, START, Rule, Rules
 from umbel_server.rollouts.state import Event, Pause, RollBack
 from umbel_server.store.alerts import Act, Alert
 from umbel_server.store.proposed_runs import ACCEPTED, BEGUN, FAILED
@@ -100,6 +100,34 @@ def _propose(
     if number is None:
         return "not done: the rule has proposed a run of this model lately, or one is open"
     return f"run {number} is {'accepted' if action == START else 'proposed'}"
+
+
+def check_plans(rules: Rules) -> None:
+    """Check that the plans of rules can be read and train the models that the rules look at.
+
+    Otherwise nobody would hear of it before a rule fires and proposes nothing. What is not looked at may wait for its plan.
+
+    Raises:
+        UsageError: A plan cannot be read, or trains another model; the sentence names its rule.
+    """
+    for rule in rules.rules.values():
+        if not (rule.enabled and rule.plan):
+            continue
+        path = rules.directory / rule.plan
+        try:
+            model = read_mapping(path).get("model")
+        except UsageError as exc:
+            wrong = str(exc).removesuffix(".").replace("The plan", "the plan", 1)
+            raise UsageError(f"Rule {rule.name}: {wrong}: write it as for  umbel rounds start.") from exc
+        if not isinstance(model, str):
+            raise UsageError(
+                f"Rule {rule.name}: the plan {path} names no model: write it as for  umbel rounds start."
+            )
+        if rule.model not in (EVERY_MODEL, model):
+            raise UsageError(
+                f"Rule {rule.name}: the plan {path} trains {model[:80]!r}, and the rule looks at {rule.model}: "
+                "let both name one model."
+            )
 
 
 def require_possible(fleet: FleetDir, store: Store, plan: dict[str, Any]) -> None:

@@ -7,13 +7,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from umbel_proto.errors import UsageError
+from umbel_proto.errors import UmbelError, UsageError
 from umbel_server.fleet.layout import FleetDir
-from umbel_server.remote.place import DirectoryOption, FleetOption, ServerOption
+from umbel_server.remote.place import DirectoryOption, FleetOption, ServerOption, chosen
 from umbel_server.remote.subjects import alerts_at
 from umbel_server.terminal import JsonOption, print_json, print_table
 
 if TYPE_CHECKING:
+    from umbel_server.monitor.alerts.at_hand import AlertsAtHand
+    from umbel_server.remote.alerts import AlertsFar
     from umbel_server.store.alerts import Reading
 
 # Typer would print local variables with a traceback.
@@ -21,7 +23,7 @@ app: typer.Typer = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    help="See what fires, and do something about it.",
+    help="See what the fleet's rules found, acknowledge it, and say whom to tell.",
 )
 
 ReasonOption = Annotated[str, typer.Option(help="Why; it is kept for good.", show_default=False)]
@@ -44,11 +46,15 @@ def list_(
 
     with alerts_at(directory, server) as alerts:
         found = alerts.all(STATES if all_ else OPEN, rule)
+        if not found and rule is not None:
+            _require_rule(alerts, rule)
     if as_json:
         print_json(found)
         return
     if not found:
-        typer.echo("Nothing fires." + ("" if all_ else "  umbel alert list --all  also shows what did."))
+        of_rule, word = ("", "") if rule is None else (f" of rule {rule}", f" --rule {rule}")
+        more = "" if all_ else f"  umbel alert list --all{word}  also shows what did."
+        typer.echo(f"Nothing{of_rule} fires.{more}")
         return
     print_table(
         ("alert", "severity", "state", "since", "rule", "about", "why"),
@@ -153,6 +159,12 @@ def rules(
     if init:
         _init(directory)
         return
+    where = chosen(directory, server)
+    if isinstance(where, Path):  # Plans are files: they are looked at where they are.
+        from umbel_server.monitor.alerts.act import check_plans
+        from umbel_server.monitor.alerts.evaluate import rules_of
+
+        check_plans(rules_of(FleetDir.open(where)))
     with alerts_at(directory, server) as alerts:
         found = alerts.rules()
     if as_json:
@@ -345,6 +357,22 @@ def _init(directory: Path | None) -> None:
         raise UsageError(f"{path} is there already: edit it, or move it away first.")
     write_atomically(path, DEFAULT_TOML.encode())
     typer.echo(f"Rules are in {path}: give them a channel, and run  umbel serve alerts.")
+
+
+def _require_rule(alerts: AlertsAtHand | AlertsFar, rule: str) -> None:
+    """Check that there is a rule, or was one whose alerts are still kept.
+
+    Raises:
+        UsageError: There is none.
+    """
+    from umbel_server.store.alerts import STATES
+
+    try:
+        known = {each["rule"] for each in alerts.rules()["rules"]}
+    except UmbelError:  # Somebody mends the rules meanwhile: alerts are listed all the same.
+        return
+    if rule not in known and not alerts.all(STATES, rule):
+        raise UsageError(f"There is no rule {rule[:40]!r}: see  umbel alert rules.")
 
 
 def _said(found: dict[str, Any], as_json: bool) -> None:
