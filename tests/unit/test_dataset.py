@@ -524,6 +524,31 @@ def test_consent_that_nobody_can_read_is_no_consent_and_can_still_be_taken_back(
         Consent(home).revoke("marketing")
 
 
+def test_on_a_full_disk_a_no_is_kept_and_what_it_forbids_cannot_be_read(
+    home: DeviceHome, data: DataSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    consent = Consent(home)
+    consent.grant(by="someone of a long name, so that the next word is shorter")
+    consent.grant("queries")
+    data.add(images(2), [1, 2], source="user")
+
+    def full(*_: object, **__: object) -> None:
+        raise StorageError("No space is left.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(DeviceHome, "write", full)
+        patch.setattr("umbel._data.store.transaction", full)
+        with pytest.raises(StorageError):
+            consent.grant(by="ada")
+        assert consent.revoke(by="ada") == 0
+        assert consent.revoke("queries") == 0
+    assert (consent.decision().state, consent.decision().by) == ("revoked", "ada")
+    assert consent.decision("queries").state == "revoked"
+    assert not home.examples_key.exists()
+    with DataSet(home, manifest(), clock=Clock()) as again:
+        assert again.examples() == ()
+
+
 def test_a_missing_foreign_or_open_key_is_one_clear_sentence_and_loses_nothing(
     home: DeviceHome, data: DataSet
 ) -> None:

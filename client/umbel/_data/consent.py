@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import time
@@ -10,8 +11,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from umbel._data.store import erase
+from umbel._home.cipher import destroy_key
 from umbel._home.directory import DeviceHome
-from umbel._home.files import read_file
+from umbel._home.files import overwrite, read_file
 from umbel_proto.errors import RefusedError, StorageError, UsageError
 
 TRAINING = "training"
@@ -98,9 +100,20 @@ class Consent:
 
         Raises:
             UsageError: There is no such purpose, or nobody is named.
-            StorageError: The disk cannot be written: the examples may still be there.
+            StorageError: The disk cannot be written: the examples may still be there, without the key to them. On a disk
+                that is only full the no is kept all the same, and who looks at the data next deletes them.
         """
-        self._write(_known(purpose), Decision("revoked", self._clock(), by))
+        said = Decision("revoked", self._clock(), by)
+        try:
+            self._write(_known(purpose), said)
+        except StorageError:
+            # A full disk takes no new file, but a word in the place of another. Torn by a crash, it is no consent either.
+            if purpose == TRAINING:
+                destroy_key(self._home.examples_key)
+            overwrite(self._home.consent, self._told(purpose, said))
+            with contextlib.suppress(StorageError):
+                return erase(self._home.examples, self._home.examples_key) if purpose == TRAINING else 0
+            return 0
         if purpose != TRAINING:
             return 0
         return erase(self._home.examples, self._home.examples_key)
@@ -135,6 +148,9 @@ class Consent:
             ) from exc
 
     def _write(self, purpose: str, decision: Decision) -> None:
+        self._home.write(self._home.consent, self._told(purpose, decision), secret=True)
+
+    def _told(self, purpose: str, decision: Decision) -> bytes:
         if not (isinstance(decision.by, str) and decision.by.strip()):
             raise UsageError("Say who decides: by=...")
         try:
@@ -147,7 +163,7 @@ class Consent:
         fields = {
             name: {"state": each.state, "at_s": each.at_s, "by": each.by} for name, each in held.items()
         }
-        self._home.write(self._home.consent, json.dumps(fields, indent=2).encode() + b"\n", secret=True)
+        return json.dumps(fields, indent=2).encode() + b"\n"
 
 
 def _decision(fields: dict[str, object]) -> Decision:

@@ -54,6 +54,22 @@ def write_atomically(path: Path, data: bytes, mode: int = SECRET_MODE) -> None:
         raise storage_error(exc, path) from exc
 
 
+def overwrite(path: Path, data: bytes) -> None:
+    """Write a file in the place of what it holds, which takes no room where there is none. A crash may tear it.
+
+    Raises:
+        StorageError: It is not there, or cannot be written.
+    """
+    try:
+        with os.fdopen(os.open(path, os.O_WRONLY), "wb") as file:
+            file.write(data)
+            file.truncate()
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as exc:
+        raise storage_error(exc, path) from exc
+
+
 def _draft(path: Path) -> tuple[int, Path]:
     """Make an empty file beside another, and lock it: as long as it is locked somebody writes it."""
     while True:
