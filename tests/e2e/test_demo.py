@@ -149,6 +149,7 @@ def test_half_of_what_plain_averaging_sends_goes_up(kept: tuple[Path, Any]) -> N
 
 def test_the_operator_reads_devices_and_telemetry_from_the_running_fleet(kept: tuple[Path, Any]) -> None:
     fleet = kept[0] / "fleet"
+    assert {(kept[0] / name).stat().st_mode & 0o777 for name in ("log", "fleet")} == {0o700}
     known = umbel("fleet", "devices", "--fleet", fleet)
     devices = [device for device in known if device["id"].startswith("dev-")]
     assert len(known) == len(devices) + VANS

@@ -98,6 +98,20 @@ def test_a_full_disk_is_said_to_be_full(code: int) -> None:
     assert str(error) == "No space is left on the disk of /somewhere/file: free some and try again."
 
 
+@pytest.mark.parametrize(
+    ("code", "cure"),
+    [
+        (errno.EEXIST, "name a directory"),
+        (errno.ENOTDIR, "name a directory"),
+        (errno.ENOENT, "name a directory"),
+        (errno.EROFS, "mount its disk for writing"),
+        (errno.EACCES, "check who owns it"),
+    ],
+)
+def test_what_cannot_be_written_says_what_to_do(code: int, cure: str) -> None:
+    assert cure in str(storage_error(OSError(code, "no"), Path("/somewhere/file")))
+
+
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match=r"nothing\.here"):
         read_file(tmp_path / "nothing.here")

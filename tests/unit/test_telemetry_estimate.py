@@ -18,6 +18,7 @@ from service_fleet import PlainDevice, batch, make_fleet, window
 from umbel._telemetry.columns import Columns, Watched
 from umbel._telemetry.scope import Scope
 from umbel._telemetry.window import PredictionWindow
+from umbel_proto.errors import UsageError
 from umbel_proto.histogram import LATENCY_US, Histogram
 from umbel_proto.prg import Keystream
 from umbel_proto.privacy.response import Response
@@ -186,6 +187,10 @@ def test_columns_are_summed_over_devices_and_shown_by_name(fleet: Fleet) -> None
     }  # fmt: skip
     text = CliRunner().invoke(app, where, env={"COLUMNS": "200"}).output
     assert all(f"column.{name}" in text for name in reported)
+    for part in (["--limit", "1"], ["--after", "d1"]):
+        refused = CliRunner().invoke(app, [*where, *part])
+        assert isinstance(refused.exception, UsageError)
+        assert "--sum is of all devices" in str(refused.exception)
 
 
 @settings(deadline=None, max_examples=200)

@@ -201,4 +201,9 @@ def storage_error(exc: OSError, path: Path) -> StorageError:
     """Return the sentence for a write to ``path`` that failed."""
     if exc.errno in (errno.ENOSPC, errno.EDQUOT):
         return StorageError(f"No space is left on the disk of {path}: free some and try again.")
-    return StorageError(f"{path} cannot be written ({exc.strerror}): check who owns it.")
+    cure = "check who owns it"
+    if exc.errno in (errno.EEXIST, errno.ENOTDIR, errno.ENOENT):
+        cure = "name a directory that is there, or that can be made"
+    if exc.errno == errno.EROFS:
+        cure = "mount its disk for writing"
+    return StorageError(f"{path} cannot be written ({exc.strerror}): {cure}.")

@@ -55,7 +55,7 @@ def demo(
         require_free(port)
     make_room(out)
     home = out.resolve()
-    (home / "log").mkdir()
+    (home / "log").mkdir(mode=0o700)
     with Supervisor(home / "log") as supervisor:
         story = Story(home, supervisor, console, rounds=rounds, console_port=port if keep else 0)
         summary = story.tell()

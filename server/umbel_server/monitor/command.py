@@ -43,6 +43,8 @@ def telemetry(
     wanted = wanted_of(status, version, tag)
     if as_sum and wanted != ANY:
         raise UsageError("--sum is of all devices: leave --status, --version and --tag out.")
+    if as_sum and (limit is not None or after):
+        raise UsageError("--sum is of all devices: leave --limit and --after out.")
     most = TABLE_ROWS if limit is None and not as_json else limit
     since_s = 0.0 if days is None else max(0.0, system_clock() - days * DAY_S)
     with monitor_at(directory, server) as monitor:
