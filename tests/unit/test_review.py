@@ -272,6 +272,17 @@ def test_a_decision_and_its_example_are_both_kept_or_neither_is(desk: Desk, way:
     assert example.y == 3
 
 
+@pytest.mark.parametrize("way", ["resolve", "override"])
+def test_what_the_installed_version_does_not_take_is_decided_all_the_same(desk: Desk, way: str) -> None:
+    said = desk.ask(kept=np.zeros((1, 16, 16), np.float32))
+    assert len(desk.review.pending()) == 1
+    if way == "resolve":
+        made = desk.review.resolve(said, 3, by="Ada")
+    else:
+        made = desk.review.override(said, 3, by="Ada", why="a closed loop")
+    assert (desk.review.pending(), desk.review.rulings(), desk.data.examples()) == ((), (made,), ())
+
+
 @pytest.mark.parametrize("what", [None, 3, []])
 def test_what_is_no_prediction_is_told_so(desk: Desk, what: Any) -> None:
     for ask in (

@@ -288,7 +288,11 @@ class Review:
         Returns:
             What the store says of it.
         """
-        learned = () if x is None else self._learn(x, made.label, source=source, annotator=made.by)
+        learned: tuple[str, ...] = ()
+        if x is not None:
+            # What an older version was asked may be no example of the installed one: then there is nothing to learn.
+            with contextlib.suppress(UsageError):
+                learned = self._learn(x, made.label, source=source, annotator=made.by)
         store, model = self._queue.store, self._queue.model
         try:
             decided = store.decide(model, made.id, _record(made), at_s=made.at_s, answering=answering)
