@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from crashing import crashed
 from umbel._telemetry.spool import Depth, Sealed, Spool
-from umbel_proto.errors import StorageError
+from umbel_proto.errors import StorageError, UsageError
 
 
 @pytest.fixture
@@ -172,7 +172,7 @@ def test_on_a_full_disk_the_sentence_says_so_and_nothing_is_half_done(path: Path
 def test_a_closed_spool_refuses_with_an_error_of_ours(path: Path) -> None:
     spool = Spool(path)
     spool.close()
-    with pytest.raises(StorageError):
+    with pytest.raises(UsageError, match="was closed"):
         spool.append(batch(1))
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from umbel._fork import Lock
 from umbel._home.directory import DeviceHome
 from umbel._review.queue import Queue
-from umbel_proto.errors import StorageError, UmbelError, UnavailableError
+from umbel_proto.errors import UmbelError
 
 if TYPE_CHECKING:
     from umbel._data.dataset import DataSet
@@ -74,7 +74,7 @@ class Desk:
             for queue in queues:
                 queue.keep()
             self._trouble = ""
-        except (StorageError, UnavailableError) as exc:
+        except UmbelError as exc:
             self._say(exc)
 
     def announce(self) -> None:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from umbel._fork import Lock, renew_in_child
 from umbel._review.recent import Labeled
-from umbel_proto.errors import StorageError, UnavailableError
+from umbel_proto.errors import UmbelError
 
 if TYPE_CHECKING:
     from umbel._data.dataset import DataSet
@@ -114,7 +114,7 @@ class Queue:
             try:
                 rows = [row_of(each) for each in taken]
                 gone = self.store.add(self.model, rows, now_s=self.clock())
-            except (StorageError, UnavailableError):
+            except UmbelError:
                 self._unkept.extendleft(reversed(taken))
                 raise
             for each in taken:
