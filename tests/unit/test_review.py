@@ -272,6 +272,14 @@ def test_a_decision_and_its_example_are_both_kept_or_neither_is(desk: Desk, way:
     assert example.y == 3
 
 
+def test_a_decision_waits_where_the_data_set_was_closed(desk: Desk) -> None:
+    said = desk.ask()
+    desk.data.close()
+    with pytest.raises(UsageError, match="was closed"):
+        desk.review.resolve(said, 3, by="Ada")
+    assert (len(desk.review.pending()), desk.review.rulings()) == (1, ())
+
+
 @pytest.mark.parametrize("way", ["resolve", "override"])
 def test_what_the_installed_version_does_not_take_is_decided_all_the_same(desk: Desk, way: str) -> None:
     said = desk.ask(kept=np.zeros((1, 16, 16), np.float32))

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from umbel._data.lineage import check_words, pack, unpack
 from umbel._review.recent import Said, recall
-from umbel_proto.errors import RefusedError, UmbelError, UsageError
+from umbel_proto.errors import ContractError, RefusedError, UmbelError, UsageError
 
 if TYPE_CHECKING:
     from umbel._predict.answer import Prediction
@@ -291,7 +291,7 @@ class Review:
         learned: tuple[str, ...] = ()
         if x is not None:
             # What an older version was asked may be no example of the installed one: then there is nothing to learn.
-            with contextlib.suppress(UsageError):
+            with contextlib.suppress(ContractError):
                 learned = self._learn(x, made.label, source=source, annotator=made.by)
         store, model = self._queue.store, self._queue.model
         try:
