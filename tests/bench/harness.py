@@ -159,7 +159,7 @@ class Report:
             target, met = f"<= {at_most:g}", value <= at_most
         elif at_least is not None:
             target, met = f">= {at_least:g}", value >= at_least
-        ratio = None if baseline is None else value / baseline
+        ratio = value / baseline if baseline else None
         self.rows.append(Row(name, value, unit, baseline, ratio, target, met))
 
     def finish(self) -> None:

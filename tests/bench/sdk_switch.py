@@ -3,8 +3,10 @@
 A wait is what a question took, less what its thread spent waiting for a processor that other threads used: on a
 machine with fewer processors than threads there would be nothing else to see. The baseline are the same questions
 while a process of its own installs the same releases: the same work for the machine, and no switch. What stays of a
-wait there is the machine's: a thread that holds the interpreter may lose its processor too, and then all others wait
-for the interpreter.
+wait there is the machine's: a thread that holds the interpreter may lose its processor too, for a scheduler's slice of
+some milliseconds, and then all others wait for the interpreter. With a real-time priority no scheduler takes it away,
+but the host of a virtual machine does. So the longest wait of all stands beside the baseline's, and what counts is how
+many installations had one of more than a millisecond, beside how many had without a switch.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import contextlib
 import gc
 import itertools
 import json
+import math
 import os
 import subprocess
 import sys
@@ -38,8 +41,12 @@ from umbel._telemetry.window import PredictionWindow
 THREADS = 8
 PAUSE_S = 0.005
 """Between two questions of a thread. Eight that never rest would wait for each other alone."""
-SWITCHES = 50
+SWITCHES, SERIES = 50, 5
+"""Releases that one shelf goes over to, and how many shelves; the baseline beside each."""
 REST_S = 0.05
+MAY_WAIT_MS = 1.0
+CHANCE = 2.0
+"""Standard deviations by which one of two counts of the same rare thing may be above the other."""
 INSTALL = "install"
 """The argument of the process that only installs."""
 
@@ -60,10 +67,10 @@ class Waits:
     begins_s: NDArray[np.float64]
     took_ms: NDArray[np.float64]
 
-    def longest_ms(self, spans: list[Span], quantile: float) -> float:
-        """Return the longest wait in each span of seconds, in a quantile of the spans."""
+    def longest_ms(self, spans: list[Span]) -> list[float]:
+        """Return the longest wait in each span of seconds in which there was one."""
         inside = [self.took_ms[(self.begins_s >= begin) & (self.begins_s < end)] for begin, end in spans]
-        return float(np.quantile([each.max() for each in inside if each.size], quantile))
+        return [float(each.max()) for each in inside if each.size]
 
 
 class Queued:
@@ -170,15 +177,37 @@ def in_real_time() -> Iterator[None]:
 
 def compare(report: Report, x: NDArray[np.float32], count: int, how: str) -> None:
     """Add how long questions wait while releases are installed here, and while they are elsewhere."""
-    with shelf_of(count) as (model, install):
-        gc.collect()  # What making the releases left behind is no part of installing them.
-        with in_real_time() if how else contextlib.nullcontext():
-            busy, spans = waits(lambda: model.predict(x), install)
-            other, rested = waits(lambda: model.predict(x), elsewhere)
-    what = f"longest wait of a question, {THREADS} threads{how}, {count} releases installed, in another process beside it"
-    for name, q in (("in the median of the installations", 0.5), ("in 9 of 10", 0.9), ("in all", 1.0)):
-        ours, baseline = busy.longest_ms(spans, q), other.longest_ms(rested, q)
-        report.value(f"{what}: {name}", ours, unit="ms", at_most=1, baseline=baseline)
+    ours_ms: list[float] = []
+    baseline_ms: list[float] = []
+    for _ in range(often(SERIES)):
+        with shelf_of(count) as (model, install):
+            gc.collect()  # What making the releases left behind is no part of installing them.
+            with in_real_time() if how else contextlib.nullcontext():
+                busy, spans = waits(lambda m=model: m.predict(x), install)
+                other, rested = waits(lambda m=model: m.predict(x), elsewhere)
+        ours_ms += busy.longest_ms(spans)
+        baseline_ms += other.longest_ms(rested)
+    of = f"{THREADS} threads{how}, {len(ours_ms)} releases installed, in another process beside it"
+    for name, q, at_most in (
+        ("in the median of the installations", 0.5, MAY_WAIT_MS),
+        ("in 9 of 10", 0.9, MAY_WAIT_MS),
+        ("in all", 1.0, None),
+    ):
+        report.value(
+            f"longest wait of a question, {of}: {name}",
+            float(np.quantile(ours_ms, q)),
+            unit="ms",
+            at_most=at_most,
+            baseline=float(np.quantile(baseline_ms, q)),
+        )
+    longer, theirs = (sum(each > MAY_WAIT_MS for each in all_ms) for all_ms in (ours_ms, baseline_ms))
+    report.value(
+        f"installations in which a question waited more than {MAY_WAIT_MS:g} ms, {of}",
+        longer,
+        unit="",
+        at_most=round(theirs + CHANCE * math.sqrt(2 * max(theirs, 1)), 1),
+        baseline=theirs,
+    )
 
 
 def main() -> None:
