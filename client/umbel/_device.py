@@ -14,7 +14,7 @@ from umbel._fork import Lock, leave_alone, renew_in_child
 from umbel._home.directory import DeviceHome
 from umbel._telemetry.rhythm import CLOSE_S, MIN_POLL_S, POLL_S, REST_S, SHORT_S
 from umbel._telemetry.spool import Spool
-from umbel_proto.errors import StorageError, UsageError
+from umbel_proto.errors import RefusedError, StorageError, UsageError
 from umbel_proto.ids import DeviceId, FleetId
 
 if TYPE_CHECKING:
@@ -80,8 +80,9 @@ class Device:
             UsageError: No device is enrolled there, or it would ask without a pause.
             StorageError: One of its files is damaged, or the disk is full.
         """
-        if not poll_s >= MIN_POLL_S:
-            raise UsageError(f"poll_s is {poll_s}: give {MIN_POLL_S} seconds or more.")
+        given: object = poll_s
+        if not (isinstance(given, int | float) and poll_s >= MIN_POLL_S):
+            raise UsageError(f"poll_s is {given!r:.40}: give {MIN_POLL_S} seconds or more.")
         where = DeviceHome.default() if home is None else DeviceHome(Path(home))
         return cls(where, online=online, poll_s=poll_s, clock=clock)
 
@@ -197,16 +198,23 @@ class Device:
             PackageError: A release did not verify, or what the fleet signed of its releases has expired; the active one
                 stays.
         """
-        from umbel._fleet.channel import Gateway
-        from umbel._fleet.enroll import keep_certificate, renew
-        from umbel._fleet.uplink import upload
-
         self._require_open()
         if self._forked:
             raise UsageError(
                 "This process was forked while the device was open: let the one it was forked from talk to the "
                 "gateway, or open the device after the fork."
             )
+        try:
+            return self._synced()
+        except RefusedError:
+            self._spool.refused(self._clock())
+            raise
+
+    def _synced(self) -> tuple[Release, ...]:
+        from umbel._fleet.channel import Gateway
+        from umbel._fleet.enroll import keep_certificate, renew
+        from umbel._fleet.uplink import upload
+
         now_s = self._clock()
         keep_certificate(self.home, now_s=now_s)
         if now_s >= self.home.certificate_validity().renew_at_s():
@@ -252,6 +260,7 @@ class Device:
             gateway=self._identity.gateway,
             certificate_ends_s=self.home.certificate_validity().ends_s,
             last_contact_s=self._spool.last_contact_s(),
+            refused_s=self._spool.refused_s(),
             agent_runs=self.home.agent_runs(),
             models=tuple(_release(item) for item in active if item is not None),
             releases_until_s=trusted_until_s(self.home),

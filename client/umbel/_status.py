@@ -54,6 +54,7 @@ class Status:
         gateway: The address it reports to.
         certificate_ends_s: When its certificate expires.
         last_contact_s: When the gateway last answered; None if it never did.
+        refused_s: Since when the gateway refuses it, as after it was revoked; None: it does not, as far as is known.
         agent_runs: Whether ``umbel run`` serves this home.
         models: The active release of every model.
         releases_until_s: Until when what the fleet signed of its releases holds, as far as the device knows; after it
@@ -75,6 +76,7 @@ class Status:
     gateway: str
     certificate_ends_s: float
     last_contact_s: float | None
+    refused_s: float | None
     agent_runs: bool
     models: tuple[Release, ...]
     releases_until_s: float | None

@@ -312,7 +312,7 @@ class Field:
                 )
             values = values[self.name]
         try:
-            array = np.asarray(values)
+            array = np.asarray(unmasked(values))
         except ValueError as exc:
             raise self._misshapen("is not an array: its rows have different lengths.") from exc
         except (
@@ -382,6 +382,19 @@ class DataContract:
                 f"This model takes {len(self.fields)} inputs ({names}): check each with its field."
             )
         return self.fields[0]
+
+
+def unmasked(values: object) -> object:
+    """Return a masked array with NaN where its mask says that nothing is; anything else as it is.
+
+    Numpy would give what lies behind the mask.
+    """
+    mask = getattr(values, "mask", None) if isinstance(values, np.ndarray) else None
+    if mask is None or not np.any(mask):
+        return values
+    kept = np.array(values, np.float64 if values.dtype.kind in "iub" else values.dtype)  # type: ignore[attr-defined]
+    kept[np.broadcast_to(mask, kept.shape)] = np.nan
+    return kept
 
 
 def _span(columns: Sequence[Column]) -> tuple[float, float]:

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from cable import Cable
 from device_world import World, eventually, make_world, open_device, predict_once, through
@@ -14,8 +15,11 @@ from model_packages import release
 from service_fleet import ManualClock, running
 from umbel._fleet.channel import Gateway
 from umbel._fleet.uplink import upload
+from umbel._home.directory import DeviceHome
 from umbel._telemetry.spool import Sealed, Spool
-from umbel_proto.errors import UnavailableError
+from umbel.cli import app
+from umbel_proto.errors import RefusedError, UnavailableError
+from umbel_proto.ids import DeviceId
 from umbel_proto.wire import delivery_pb2, telemetry_pb2
 from umbel_server.fleet.publish import publish
 
@@ -161,3 +165,27 @@ def test_a_contact_is_remembered(world: World) -> None:
         assert device.status().last_contact_s is None
         device.sync()
         assert device.status().last_contact_s == pytest.approx(time.time(), abs=30)
+
+
+def refused(home: DeviceHome) -> bool:
+    with open_device(home) as device:
+        return device.status().refused_s is not None
+
+
+@pytest.mark.parametrize("online", [False, True], ids=["asked by the application", "in the background"])
+def test_a_device_that_was_revoked_says_so_and_keeps_what_it_would_report(world: World, online: bool) -> None:
+    home = world.device("d1")
+    assert not refused(home)
+    world.store.devices.revoke(DeviceId("d1"))
+    with open_device(home, online=online) as device:
+        predict_once(device)
+        if online:
+            eventually(lambda: device.status().refused_s is not None)
+        else:
+            with pytest.raises(RefusedError, match="d1 is revoked: it goes on alone"):
+                device.sync()
+    assert refused(home)
+    with open_device(home) as device:
+        assert device.status().spooled_batches == 1
+    shown = CliRunner().invoke(app, ["status", "--home", str(home.path)])
+    assert "REFUSES this device since" in shown.output

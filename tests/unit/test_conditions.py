@@ -119,13 +119,39 @@ def test_only_a_mobile_network_that_is_the_way_out_is_known_to_be_metered(
 def test_a_later_probe_is_believed_where_it_knows(root: Path) -> None:
     write(root, battery())
     probes: list[Probe] = [*linux_probes(root, cores=2), lambda: Reading(metered=False, charging=True)]
-    assert read_all(probes) == Reading(charging=True, battery=0.35, metered=False)
+    assert read_all(probes) == (Reading(charging=True, battery=0.35, metered=False), ())
 
 
 def test_the_probes_of_this_machine_say_what_can_be() -> None:
-    reading = read_all(linux_probes())
+    reading, failed = read_all(linux_probes())
+    assert not failed
     assert reading.load is None or reading.load >= 0
     assert reading.battery is None or 0 <= reading.battery <= 1
+
+
+def broken() -> Reading:
+    raise ValueError("not for anybody's eyes")
+
+
+@pytest.mark.parametrize(
+    "probe", [broken, lambda: 0.5], ids=["one that raises", "one that says something else"]
+)
+def test_a_probe_that_fails_forbids_training_and_is_named(home: DeviceHome, probe: Probe) -> None:
+    """What it would have said may forbid it; and a device whose application has a fault still tells its status."""
+    held = Conditions(home, probes=[lambda: Reading(charging=True)])
+    held.add_probe(probe)
+    verdict = held.now()
+    assert (verdict.trains, verdict.by, verdict.reading.charging) == (False, ("device",), True)
+    kind = "ValueError" if probe is broken else "TypeError"
+    assert verdict.reasons == (f"the probe {probe.__name__} failed ({kind})",)
+    assert "eyes" not in str(held)
+    with pytest.raises(NotNowError):
+        held.check()
+
+
+def test_what_cannot_be_called_is_no_probe(home: DeviceHome) -> None:
+    with pytest.raises(UsageError, match="A Reading is no probe: give what returns a Reading"):
+        Conditions(home).add_probe(Reading(metered=True))  # type: ignore[arg-type]
 
 
 def conditions(home: DeviceHome, **known: float | bool) -> Conditions:

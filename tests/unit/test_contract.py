@@ -12,7 +12,7 @@ from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
 from umbel_proto.contract import DataContract, Field, Violations
-from umbel_proto.errors import UsageError
+from umbel_proto.errors import ContractError, UsageError
 
 FIELD = Field("x", "float32", (2, 3), -1.0, 5.0, unit="volts")
 
@@ -38,6 +38,22 @@ def test_a_right_batch_is_not_copied() -> None:
 def test_lists_and_whole_numbers_are_converted() -> None:
     batch, _ = FIELD.check([[1, 2, 3], [4, 5, 0]])
     np.testing.assert_array_equal(batch[0], np.array([[1, 2, 3], [4, 5, 0]], np.float32))
+
+
+def test_what_a_mask_hides_is_missing() -> None:
+    """Numpy would give what lies behind the mask, as if it had been measured."""
+    hidden = np.ma.masked_array(np.ones((2, 3)), mask=[[0, 1, 0], [0, 0, 0]])
+    assert FIELD.violations(hidden).missing == 1
+    with pytest.raises(ContractError, match="1 missing values"):
+        FIELD.check({"x": hidden})
+    allowing = Field("x", "float32", (2, 3), -1.0, 5.0, allow_missing=True)
+    for kind in (np.float32, np.int64):
+        batch, _ = allowing.check(hidden.astype(kind))
+        np.testing.assert_array_equal(batch[0], [[1, np.nan, 1], [1, 1, 1]])
+    whole = Field("x", "int64", (2, 3), -1, 5)
+    with pytest.raises(ContractError, match="give whole numbers"):
+        whole.check(hidden.astype(np.int64))
+    np.testing.assert_array_equal(FIELD.check(np.ma.masked_array(np.ones((2, 3))))[0], np.ones((1, 2, 3)))
 
 
 def test_an_input_may_be_given_by_its_name() -> None:

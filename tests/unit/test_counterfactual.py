@@ -219,7 +219,9 @@ def test_candidates_are_values_of_the_data_within_the_contract() -> None:
         ({"fixed": ["age"]}, "no column 'age'"),
         ({"fixed": "age"}, "fixed is one text, 'age': give a list"),
         ({"fixed": [30]}, "no column '30'"),
-        ({"limit": 0}, "one or more"),
+        ({"limit": 0}, "limit is 0: give a whole number of columns that may change, 1 or more"),
+        ({"limit": 1.5}, r"limit is 1\.5: give a whole number"),
+        ({"limit": None}, "limit is None: give a whole number"),
     ],
 )
 def test_what_cannot_be_asked_is_refused(asked: dict[str, Any], sentence: str) -> None:

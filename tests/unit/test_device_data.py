@@ -116,7 +116,7 @@ def test_a_model_goes_on_answering_when_its_device_is_closed(home: DeviceHome) -
     assert isinstance(model.predict(digits().train.x[0]), umbel.Prediction)
 
 
-@pytest.mark.parametrize("poll_s", [0.0, -5.0, 0.05, float("nan")])
+@pytest.mark.parametrize("poll_s", [0.0, -5.0, 0.05, float("nan"), "1", None])
 def test_a_device_that_would_ask_without_a_pause_is_refused(home: DeviceHome, poll_s: float) -> None:
     with pytest.raises(umbel.UsageError, match=r"poll_s is .*: give 0\.1 seconds or more"):
         umbel.Device.open(home.path, poll_s=poll_s)

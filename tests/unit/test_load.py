@@ -659,3 +659,42 @@ def test_what_gives_numpy_no_array_is_told_so(save: Save) -> None:
     graph = umbel.load(save("net.onnx", whole()), labels=NAMES)
     with pytest.raises(UsageError, match=r"no array for numpy: .*asked for a gradient"):
         graph.predict(NoArray())
+
+
+def test_what_a_mask_hides_is_nothing_to_a_bare_graph_too(save: Save) -> None:
+    hidden = np.ma.masked_array([1.0, 2.0, 3.0], mask=[False, True, False])
+    answer = umbel.load(save("line.onnx", linear())).run(hidden)["y"]
+    assert np.isnan(answer).any()
+
+
+@pytest.mark.parametrize("path", [None, 3, b"net.onnx"])
+def test_what_is_no_path_is_refused(path: Any) -> None:
+    with pytest.raises(UsageError, match=f"A {type(path).__name__} is no path of a model"):
+        umbel.load(path)
+
+
+@pytest.mark.parametrize("kind", [np.int32, np.uint8, np.int64])
+def test_options_take_whole_numbers_of_numpy_as_python_s(kind: type) -> None:
+    options = umbel.EngineOptions(threads=kind(2), arena_bytes=kind(100))
+    assert options == umbel.EngineOptions(threads=2, arena_bytes=100)
+    assert (type(options.threads), type(options.arena_bytes)) == (int, int)
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ({"threads": 0}, "cannot compute with 0 threads: give it 1 to 1024"),
+        ({"threads": 100_000}, "cannot compute with 100000 threads"),
+        ({"threads": True}, "threads is True: give a whole number"),
+        ({"threads": 2.0}, r"threads is 2\.0: give a whole number"),
+        ({"threads": None}, "threads is None: give a whole number"),
+        ({"arena_bytes": "1k"}, "arena_bytes is '1k': give a whole number"),
+        ({"arena_bytes": 0}, "An arena of 0 bytes cannot be"),
+        ({"arena_bytes": 9, "arena": False}, "An arena of 9 bytes cannot be"),
+        ({"providers": ()}, "needs something to compute with"),
+        ({"providers": "CPUExecutionProvider"}, "providers is one text"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(given: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(UsageError, match=sentence):
+        umbel.EngineOptions(**given)

@@ -154,6 +154,18 @@ def test_a_fresh_spool_never_had_contact(path: Path) -> None:
         assert spool.last_contact_s() == 1234.0
 
 
+def test_the_first_refusal_is_kept_until_the_gateway_answers(path: Path) -> None:
+    with Spool(path) as spool:
+        assert spool.refused_s() is None
+        spool.refused(100.0)
+        spool.refused(200.0)
+        assert spool.refused_s() == 100.0
+    with Spool(path) as spool:
+        assert spool.refused_s() == 100.0
+        spool.contacted(300.0)
+        assert spool.refused_s() is None
+
+
 def test_a_damaged_spool_says_what_to_do(path: Path) -> None:
     path.write_bytes(b"this is no database, however long it may be" * 200)
     with pytest.raises(StorageError, match=r"spool\.db is damaged: delete it"):

@@ -40,6 +40,10 @@ def status(*, home: Path | None, as_json: bool) -> None:
     table = Table(f"{now.device} of fleet {now.fleet}", "", "")
     table.add_row("gateway", now.gateway)
     table.add_row("last contact", as_time(now.last_contact_s))
+    if now.refused_s is not None:
+        table.add_row(
+            "gateway", f"REFUSES this device since {as_time(now.refused_s)}:  umbel doctor  says why"
+        )
     table.add_row("agent", "running" if now.agent_runs else "not running")
     table.add_row(
         "certificate", f"{'expires' if left_s > 0 else 'EXPIRED'} {as_time(now.certificate_ends_s)}"

@@ -111,8 +111,10 @@ def counterfactual(
     batch, single = manifest.contract.check(x)
     if not single:
         raise UsageError("A counterfactual is searched for one row: ask for each by itself.")
-    if limit < 1:
-        raise UsageError(f"At most {limit} columns may change: allow one or more.")
+    if not (isinstance(limit, int | np.integer) and limit >= 1):
+        raise UsageError(
+            f"limit is {limit!r:.40}: give a whole number of columns that may change, 1 or more."
+        )
     scores = engine.outputs(batch)[_LOGITS][0]
     said = int(scores.argmax())
     if target is None:

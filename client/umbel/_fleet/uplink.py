@@ -12,6 +12,7 @@ from umbel._fork import Lock
 from umbel._telemetry.rhythm import CLOSE_S, POLL_S, SHORT_S, elapsed_s, window_s
 from umbel_proto.errors import (
     PackageError,
+    RefusedError,
     RemoteProtocolError,
     StorageError,
     UmbelError,
@@ -335,8 +336,16 @@ class Uplink:
         from umbel._fleet.channel import LaterError
 
         self._say(exc)
+        if isinstance(exc, RefusedError):  # With any other the fleet may still know the device.
+            self._note_refusal()
         self._disconnect()
         return self._backoff.failed(exc.retry_after_s if isinstance(exc, LaterError) else 0.0)
+
+    def _note_refusal(self) -> None:
+        try:
+            self._spool.refused(self._clock())
+        except StorageError as exc:
+            self._say(exc)
 
     def _say(self, exc: UmbelError) -> None:
         if str(exc) != self._trouble:

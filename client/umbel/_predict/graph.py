@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from umbel._predict.model import Decision, Estimate, Prediction
 from umbel.engines.bare import Arrays, Runner
+from umbel_proto.contract import unmasked
 from umbel_proto.errors import UsageError
 from umbel_proto.manifest import CLASSIFICATION, REGRESSION, TensorSpec
 
@@ -396,7 +397,7 @@ def _block(inputs: Sequence[TensorSpec]) -> int | None:
 def _fitted(spec: TensorSpec, values: object) -> tuple[NDArray[Any], bool]:
     """Return an input as the graph takes it, and whether it was one example without the batch dimension."""
     try:
-        array = np.asarray(values)
+        array = np.asarray(unmasked(values))
     except ValueError as exc:
         raise UsageError(f"Input {spec.name!r} is not an array: its rows have different lengths.") from exc
     except (TypeError, RuntimeError) as exc:  # A tensor that wants a gradient, or of a type that numpy lacks.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -63,6 +64,9 @@ def load(
         PackageError: The package is altered, not signed by the key, or does not compute here what it should.
         MissingExtraError: Its engine is not installed.
     """
+    given: object = path
+    if not isinstance(given, str | os.PathLike):
+        raise UsageError(f"A {type(given).__name__} is no path of a model: give one, as text or a Path.")
     file = Path(path)
     kind = file.suffix.lower()
     names = _names(labels)

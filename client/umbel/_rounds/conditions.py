@@ -80,8 +80,16 @@ class Conditions:
         """Believe this probe before those that are there, for as long as this process lives.
 
         Args:
-            probe: Is called without arguments, and says what it knows: a ``Reading``. It is quick, and never raises.
+            probe: Is called without arguments, and says what it knows: a ``Reading``. It is quick. While it raises, or
+                returns something else, the device does not train, and ``status`` says so.
+
+        Raises:
+            UsageError: It cannot be called.
         """
+        if not callable(probe):
+            raise UsageError(
+                f"A {type(probe).__name__} is no probe: give what returns a Reading when it is called."
+            )
         self._probes.append(probe)
 
     @property
@@ -155,7 +163,7 @@ class Conditions:
             StorageError: The consent or the rules on disk are damaged: nobody knows.
             CertificateError: The policy on disk is not the fleet's: nobody knows.
         """
-        own, policy, reading = self.rules, self.policy, read_all(self._probes)
+        own, policy, (reading, failed) = self.rules, self.policy, read_all(self._probes)
         consent = Consent(self._home).decision().state
         asked = own.stricter(policy)
 
@@ -168,6 +176,9 @@ class Conditions:
             whose = tuple(name for name, each in of.items() if demand in each)
             reasons.append(f"{why} (against {_AGAINST[whose]})")
             by.update(whose)
+        if failed:  # What it would have said may forbid it.
+            reasons += failed
+            by.add("device")
         if consent == "revoked":
             reasons.insert(0, "the user took back consent to training")
             by.add("user")

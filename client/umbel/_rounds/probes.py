@@ -42,16 +42,30 @@ class Probe(Protocol):
         """Return what it knows now. It takes no longer than reading a few files, and never raises."""
 
 
-def read_all(probes: Iterable[Probe]) -> Reading:
-    """Return what all of them know; where two do, the later one is believed."""
+def read_all(probes: Iterable[Probe]) -> tuple[Reading, tuple[str, ...]]:
+    """Return what all of them know, and which failed, in a few words each.
+
+    Where two know something, the later one is believed.
+    """
     known: dict[str, float | bool] = {}
+    failed = []
     for probe in probes:
-        reading = probe()
+        try:
+            reading = probe()
+            if not isinstance(reading, Reading):
+                raise TypeError
+        except Exception as exc:  # Whatever an application's own does.
+            failed.append(f"the probe {_name(probe)} failed ({type(exc).__name__})")
+            continue
         for each in fields(Reading):
             value = getattr(reading, each.name)
             if value is not None:
                 known[each.name] = value
-    return Reading(**known)  # type: ignore[arg-type]
+    return Reading(**known), tuple(failed)  # type: ignore[arg-type]
+
+
+def _name(probe: Probe) -> str:
+    return getattr(probe, "__name__", type(probe).__name__)
 
 
 def linux_probes(root: Path = Path("/"), *, cores: int | None = None) -> tuple[Probe, ...]:

@@ -33,8 +33,9 @@ CREATE TABLE IF NOT EXISTS facts (
     -- dropped:   batches given up for want of room, or refused by the gateway
     -- bytes:     sum of header and ciphertext sizes in batches
     -- contact_s: when the gateway last answered, Unix seconds
+    -- refused_s: since when it refuses this device; 0: it does not
 ) STRICT, WITHOUT ROWID;
-INSERT OR IGNORE INTO facts VALUES ('sequence', 0), ('dropped', 0), ('bytes', 0), ('contact_s', 0);
+INSERT OR IGNORE INTO facts VALUES ('sequence', 0), ('dropped', 0), ('bytes', 0), ('contact_s', 0), ('refused_s', 0);
 """
 
 
@@ -229,9 +230,23 @@ class Spool:
         return self._remove(foreign, dropped=True)
 
     def contacted(self, now_s: float) -> None:
-        """Note that the gateway answered."""
+        """Note that the gateway answered, and refuses nothing."""
         with self._lock, transaction(self._connection, self._path, _ADVICE) as db:
             db.execute("UPDATE facts SET value = ? WHERE name = 'contact_s'", (int(now_s),))
+            db.execute("UPDATE facts SET value = 0 WHERE name = 'refused_s'")
+
+    def refused(self, now_s: float) -> None:
+        """Note that the gateway refuses this device, unless that is known."""
+        with self._lock, transaction(self._connection, self._path, _ADVICE) as db:
+            db.execute(
+                "UPDATE facts SET value = ? WHERE name = 'refused_s' AND value = 0", (max(int(now_s), 1),)
+            )
+
+    def refused_s(self) -> float | None:
+        """Return since when the gateway refuses this device, Unix seconds; None: it does not."""
+        with self._lock, storage_errors(self._path, _ADVICE):
+            row = self._connection.execute("SELECT value FROM facts WHERE name = 'refused_s'").fetchone()
+        return float(row[0]) or None
 
     def last_contact_s(self) -> float | None:
         """Return when the gateway last answered, Unix seconds; None if it never did."""

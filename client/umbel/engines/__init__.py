@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
@@ -20,6 +21,8 @@ Answers = NDArray[np.float32]
 Outputs = dict[str, NDArray[np.float32]]
 """All that a graph computes of a batch, by name: ``umbel_proto.manifest.OUTPUTS``."""
 
+MAX_THREADS = 1024
+"""More than any machine computes one prediction with; a runtime that cannot start them all says so in riddles."""
 SEAT_BYTES = 256 * 1024
 """An example larger than this has no seat: to copy it would cost more than a seat saves."""
 
@@ -29,7 +32,7 @@ class EngineOptions:
     """How an engine may use the device. The default suits small models on shared processors.
 
     Args:
-        threads: Threads that compute one prediction, >= 1. Two make a small model slower, not faster.
+        threads: Threads that compute one prediction, 1 to 1024. Two make a small model slower, not faster.
         providers: What onnxruntime computes with, the best first; LiteRT always takes the processor.
         arena: Whether onnxruntime keeps the memory that a prediction took for the next one. Without it a
             process stays smaller, and a prediction takes longer.
@@ -37,7 +40,7 @@ class EngineOptions:
             included; None for any. One that needs more fails.
 
     Raises:
-        UsageError: There is no thread, nothing to compute with, or a limit on what is not there.
+        UsageError: There is no thread or too many, nothing to compute with, or a limit on what is not there.
     """
 
     threads: int = 1
@@ -46,11 +49,13 @@ class EngineOptions:
     arena_bytes: int | None = None
 
     def __post_init__(self) -> None:
-        for name, count in (("threads", self.threads), ("arena_bytes", self.arena_bytes)):
-            if count is not None and (isinstance(count, bool) or not isinstance(count, int)):
-                raise UsageError(f"{name} is {count!r:.40}: give a whole number.")
-        if self.threads < 1:
-            raise UsageError(f"An engine cannot compute with {self.threads} threads: give it 1 or more.")
+        object.__setattr__(self, "threads", _whole("threads", self.threads))
+        if self.arena_bytes is not None:
+            object.__setattr__(self, "arena_bytes", _whole("arena_bytes", self.arena_bytes))
+        if not 1 <= self.threads <= MAX_THREADS:
+            raise UsageError(
+                f"An engine cannot compute with {self.threads} threads: give it 1 to {MAX_THREADS}."
+            )
         given: object = self.providers
         if isinstance(given, str):  # Every letter of it would be a provider.
             raise UsageError("providers is one text: give a tuple of names, the best first.")
@@ -61,6 +66,20 @@ class EngineOptions:
             raise UsageError(
                 f"An arena of {self.arena_bytes} bytes cannot be: give 1 or more, and leave the arena on."
             )
+
+
+def _whole(name: str, count: object) -> int:
+    """Return a whole number of Python's or numpy's.
+
+    Raises:
+        UsageError: It is none.
+    """
+    try:
+        if not isinstance(count, bool):
+            return operator.index(count)  # type: ignore[arg-type]
+    except TypeError:
+        pass
+    raise UsageError(f"{name} is {count!r:.40}: give a whole number.")
 
 
 @dataclass(frozen=True, slots=True, eq=False)

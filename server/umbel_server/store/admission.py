@@ -62,7 +62,15 @@ def require_active(device: DeviceId, status: str | None) -> None:
     if status is None:
         raise RefusedError(f"Device {device} is not enrolled in this fleet.")
     if status != ACTIVE:
-        raise RefusedError(f"Device {device} is revoked.")
+        raise revoked(device)
+
+
+def revoked(device: str) -> RefusedError:
+    """Return the refusal of a device that was put out of the fleet, which is for good."""
+    return RefusedError(
+        f"Device {device} is revoked: it goes on alone with what it has. To come back it needs a token from the fleet's "
+        "operator, and another name."
+    )
 
 
 def another_key(device: DeviceId) -> RefusedError:
@@ -311,7 +319,7 @@ def _check_same(row: Row[tuple[object, ...]], application: Application) -> None:
     if not (same and hmac.compare_digest(row.node_key, application.node_key)):
         raise RefusedError("The device's keys belong to another device: let it make new ones.")
     if row.status != ACTIVE:
-        raise RefusedError(f"Device {row.id} is revoked.")
+        raise revoked(row.id)
 
 
 def _check_free(connection: Connection, token: Token, application: Application) -> None:
