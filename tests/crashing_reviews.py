@@ -23,7 +23,7 @@ def store(root: Path) -> ReviewStore:
 
 
 def add(reviews: ReviewStore) -> None:
-    reviews.add("digits", [("new1", 1.0, b"x"), ("new2", 1.0, b"y")], now_s=1.0)
+    reviews.add("digits", [("new1", 1.0, b"x"), ("new2", 1.0, b"y")])
 
 
 def decide(reviews: ReviewStore) -> None:
@@ -36,12 +36,12 @@ def main(root: Path) -> None:
         before.mkdir()
         if held:
             reviews = store(before)
-            reviews.add("digits", [(f"old{number}", 1.0, b"z") for number in range(held)], now_s=1.0)
+            reviews.add("digits", [(f"old{number}", 1.0, b"z") for number in range(held)])
             reviews.close()
         for after, _, _ in instants(before, lambda copy, change=change: change(store(copy))):  # type: ignore[misc]
             reviews = store(after)
             waiting, decided = reviews.cases("digits"), reviews.records("digits")
-            reviews.add("digits", [("last", 1.0, b"")], now_s=1.0)  # Nothing stands in the way of going on.
+            reviews.add("digits", [("last", 1.0, b"")])  # Nothing stands in the way of going on.
             assert len(reviews.cases("digits")) == len(waiting) + 1
             reviews.close()
             print(f"{change.__name__} {held} {len(waiting)}+{len(decided)}", flush=True)

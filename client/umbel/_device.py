@@ -52,7 +52,7 @@ class Device:
         self._data: dict[str, DataSet] = {}
         self._uplink: Uplink | Flusher | None = None
         self._forked = False
-        self._poll_s = poll_s if online else None
+        self._online, self._poll_s = online, poll_s
         self._asleep = True
         self._waking = Lock()
         self._wake()
@@ -71,8 +71,8 @@ class Device:
 
         Args:
             home: Its directory; by default what ``UMBEL_HOME`` names, else ``~/.umbel``.
-            online: Whether to fetch releases and send reports in the background. Offline, reports
-                wait in the spool.
+            online: Whether to fetch releases and send reports in the background. Offline, reports are put into the
+                spool in the background, and wait there.
             poll_s: How often to ask for releases, seconds, >= 0.1.
             clock: Returns Unix time, seconds.
 
@@ -310,18 +310,15 @@ class Device:
             raise UsageError(f"Device {self.id} was closed: open it again with Device.open.")
 
     def _wake(self) -> None:
-        """Begin what goes on in the background; in a forked process, once something is to be reported."""
+        """Begin what goes on in the background; offline or in a forked process, once something may be reported."""
         with self._waking:
-            if not self._asleep or self._closed or self._poll_s is None:
+            if not self._asleep or self._closed:
+                return
+            if self._forked:
+                self._put_away(self._telemetry)
+            if not self._online or self._forked:
                 return
             self._asleep = False
-            if self._forked:
-                from umbel._telemetry.flusher import Flusher
-
-                period_s = min(SHORT_S, max(self._poll_s, 1.0))
-                self._uplink = Flusher(self._telemetry, self._attend, period_s=period_s)
-                self._uplink.start()
-                return
             from umbel._fleet.uplink import Uplink
 
             self._uplink = Uplink(
@@ -336,6 +333,17 @@ class Device:
                 clock=self._clock,
             )
             self._uplink.start()
+
+    def _put_away(self, telemetry: Telemetry) -> None:
+        """Begin to put reports into the spool, for another process to send."""
+        if not self._asleep or self._closed:
+            return
+        from umbel._telemetry.flusher import Flusher
+
+        self._asleep = False
+        period_s = min(SHORT_S, max(self._poll_s, 1.0))
+        self._uplink = Flusher(telemetry, self._spool, self._attend, period_s=period_s)
+        self._uplink.start()
 
     def _deliver(self, gateway: Gateway) -> list[Installed]:
         return self._delivery.check(gateway)
@@ -392,7 +400,10 @@ class Device:
 
         # Telemetry belongs to the device, and must not keep it alive.
         wake = weakref.WeakMethod(self._wake)
-        return Telemetry(self.home, self._spool, clock=self._clock, wake=lambda: (wake() or _nothing)())
+        telemetry = Telemetry(self.home, self._spool, clock=self._clock, wake=lambda: (wake() or _nothing)())
+        if self._forked or not self._online:
+            self._put_away(telemetry)
+        return telemetry
 
     @functools.cached_property
     def _delivery(self) -> Delivery:

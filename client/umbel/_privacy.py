@@ -118,7 +118,7 @@ def account(home: DeviceHome, conditions: Conditions | None = None) -> Privacy:
         *_reviews(home),
         *_announcements(home),
         _consent(home),
-        str((conditions or Conditions(home)).now()),
+        (conditions or Conditions(home)).said(),
         _rounds(home, runs),
         *_answers(queries),
         *_query_consent(home),

@@ -25,7 +25,7 @@ NOT_BENCHMARKS = {
 }
 GROUPS = {
     "models": ("export", "training", "inference", "quantized", "tflite", "compression"),
-    "device": ("sdk", "sdk_switch", "startup"),
+    "device": ("sdk", "sdk_switch", "explain", "quantized", "startup"),
     "service": ("service", "soak_service", "store", "rollouts"),
     "console": ("console", "drift"),
 }

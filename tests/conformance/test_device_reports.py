@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import gc
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
 from cable import Cable
 from device_world import World, eventually, make_world, open_device, predict_once, through
-from model_packages import release
+from model_packages import digits, first, release, shelf
 from service_fleet import ManualClock, running
 from umbel._fleet.channel import Gateway
 from umbel._fleet.uplink import upload
 from umbel._home.directory import DeviceHome
+from umbel._telemetry.flusher import Flusher
 from umbel._telemetry.spool import Sealed, Spool
 from umbel.cli import app
 from umbel_proto.errors import RefusedError, UnavailableError
@@ -189,3 +194,67 @@ def test_a_device_that_was_revoked_says_so_and_keeps_what_it_would_report(world:
         assert device.status().spooled_batches == 1
     shown = CliRunner().invoke(app, ["status", "--home", str(home.path)])
     assert "REFUSES this device since" in shown.output
+
+
+APART = """
+import sys, threading
+import numpy as np
+from umbel import Device
+device = Device.open(sys.argv[1], online=False, poll_s=1.0)
+model = device.model("digits")
+for row in np.load(sys.argv[2])["x"]:
+    model.predict(row)
+print(model.predict(row).decision, flush=True)
+threading.Event().wait()
+"""
+
+
+def test_a_process_that_is_never_online_puts_away_in_time_what_it_predicted(world: World) -> None:
+    """Killed after that, it has lost nothing: its reports wait in the spool, and what a person should see on the disk."""
+    home = world.device("d1")
+    shelf(home.path).install(first())  # One that was never trained is sure of nothing.
+    np.savez(world.root / "x.npz", x=digits().held_out.x[:20])
+    command = [sys.executable, "-c", APART, home.path, world.root / "x.npz"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "review\n"
+            with Spool(home.spool) as spool:
+                eventually(lambda: spool.depth().batches > 0)
+        finally:
+            process.kill()
+    with open_device(home) as device:
+        assert len(device.model("digits").review.pending()) == 21
+        device.sync()
+    assert world.predictions() == 21
+
+
+def test_a_device_that_is_dropped_without_being_closed_ends_its_thread(world: World) -> None:
+    home = world.device("d1")
+    device = open_device(home, poll_s=1.0)
+    predict_once(device)
+    flusher = device._uplink
+    assert isinstance(flusher, Flusher)
+    assert flusher.turn()
+    del device
+    gc.collect()
+    assert not flusher.turn()
+
+
+def test_the_longer_nothing_is_fetched_the_longer_windows_stay_open(world: World) -> None:
+    """So that a month of one that is never online fits into the spool, as it does of one that reaches nobody."""
+    home, now_s = world.device("d1"), 0.0
+    with open_device(home) as device:
+        flusher = Flusher(
+            device._telemetry, device._spool, device._attend, period_s=60.0, elapsed=lambda: now_s
+        )
+        made = []
+        for _ in range(6 * 60):
+            now_s += 60.0
+            predict_once(device)
+            flusher.turn()
+            made.append(device.status().spooled_batches)
+    assert made[:3] == [1, 2, 3]
+    assert made[59] == 60
+    assert made[60 + 9] == 61  # From then on a window of ten minutes.
+    assert 80 < made[-1] < 100

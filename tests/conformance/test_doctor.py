@@ -169,7 +169,7 @@ def damage(path: Path) -> None:
 def alter(home: DeviceHome, table: str) -> None:
     """Change one row of the reviews: the file is a good database."""
     with contextlib.closing(ReviewStore(home.reviews, home.reviews_key)) as store:
-        store.add("digits", [("a", 1.0, b"one"), ("b", 2.0, b"two")], now_s=2.0)
+        store.add("digits", [("a", 1.0, b"one"), ("b", 2.0, b"two")])
         store.decide("digits", "c", b"decided", at_s=3.0)
         if table == "records":
             store.clear("digits")

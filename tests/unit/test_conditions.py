@@ -161,6 +161,9 @@ def conditions(home: DeviceHome, **known: float | bool) -> Conditions:
 def test_without_rules_a_device_trains_whatever_is_known(home: DeviceHome) -> None:
     found = conditions(home, load=9.0, charging=False, battery=0.01, metered=True)
     assert found.now().trains
+    assert str(found.now()) == "This device trains whenever a round asks."
+    assert str(found).startswith("This device trains once ")  # Nobody was asked yet.
+    Consent(home).grant()
     assert str(found) == "This device trains whenever a round asks."
     found.check()
 

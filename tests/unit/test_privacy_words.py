@@ -69,6 +69,7 @@ def test_a_device_that_gave_nothing_says_so(home: DeviceHome) -> None:
     assert (found.epsilon, found.runs) == (0.0, ())
     assert "No example is kept on this device to learn from." in text
     assert "Nobody was asked for consent" in text
+    assert "This device trains once " in text
     assert "given nothing to any round" in text
     assert "has made no report" in text
     assert "epsilon" not in text

@@ -198,7 +198,7 @@ def test_without_its_key_the_file_says_so(desk: Desk, damage: str) -> None:
     with pytest.raises(StorageError, match="not the key"):
         desk.review.pending()
     with pytest.raises(StorageError, match="not the key"):
-        desk.store.add("digits", [("a", NOW_S, b"")], now_s=NOW_S)
+        desk.store.add("digits", [("a", NOW_S, b"")])
 
 
 def test_the_oldest_go_and_are_counted(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -206,13 +206,40 @@ def test_the_oldest_go_and_are_counted(desk: Desk, monkeypatch: pytest.MonkeyPat
     ids = [desk.ask().id for _ in range(5)]
     assert [case.id for case in desk.review.pending()] == ids[2:]
     assert desk.told[1, "review.dropped"] == 2
-    desk.now_s += _review_store.MAX_AGE_S + 1
-    last = desk.ask().id
-    assert [case.id for case in desk.review.pending()] == [last]
-    assert desk.told[1, "review.dropped"] == 5
     monkeypatch.setattr(_review_store, "MAX_BYTES", 100)  # No case is so small.
     desk.ask()
     assert desk.review.pending() == ()
+
+
+@pytest.mark.parametrize("wrong_s", [365 * 86400.0, -365 * 86400.0, -NOW_S + 5])
+def test_a_wrong_clock_costs_no_prediction_that_waits(desk: Desk, wrong_s: float) -> None:
+    """Nor does the right one, however long nobody looks: they wait until somebody decides."""
+    ids = [desk.ask().id for _ in range(2)]
+    desk.queue.keep()
+    right_s, desk.now_s = desk.now_s, desk.now_s + wrong_s
+    ids += [desk.ask().id for _ in range(2)]
+    desk.queue.keep()
+    desk.now_s = right_s + 40 * 86400.0
+    ids.append(desk.ask().id)
+    assert [case.id for case in desk.review.pending()] == ids
+    assert not desk.told[1, "review.dropped"]
+
+
+def test_a_large_batch_of_unsure_answers_waits_whole(desk: Desk) -> None:
+    said = desk.ask()
+    for _ in range(_review_store.MAX_CASES - 1):
+        desk.queue.offer(Prediction(said.label, said.name, 0.5, "review", 1, b""), X)
+    assert len(desk.review.pending()) == _review_store.MAX_CASES
+
+
+def test_memory_is_bounded_by_bytes_too(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_queue, "MAX_UNKEPT_BYTES", 3 * np.array(X).nbytes)
+    ids = [desk.ask().id for _ in range(6)]
+    assert [case.id for case in desk.review.pending()] == ids[3:]
+    assert desk.told[1, "review.dropped"] == 3
+    monkeypatch.setattr(_queue, "MAX_UNKEPT_BYTES", 1)
+    last = desk.ask().id  # One alone is kept, however large.
+    assert desk.review.pending()[-1].id == last
 
 
 def test_memory_is_bounded_too(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:

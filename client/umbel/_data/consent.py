@@ -110,7 +110,10 @@ class Consent:
             # A full disk takes no new file, but a word in the place of another. Torn by a crash, it is no consent either.
             if purpose == TRAINING:
                 destroy_key(self._home.examples_key)
-            overwrite(self._home.consent, self._told(purpose, said))
+            if self._home.consent.exists():
+                overwrite(self._home.consent, self._told(purpose, said))
+            else:  # A home that was never enrolled. The key may have left room.
+                self._write(purpose, said)
             with contextlib.suppress(StorageError):
                 return erase(self._home.examples, self._home.examples_key) if purpose == TRAINING else 0
             return 0

@@ -286,6 +286,8 @@ def _settle(
     # What was kept by an earlier root says nothing of this one, and its versions may be higher.
     shutil.rmtree(home.trust, ignore_errors=True)
     home.write(home.root, reply.root, secret=False)
+    if not home.consent.exists():
+        home.write(home.consent, b"{}\n", secret=True)  # Room for a no: a full disk takes no new file.
     home.write_identity(identity)
     home.enrolling.unlink(missing_ok=True)
     home.pending_file.unlink(missing_ok=True)

@@ -22,8 +22,10 @@ if TYPE_CHECKING:
     from umbel._predict.answer import Prediction
     from umbel._review.store import ReviewStore
 
-MAX_UNKEPT = 256
-"""Predictions that wait in memory for the disk, of one model; beyond it, the oldest go, counted."""
+MAX_UNKEPT = 1000
+"""Predictions that wait in memory for the disk, of one model, as many as may wait there; beyond it, and beyond the bytes of
+their inputs, the oldest go, counted."""
+MAX_UNKEPT_BYTES = 16 * 1024 * 1024
 
 Tell = Callable[[int, str, int], None]
 """Tells telemetry of a model version: the version, a counter's name, and by how much it grows."""
@@ -72,14 +74,14 @@ class Queue:
         self.clock = clock
         self._store = store
         self._unkept: deque[Offered] = deque()
-        self._lost = 0
+        self._held_bytes = self._lost = 0
         self._lock = Lock()
         self._losing = Lock()
         renew_in_child(self._renew)
 
     def _renew(self) -> None:
         """In a forked process: what the parent predicted it keeps itself."""
-        self._unkept.clear()
+        self._forget()
 
     @property
     def store(self) -> ReviewStore:
@@ -88,14 +90,14 @@ class Queue:
 
     def offer(self, prediction: Prediction, x: object, *, unsure: bool = True, flagged: bool = False) -> None:
         """Take a prediction that wants a review. It waits in memory until ``keep``, and blocks nobody."""
-        waiting = self._unkept
-        waiting.append(Offered(prediction, self.clock(), np.array(x), unsure, flagged))
-        if len(waiting) > MAX_UNKEPT:
-            # A lock that nobody holds for longer than this, unlike the disk's.
-            with self._losing:
-                if len(waiting) > MAX_UNKEPT:
-                    waiting.popleft()
-                    self._lost += 1
+        offered, waiting = Offered(prediction, self.clock(), np.array(x), unsure, flagged), self._unkept
+        # A lock that nobody holds for longer than this, unlike the disk's.
+        with self._losing:
+            waiting.append(offered)
+            self._held_bytes += offered.x.nbytes
+            while len(waiting) > MAX_UNKEPT or (self._held_bytes > MAX_UNKEPT_BYTES and len(waiting) > 1):
+                self._held_bytes -= waiting.popleft().x.nbytes
+                self._lost += 1
 
     def keep(self) -> None:
         """Put on disk what waits in memory. Where the disk takes none it goes on waiting.
@@ -106,16 +108,19 @@ class Queue:
         """
         with self._lock:
             with self._losing:
-                taken = [self._unkept.popleft() for _ in range(len(self._unkept))]
+                taken = list(self._unkept)
+                self._forget()
             if not taken:
                 return
             from umbel._review.review import row_of
 
             try:
                 rows = [row_of(each) for each in taken]
-                gone = self.store.add(self.model, rows, now_s=self.clock())
+                gone = self.store.add(self.model, rows)
             except UmbelError:
-                self._unkept.extendleft(reversed(taken))
+                with self._losing:
+                    self._unkept.extendleft(reversed(taken))
+                    self._held_bytes += sum(each.x.nbytes for each in taken)
                 raise
             for each in taken:
                 self.tell(each.prediction.model_version, "review.asked", 1)
@@ -126,7 +131,11 @@ class Queue:
 
     def clear(self) -> int:
         """Forget everything that waits; return how much it was."""
-        with self._lock:
+        with self._lock, self._losing:
             unkept = len(self._unkept)
-            self._unkept.clear()
+            self._forget()
         return unkept + self.store.clear(self.model)
+
+    def _forget(self) -> None:
+        self._unkept.clear()
+        self._held_bytes = 0

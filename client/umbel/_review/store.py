@@ -21,9 +21,8 @@ if TYPE_CHECKING:
     from umbel._home.cipher import Cipher
 
 MAX_CASES = 1000
-"""Of all models together: the oldest go, counted, as in each bound below."""
+"""Of all models together: the oldest to arrive go, counted, as with the bytes below. No clock has a say in it."""
 MAX_BYTES = 64 * 1024 * 1024
-MAX_AGE_S = 30 * 86400.0
 MAX_RECORDS = 10_000
 
 _ADVICE = "restore a copy of it, or delete it with its key: what waits for review is lost."
@@ -79,8 +78,8 @@ class ReviewStore:
                 self._connection.close()
                 self._connection = None
 
-    def add(self, model: str, rows: Sequence[Row], *, now_s: float) -> int:
-        """Keep cases; return how many of any model went for want of room, or because they are too old.
+    def add(self, model: str, rows: Sequence[Row]) -> int:
+        """Keep cases; return how many of any model went for want of room.
 
         Raises:
             StorageError: The disk is full, the file damaged, or its key missing; none is kept.
@@ -90,7 +89,6 @@ class ReviewStore:
                 sealed = cipher.seal(plain, _place("case", model, name))
                 db.execute("INSERT OR IGNORE INTO cases (id, model, at_s, sealed) VALUES (?, ?, ?, ?)",
                            (name, model, at_s, sealed))  # fmt: skip
-            gone = db.execute("DELETE FROM cases WHERE at_s < ?", (now_s - MAX_AGE_S,)).rowcount
             over = """
             DELETE FROM cases WHERE number <= (
                 SELECT max(number) FROM (
@@ -99,7 +97,7 @@ class ReviewStore:
                 ) WHERE place > ? OR held > ?
             )
             """
-            return gone + db.execute(over, (MAX_CASES, MAX_BYTES)).rowcount
+            return db.execute(over, (MAX_CASES, MAX_BYTES)).rowcount
 
     def decide(self, model: str, name: str, plain: bytes, *, at_s: float, answering: bool = False) -> bool:
         """Record a decision; return whether the prediction was waiting for it. It does not wait any more.

@@ -74,7 +74,7 @@ class Conditions:
         return f"Conditions({str(self._home.path)!r})"
 
     def __str__(self) -> str:
-        return str(self.now())
+        return self.said()
 
     def add_probe(self, probe: Probe) -> None:
         """Believe this probe before those that are there, for as long as this process lives.
