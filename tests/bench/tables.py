@@ -52,11 +52,8 @@ LAYOUTS = {
     "training memory": Layout("training", re.compile(r"(?P<line>[^,]+), (?P<column>peak RSS.*)"), "network"),
     "quantized": Layout(
         "quantized",
-        re.compile(r"(?P<line>[^:]+): (?P<column>quantize on the device|int8.*|chosen)"),
+        re.compile(r"(?P<line>[^:]+): (?P<column>quantize on the device|int8.*|chosen|accuracy lost)"),
         "network",
-    ),
-    "quantized accuracy": Layout(
-        "quantized", re.compile(r"(?P<line>[^:]+): (?P<column>accuracy lost)"), "task"
     ),
     "compression": Layout(
         "compression",

@@ -21,7 +21,7 @@ from deploy.image import SUITES, Image, build, clean_root, parse
 from service_fleet import make_fleet, running
 from umbel_server.fleet.invite import invite
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.timeout(600)  # Most of it waits for packages: others may run beside it.
 
 ROOT = Path(__file__).parents[2]
 RECIPES = sorted((ROOT / "deploy").glob("*.Dockerfile"))
