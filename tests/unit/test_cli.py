@@ -15,6 +15,7 @@ from pathlib import Path
 
 import click
 import pytest
+from click.testing import CliRunner
 
 from service_fleet import make_fleet
 from umbel._commands import rooms
@@ -155,6 +156,14 @@ def test_an_unknown_command_is_refused() -> None:
     done = umbel("enrol")
     assert done.returncode == 2
     assert "enroll" in done.stderr
+
+
+def test_an_argument_that_may_stand_in_the_environment_says_so_when_it_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("UMBEL_TOKEN", raising=False)
+    result = CliRunner().invoke(app, ["enroll", "--home", str(tmp_path)])
+    assert (result.exit_code, "Give it, or set UMBEL_TOKEN." in result.output) == (2, True)
 
 
 def test_without_a_command_the_help_is_shown() -> None:

@@ -23,6 +23,15 @@ class Argument(click.Argument):
         super().__init__(declarations, **attributes)
         self.help = help
 
+    def process_value(self, ctx: click.Context, value: Any) -> Any:
+        """Return the argument's value, or say where else it may stand."""
+        try:
+            return super().process_value(ctx, value)
+        except click.MissingParameter as exc:
+            if self.envvar:
+                exc.message = f"Give it, or set {self.envvar}."
+            raise
+
     def make_metavar(self, ctx: click.Context) -> str:
         """Return how the argument is written in a line of usage, in brackets where it may be left out."""
         word = super().make_metavar(ctx)
