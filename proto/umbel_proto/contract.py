@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -214,7 +214,8 @@ class Field:
 
         Args:
             values: One example, shape ``self.shape``, or a batch, shape (n, *self.shape) with n >= 1; or a dictionary
-                with it under the field's name.
+                with it under the field's name. A table that names its columns as the contract does is taken by these
+                names, in whatever order; one of other names by place.
 
         Returns:
             The batch, C-contiguous, of ``self.dtype``; and whether a single example was given.
@@ -311,6 +312,8 @@ class Field:
                     "is all that is taken: give it by that name, or by none, and nothing else."
                 )
             values = values[self.name]
+        if self.columns:
+            values = self._by_name(values)
         try:
             array = np.asarray(unmasked(values))
         except ValueError as exc:
@@ -333,6 +336,16 @@ class Field:
         raise self._misshapen(
             f"has shape {array.shape}: give one example of shape {self.shape}, or a batch of them."
         )
+
+    def _by_name(self, values: Any) -> object:
+        """Return a table, or a row of one, with its columns in this order where they have these names; else as it is."""
+        given = getattr(values, "columns", getattr(values, "index", None))
+        if not isinstance(given, Iterable):
+            return values
+        found, names = list(given), [column.name for column in self.columns]
+        # What is no text is not compared: a column itself, as some tables have them here, gives no truth.
+        named = len(found) == len(names) and {each for each in found if isinstance(each, str)} == set(names)
+        return values[names] if named and found != names else values
 
     def _misshapen(self, sentence: str) -> ContractError:
         return ContractError(f"Input {self.name!r} {sentence}", {f"{self.slug}.form": 1})

@@ -175,6 +175,61 @@ def test_a_right_batch_is_not_copied() -> None:
     assert FIELD.check(batch)[0] is batch
 
 
+class Frame:
+    """A table as pandas and polars have them: asked for a list of names it gives those columns."""
+
+    AXIS = "columns"
+
+    def __init__(self, names: Any, rows: Any) -> None:
+        self._names, self._rows = names, np.asarray(rows)
+        setattr(self, self.AXIS, names)
+
+    def __getitem__(self, names: list[str]) -> Frame:
+        order = [list(self._names).index(name) for name in names]
+        return type(self)(names, self._rows[..., order])
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
+        return self._rows
+
+
+class Line(Frame):
+    """A row of one, as pandas has it."""
+
+    AXIS = "index"
+
+
+NAMES = [column.name for column in FIELD.columns]
+
+
+@pytest.mark.parametrize("kind", [Frame, Line])
+@pytest.mark.parametrize("order", [[0, 1, 2, 3, 4], [4, 3, 2, 1, 0], [1, 0, 2, 4, 3]])
+@pytest.mark.parametrize("rows", [GOOD, [GOOD, (31.0, *GOOD[1:])]])
+def test_a_table_with_the_contracts_names_is_taken_by_them_in_whatever_order(
+    order: list[int], rows: Any, kind: type[Frame]
+) -> None:
+    right = np.array(rows)
+    table = kind(np.array(NAMES)[order], right[..., order])
+    for values in (table, {FIELD.name: table}):
+        np.testing.assert_array_equal(FIELD.check(values)[0], FIELD.check(right)[0])
+
+
+@pytest.mark.parametrize("kind", [Frame, Line])
+@pytest.mark.parametrize(
+    "names",
+    [
+        range(5),
+        [*NAMES[:0:-1], "other"],
+        NAMES[:0:-1],
+        [*NAMES[:0:-1], NAMES[1]],
+        [[1], *NAMES[1:]],
+        None,
+        len,
+    ],
+)
+def test_a_table_with_other_names_is_taken_by_place(names: Any, kind: type[Frame]) -> None:
+    np.testing.assert_array_equal(FIELD.check(kind(names, GOOD))[0], FIELD.check(GOOD)[0])
+
+
 def test_the_sentence_names_the_column_and_no_value() -> None:
     with pytest.raises(
         ContractError, match=r"column 'age'.* 1 above: give values in 0\.\.120 years"
