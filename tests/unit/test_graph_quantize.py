@@ -99,6 +99,37 @@ def test_what_is_chosen_runs_and_is_written_and_what_is_not_is_not(
     assert out.exists() == (report.choice == "int8")
 
 
+@pytest.mark.parametrize(
+    ("out", "sentence"),
+    [
+        ("net.onnx", "is the file that was loaded: name another"),
+        ("link.onnx", "is the file that was loaded: name another"),
+        ("small.tflite", r"small\.tflite .* as the graph that was loaded: name a file that ends in \.onnx"),
+        ("small", r"name a file that ends in \.onnx"),
+        ("nowhere/small.onnx", "cannot be written: name a file in a directory that is there"),
+        ("net.onnx/small.onnx", "cannot be written: name a file in a directory that is there"),
+        ("folder.onnx", "cannot be written: name a file in a directory that is there"),
+    ],
+)
+def test_where_no_int8_file_can_be_written_is_said_before_any_work(
+    out: str, sentence: str, tmp_path: Path
+) -> None:
+    path = onnx_file(tmp_path)
+    (tmp_path / "link.onnx").symlink_to(path)
+    (tmp_path / "folder.onnx").mkdir()
+    before = path.read_bytes()
+    for given in (tmp_path / out, str(tmp_path / out)):
+        # The samples are too few, which is the first that the work itself would say.
+        with pytest.raises(UsageError, match=sentence):
+            loaded(path).quantize(np.zeros((1, 1, 8, 8)), out=given)
+    assert path.read_bytes() == before
+
+
+def test_what_is_no_path_of_an_int8_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"out is 3: give the path of a file that ends in \.onnx"):
+        loaded(onnx_file(tmp_path)).quantize(np.zeros((1, 1, 8, 8)), out=3)  # type: ignore[arg-type]
+
+
 def test_a_slower_form_is_not_chosen(tmp_path: Path) -> None:
     path = onnx_file(tmp_path)
     x = digits().train.x[:64]

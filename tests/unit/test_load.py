@@ -6,10 +6,12 @@ loaded, key or no key; a bare graph gives what its runtime gives, and nothing th
 
 from __future__ import annotations
 
+import copy
 import datetime
 import functools
 import json
 import multiprocessing
+import pickle
 import random
 import warnings
 from collections.abc import Callable
@@ -328,8 +330,13 @@ def test_several_inputs_come_by_name_each_in_its_own_type(save: Save) -> None:
     ):
         with pytest.raises(UsageError, match=sentence):
             model.run(wrong)
+    both = {"signal": np.ones((1, 2)), "count": np.ones((1, 1), int)}
     with pytest.raises(UsageError, match=r"several outputs \(scaled, same\): load it with output="):
-        model.estimate({"signal": np.ones((1, 2)), "count": np.ones((1, 1), int)})
+        model.estimate(both)
+    with pytest.raises(UsageError, match="takes several inputs: only a graph of one is explained"):
+        model.explain(both)
+    with pytest.raises(UsageError, match="takes several inputs: only a graph of one is quantized"):
+        model.quantize(both)
 
 
 def test_numbers_beyond_an_inputs_type_are_refused_and_not_wrapped(save: Save) -> None:
@@ -361,11 +368,19 @@ def test_inputs_that_do_not_fit_are_refused(save: Save, given: Any, sentence: st
     ("given", "sentence"),
     [
         ({"labels": ["only"]}, "two or more"),
-        ({"labels": "abc"}, "labels is one text: give a list of names"),
+        ({"labels": "abc"}, "labels is a str: give a list of names"),
+        ({"labels": b"abc"}, "labels is a bytes: give a list of names"),
+        ({"labels": {0: "a", 1: "b", 2: "c"}}, "labels is a dict: .* each class, in the order of its output"),
+        ({"labels": {"a", "b", "c"}}, "labels is a set: give a list of names"),
+        ({"labels": 3}, "labels is a int: give a list of names"),
+        ({"labels": np.array(3)}, "labels is a ndarray: give a list of names"),
         ({"labels": ["a", "b"]}, "No output of the graph can score 2 labels .*y: float32 .batch, 3"),
         ({"labels": ["a", "b", "a"]}, "The label 'a' is given 2 times: give each class a name of its own"),
         ({"output": "z"}, "no output 'z': choose one of y"),
-        ({"decision_threshold": 1.5}, r"give one in 0\.\.1"),
+        ({"decision_threshold": 1.5}, r"threshold is 1\.5: give a number in 0\.\.1"),
+        ({"decision_threshold": "0.5"}, r"threshold is '0\.5': give a number in 0\.\.1"),
+        ({"decision_threshold": True}, "threshold is True: give a number"),
+        ({"decision_threshold": float("nan")}, "threshold is nan: give a number"),
         ({"engine": "onnx"}, r"engine is 'onnx': give EngineOptions"),
         ({"release_key": b"k" * 32}, "no signature and no variants"),
         ({"variant": "int8"}, "no signature and no variants"),
@@ -399,6 +414,29 @@ def test_a_file_that_onnxruntime_cannot_even_say_what_is_wrong_with_prints_nothi
     with pytest.raises(UsageError, match="cannot open"):
         umbel.load(save("net.onnx", broken))
     assert capfd.readouterr() == ("", "")
+
+
+def test_what_onnxruntime_cannot_compute_is_said_once_and_not_printed_beside_it(
+    save: Save, capfd: pytest.CaptureFixture[str]
+) -> None:
+    nodes = [helper.make_node("Mul", ["a", "b"], ["y"])]
+    product = graph(nodes, {"a": (F, ["n", 2]), "b": (F, ["n", 2])}, {"y": (F, ["n", 2])})
+    with pytest.raises(UsageError, match="cannot compute with inputs of these shapes"):
+        umbel.load(save("two.onnx", product)).run({"a": np.ones((2, 2)), "b": np.ones((3, 2))})
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_model_that_is_sent_to_another_process_says_to_load_it_there(save: Save) -> None:
+    package = umbel.load(save("digits.umbel", release(2)), release_key=RELEASE.public.raw)
+    for model in (package, umbel.load(save("net.onnx", whole()), labels=NAMES)):
+        sentence = (
+            f"^{type(model).__name__} {model.name} is not copied or sent .*: load it .* in each process"
+        )
+        for send in (pickle.dumps, copy.copy, copy.deepcopy):
+            with pytest.raises(UsageError, match=sentence):
+                send(model)
+        with pytest.raises(UsageError, match=sentence):
+            pickle.dumps(model.predict)
 
 
 def test_a_graph_that_is_asked_nothing_is_refused(save: Save) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from numbers import Real
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,8 +57,9 @@ class Graph:
         logits: bool = False,
         decision_threshold: float = 0.0,
     ) -> None:
-        if not 0 <= decision_threshold <= 1:
-            raise UsageError(f"The decision threshold is {decision_threshold}: give one in 0..1.")
+        given: object = decision_threshold
+        if isinstance(given, bool) or not isinstance(given, Real) or not 0 <= decision_threshold <= 1:
+            raise UsageError(f"The decision threshold is {given!r:.40}: give a number in 0..1.")
         if not (runner.inputs and runner.outputs):
             raise UsageError(
                 f"{file} has no input or no output that is an array of numbers: export it with both."
@@ -80,6 +82,11 @@ class Graph:
     def __repr__(self) -> str:
         takes = ", ".join(f"{each.name}: {each.dtype} {_shape(each)}" for each in self.inputs)
         return f"Graph({self._name!r}, engine={self.engine!r}, inputs=[{takes}], verified=False)"
+
+    def __reduce__(self) -> NoReturn:
+        raise UsageError(
+            f"Graph {self._name} is not copied or sent to another process: load it anew, once in each process."
+        )
 
     @property
     def name(self) -> str:
@@ -205,7 +212,7 @@ class Graph:
         from umbel._explain.explain import OCCLUSION, Explanation, one_for_each
         from umbel._explain.occlusion import occlude
 
-        only, answer = self._only(), self._answer
+        only, answer = self._only("explained"), self._answer
         if answer is None:
             raise UsageError(f"{self._name} has several outputs: load it with output= to have one explained.")
         feed, _ = self._feed(x)
@@ -235,27 +242,29 @@ class Graph:
             samples: Inputs like those the graph meets, shape (n, *example), n >= 32. With fewer than 800, one label
                 that differs is enough to keep the float form, unless ``y`` is given.
             y: What is right of each: labels, shape (n,), or numbers; then accuracy decides.
-            out: Where to write the int8 file, if it is chosen.
+            out: Where to write the int8 file, if it is chosen: with the suffix of the file that was loaded, and another
+                name.
 
         Raises:
             UsageError: The samples are too few, do not fit or are not finite, ``y`` does not fit, or the graph has
-                several inputs or no one answer, or cannot be quantized.
+                several inputs or no one answer, or cannot be quantized; or ``out`` is no such file.
             MissingExtraError: ``umbel[quantize]`` is not installed.
             StorageError: The disk is full, or ``out`` cannot be written.
         """
         from umbel._home.files import PUBLIC_MODE, write_atomically
-        from umbel._quantize.file import INT8, quantize_file
+        from umbel._quantize.file import INT8, int8_file, quantize_file
 
-        only = self._only()
+        only = self._only("quantized")
         if self._answer is None:
             raise UsageError(f"{self._name} has several outputs: load it with output= to have it quantized.")
         if only.dtype != "float32" or self._variant == INT8:
             raise UsageError(f"{self._name} is not float32, or was quantized before: load the float file.")
+        written = None if out is None else int8_file(out, self._file)
         inputs = self._feed(samples)[0][only.name]
         report, made, runner = quantize_file(self, self._file, only.name, inputs, y)
         if report.choice == INT8:
-            if out is not None:
-                write_atomically(Path(out), made, PUBLIC_MODE)
+            if written is not None:
+                write_atomically(written, made, PUBLIC_MODE)
             self._runner, self._variant = runner, INT8
         return report
 
@@ -345,17 +354,21 @@ class Graph:
         return {name: np.concatenate([each[name] for each in blocks])[:count] for name in blocks[0]}
 
     def _feed(self, x: object) -> tuple[Arrays, bool]:
-        given = x if isinstance(x, Mapping) else {self._only().name: x}
         names = [spec.name for spec in self.inputs]
+        if isinstance(x, Mapping):
+            given = x
+        elif len(names) == 1:
+            given = {names[0]: x}
+        else:
+            raise UsageError(f"{self._name} takes several inputs: give a dictionary with {', '.join(names)}.")
         if set(given) != set(names):
             raise UsageError(f"{self._name} takes {', '.join(names)}: give each of them, and nothing else.")
         fitted = [(spec.name, *_fitted(spec, given[spec.name])) for spec in self.inputs]
         return {name: array for name, array, _ in fitted}, all(single for _, _, single in fitted)
 
-    def _only(self) -> TensorSpec:
+    def _only(self, done: str) -> TensorSpec:
         if len(self.inputs) != 1:
-            names = ", ".join(spec.name for spec in self.inputs)
-            raise UsageError(f"{self._name} takes several inputs: give a dictionary with {names}.")
+            raise UsageError(f"{self._name} takes several inputs: only a graph of one is {done}.")
         return self.inputs[0]
 
 

@@ -64,6 +64,11 @@ class Model:
         runs = f"version={self.version}, variant={self.variant!r}, engine={self.engine!r}"
         return f"Model({self.name!r}, {runs}, verified={self.verified})"
 
+    def __reduce__(self) -> NoReturn:
+        raise UsageError(
+            f"Model {self.name} is not copied or sent to another process: load it anew, once in each process."
+        )
+
     @property
     def name(self) -> str:
         """The model's name."""
@@ -139,7 +144,8 @@ class Model:
 
         Args:
             x: One example of the contract's shape, as ``inputs`` tells it after the batch, or a batch of them, shape
-                (n, *example), in the contract's unit; by itself, or in a dictionary by the input's name.
+                (n, *example), in the contract's unit; by itself, or in a dictionary by the input's name. A table that
+                names its columns as the contract does is taken by these names, in whatever order.
             at: When it was measured, Unix seconds; needed where the contract bounds its age.
 
         Raises:

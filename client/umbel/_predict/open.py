@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from umbel._predict.graph import Graph
 from umbel._predict.model import Model
@@ -108,12 +108,15 @@ def load(
     )
 
 
-def _names(labels: Sequence[str]) -> tuple[str, ...]:
+def _names(labels: Any) -> tuple[str, ...]:
     """Return the names of classes, from a list, an array or what else holds some."""
-    if isinstance(labels, str):
-        # Of a text every letter would be a class.
-        raise UsageError("labels is one text: give a list of names, one for each class.")
-    return tuple(str(name) for name in labels)
+    # Of a text every letter would be a class, of a dictionary every key; a set has no order.
+    if not isinstance(labels, str | bytes | Mapping | set | frozenset):
+        with suppress(TypeError):  # It holds nothing.
+            return tuple(str(name) for name in labels)
+    raise UsageError(
+        f"labels is a {type(labels).__name__}: give a list of names, one for each class, in the order of its output."
+    )
 
 
 def _package(

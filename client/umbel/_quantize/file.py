@@ -5,6 +5,7 @@ A package brings what this takes; a bare file needs ``umbel[quantize]``: onnx fo
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -106,6 +107,33 @@ def quantize_file(
         clock() - begin,
     )
     return report, made, runner
+
+
+def int8_file(out: object, loaded: Path) -> Path:
+    """Return where the int8 form of a file is to be written, before the work that ends in it.
+
+    Args:
+        out: What was given.
+        loaded: The float file.
+
+    Raises:
+        UsageError: It is no path, has another suffix, or cannot be written; or it is the float file.
+    """
+    suffix = loaded.suffix.lower()
+    if not isinstance(out, str | os.PathLike):
+        raise UsageError(f"out is {out!r:.40}: give the path of a file that ends in {suffix}.")
+    file = Path(out)
+    if file.suffix.lower() != suffix:
+        raise UsageError(
+            f"{file} would not be named as the graph that was loaded: name a file that ends in {suffix}."
+        )
+    if file.is_dir() or not (file.parent.is_dir() and os.access(file.parent, os.W_OK)):
+        raise UsageError(
+            f"{file} cannot be written: name a file in a directory that is there and takes files."
+        )
+    if file.exists() and file.samefile(loaded):
+        raise UsageError(f"{file} is the file that was loaded: name another, or its floats are lost.")
+    return file
 
 
 def _require_samples(x: NDArray[Any]) -> None:

@@ -63,7 +63,7 @@ def open_session(
     settings.intra_op_num_threads = options.threads
     settings.inter_op_num_threads = 1
     settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    settings.log_severity_level = 3
+    settings.log_severity_level = 4  # What is only an error is raised, and said in a sentence.
     settings.enable_mem_pattern = planned
     settings.enable_cpu_mem_arena = options.arena
     if not optimized:
