@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 import time
 import weakref
 from collections.abc import Callable, Sequence
@@ -83,6 +84,9 @@ class Device:
         given: object = poll_s
         if not (isinstance(given, int | float) and poll_s >= MIN_POLL_S):
             raise UsageError(f"poll_s is {given!r:.40}: give {MIN_POLL_S} seconds or more.")
+        given = home
+        if not isinstance(given, str | os.PathLike | None):
+            raise UsageError(f"home is {given!r:.40}: give the path of the device's directory.")
         where = DeviceHome.default() if home is None else DeviceHome(Path(home))
         return cls(where, online=online, poll_s=poll_s, clock=clock)
 

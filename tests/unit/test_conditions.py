@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from umbel._commands.run import ask_first
@@ -226,10 +227,11 @@ def test_consent_that_was_not_given_counts_only_where_it_is_demanded(home: Devic
 def test_rules_are_kept_and_changed_one_by_one(home: DeviceHome) -> None:
     conditions(home).require(idle=True, min_battery=1)
     assert conditions(home).require(charging=True) == Rules(idle=True, charging=True, min_battery=1.0)
-    conditions(home).require(idle=False)
+    conditions(home).require(idle=False, min_battery=np.float32(1))
     assert conditions(home).rules == Rules(charging=True, min_battery=1.0)
     for wrong in (
         *({"min_battery": 1.5}, {"min_battery": float("nan")}, {"unknown": "perhaps"}),
+        *({"min_battery": "half"}, {"min_battery": "0.5"}, {"min_battery": True}, {"min_battery": [0.5]}),
         *(
             {"idle": "yes"},
             {"consent": 1},

@@ -120,6 +120,32 @@ def test_what_breaks_the_contract_is_refused_and_none_of_the_batch_kept(
     assert data.examples() == ()
 
 
+@pytest.mark.parametrize(
+    "y", [["3", "1", "4"], ("3", "1", "4"), np.array(["3", "1", "4"]), np.array(["3", "1", "4"], object)]
+)
+def test_labels_are_given_by_name_as_by_number(home: DeviceHome, y: Any) -> None:
+    data = DataSet(home, replace(manifest(), labels=tuple("9876543210")))
+    data.add(images(3), y, source="user")
+    [one] = data.add(images(1, seed=1)[0], "7", source="user")
+    data.label(one, "5", source="ada")
+    assert [example.labels[-1].y for example in data.examples()] == [6, 8, 5, 4]
+
+
+@pytest.mark.parametrize(
+    ("y", "why"),
+    [
+        (["3", "x", "4"], "Model digits has no label 'x': give .* by name, or whole numbers in 0..9"),
+        (["3", 1, "4"], "Model digits has no label 1: give all of them by name, or whole numbers"),
+        ("3", "one label for each"),
+        (["3", "1"], "one label for each"),
+    ],
+)
+def test_names_of_no_class_are_refused_and_so_are_too_few(data: DataSet, y: Any, why: str) -> None:
+    with pytest.raises(UsageError, match=why):
+        data.add(images(3), y, source="user")
+    assert data.examples() == ()
+
+
 def test_a_source_is_demanded_and_has_an_end(data: DataSet) -> None:
     with pytest.raises(UsageError, match="source"):
         data.add(images(1), [1], source="")

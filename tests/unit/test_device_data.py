@@ -122,6 +122,29 @@ def test_a_device_that_would_ask_without_a_pause_is_refused(home: DeviceHome, po
         umbel.Device.open(home.path, poll_s=poll_s)
 
 
+@pytest.mark.parametrize("where", [5, b"home", ["home"]])
+def test_what_is_no_path_of_a_device_is_refused(where: Any) -> None:
+    with pytest.raises(umbel.UsageError, match=r"home is .*: give the path of the device's directory"):
+        umbel.Device.open(where)
+
+
+def test_a_device_is_opened_in_its_users_own_directory(
+    home: DeviceHome, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(home.path.parent))
+    for where in (f"~/{home.path.name}", Path("~", home.path.name)):
+        with umbel.Device.open(where, online=False) as device:
+            assert device.id == "rose"
+
+
+def test_bounds_of_a_data_set_come_as_retention(home: DeviceHome) -> None:
+    with umbel.Device.open(home.path, online=False) as device:
+        data = device.data("digits")
+        with pytest.raises(umbel.UsageError, match=r"5 is no Retention: give umbel\.Retention\(max_rows="):
+            data.retain(5)  # type: ignore[arg-type]
+        assert data.retention == umbel.Retention()
+
+
 def test_what_an_application_holds_of_a_device_shows_whose_it_is(home: DeviceHome) -> None:
     with umbel.Device.open(home.path, online=False) as device:
         assert repr(device.telemetry) == "Telemetry('rose')"

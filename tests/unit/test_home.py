@@ -13,10 +13,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from umbel._home.directory import DeviceHome, Identity, Pending, Validity
 from umbel._home.files import locked, read_file, storage_error, write_atomically
 from umbel._home.sqlite import storage_errors
+from umbel.cli import app
 from umbel_proto.errors import StorageError, UsageError
 from umbel_proto.ids import DeviceId, FleetId
 from umbel_proto.keys import SigningKey
@@ -220,6 +222,21 @@ def test_the_default_home_is_the_environments(monkeypatch: pytest.MonkeyPatch, t
     assert DeviceHome.default().path == tmp_path
     monkeypatch.setenv("UMBEL_HOME", "")
     assert DeviceHome.default().path == Path.home() / ".umbel"
+
+
+def test_a_tilde_is_the_users_own_directory_wherever_a_home_is_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("UMBEL_HOME", "~/here")
+    assert DeviceHome.default().path == DeviceHome(Path("~/here")).path == tmp_path / "here"
+    for words in ([], ["--home", "~/here"]):
+        told = CliRunner().invoke(app, ["status", *words])
+        assert f"{tmp_path / 'here'} is not an enrolled device" in told.output + str(told.exception)
+    with pytest.raises(
+        UsageError, match=r"~nobody-of-this-name/here names a user .* not .*: give the whole path"
+    ):
+        DeviceHome(Path("~nobody-of-this-name/here"))
 
 
 @pytest.mark.parametrize(

@@ -116,7 +116,8 @@ class DataSet:
 
         Args:
             x: What the model takes: one input of the contract's shape, or a batch of them.
-            y: The label or target of each, as a model's training takes it; None if nobody knows yet.
+            y: The label of each, all by number or all by the names in the model's ``labels``, or its target; None if
+                nobody knows yet.
             source: Where they are from, such as ``user``.
             annotator: Who gave the labels.
 
@@ -124,7 +125,7 @@ class DataSet:
             Their ids.
 
         Raises:
-            UsageError: They break the model's data contract; none is kept.
+            UsageError: They break the model's data contract, or it has no such label; none is kept.
             RefusedError: The user took back consent.
             StorageError: The disk is full; none is kept.
         """
@@ -157,7 +158,7 @@ class DataSet:
 
         Args:
             example: Its id.
-            y: The label, or the target.
+            y: The label, by number or by name, or the target.
             source: Where the label is from.
             annotator: Who gave it.
 
@@ -198,8 +199,14 @@ class DataSet:
             retention: The bounds: age in seconds, rows, and bytes as they lie encrypted.
 
         Raises:
+            UsageError: They are no bounds.
             StorageError: The disk is full, or the file damaged.
         """
+        given: object = retention
+        if not isinstance(given, Retention):
+            raise UsageError(
+                f"{given!r:.40} is no Retention: give umbel.Retention(max_rows=...), or other bounds."
+            )
         with self._store.writing() as writer:
             writer.retain(self.model, retention)
             writer.expire(self.model, now_s=self._clock())
@@ -292,10 +299,25 @@ class DataSet:
     def _answers(self, y: object, count: int, *, single: bool) -> NDArray[Any]:
         answers = np.asarray(y)
         if self._manifest.kind == CLASSIFICATION:
+            if answers.dtype.kind in "OTU":
+                answers = self._numbers(np.asarray(y, object))
             answers = answers.reshape(count) if answers.size == count else answers
         elif single and answers.shape == self._manifest.answer_shape:
             answers = answers[np.newaxis]
         return checked_answers(self._manifest, answers, count)
+
+    def _numbers(self, names: NDArray[Any]) -> NDArray[Any]:
+        """Return the numbers of labels that are given by name; what holds no name, as it is."""
+        given, labels = names.reshape(-1).tolist(), self._manifest.labels
+        if not any(isinstance(each, str) for each in given):
+            return names
+        for each in given:
+            if not isinstance(each, str) or each not in labels:
+                raise UsageError(
+                    f"Model {self.model} has no label {each!r:.80}: give all of them by name, or whole numbers in "
+                    f"0..{len(labels) - 1}."
+                )
+        return np.array([labels.index(each) for each in given]).reshape(names.shape)
 
     def _usable(self) -> list[tuple[Row, Example]]:
         return self._read(self._store.rows(self.model))

@@ -90,10 +90,17 @@ class DeviceHome:
     device is enrolled and every other file is there.
 
     Args:
-        path: The directory; it need not exist yet.
+        path: The directory; it need not exist yet. ``~`` is the user's own.
+
+    Raises:
+        UsageError: There is no user that it names.
     """
 
     def __init__(self, path: Path) -> None:
+        try:
+            path = path.expanduser()
+        except RuntimeError as exc:
+            raise UsageError(f"{path} names a user that is not known here: give the whole path.") from exc
         self.path: Path = path
         self.identity_file: Path = path / "identity.json"
         self.enrolling: Path = path / "enrolling.json"

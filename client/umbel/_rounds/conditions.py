@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from numbers import Real
 from typing import Any, Literal
 
 from umbel._data.consent import Consent, State
@@ -143,11 +144,14 @@ class Conditions:
             UsageError: A value is out of range.
             StorageError: The disk is full, or the file damaged.
         """
+        battery: object = min_battery  # A number of any kind, such as numpy's; truth is none.
+        if not isinstance(battery, bool) and isinstance(battery, Real):
+            battery = float(battery)
         given = {
             "idle": idle,
             "charging": charging,
             "unmetered": unmetered,
-            "min_battery": None if min_battery is None else float(min_battery),
+            "min_battery": battery,
             "consent": consent,
             "unknown": unknown,
         }
