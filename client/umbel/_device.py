@@ -9,7 +9,7 @@ import time
 import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from umbel._fork import Lock, leave_alone, renew_in_child
 from umbel._home.directory import DeviceHome
@@ -101,6 +101,11 @@ class Device:
         closed = ", closed=True" if self._closed else ""
         return f"Device({self._identity.device!r}, fleet={self._identity.fleet!r}{closed})"
 
+    def __reduce__(self) -> NoReturn:
+        raise UsageError(
+            f"Device {self.id} is not copied or sent to another process: open it anew, once in each process."
+        )
+
     @property
     def id(self) -> DeviceId:
         """Its name in the fleet."""
@@ -164,7 +169,7 @@ class Device:
 
     @property
     def consent(self) -> Consent:
-        """What the user allows. ``device.consent.revoke("training")`` deletes every example."""
+        """What the user allows. ``device.consent.revoke("training")`` deletes every example of every data set."""
         from umbel._data.consent import Consent
 
         return Consent(self.home, clock=self._clock)

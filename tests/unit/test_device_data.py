@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -135,6 +136,14 @@ def test_a_device_is_opened_in_its_users_own_directory(
     for where in (f"~/{home.path.name}", Path("~", home.path.name)):
         with umbel.Device.open(where, online=False) as device:
             assert device.id == "rose"
+
+
+def test_a_device_that_is_sent_to_another_process_says_to_open_it_there(home: DeviceHome) -> None:
+    with (
+        umbel.Device.open(home.path, online=False) as device,
+        pytest.raises(umbel.UsageError, match=r"^Device rose is not copied or sent .*: open it anew"),
+    ):
+        pickle.dumps(device)
 
 
 def test_bounds_of_a_data_set_come_as_retention(home: DeviceHome) -> None:
