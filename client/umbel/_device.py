@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import os
+import threading
 import time
 import weakref
 from collections.abc import Callable, Sequence
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from umbel._fork import Lock, leave_alone, renew_in_child
 from umbel._home.directory import DeviceHome
+from umbel._parts import Part
 from umbel._telemetry.rhythm import CLOSE_S, MIN_POLL_S, POLL_S, REST_S, SHORT_S
 from umbel._telemetry.spool import Spool
 from umbel_proto.errors import RefusedError, StorageError, UsageError
@@ -56,6 +57,7 @@ class Device:
         self._online, self._poll_s = online, poll_s
         self._asleep = True
         self._waking = Lock()
+        self._making = threading.RLock()
         self._wake()
         renew_in_child(self._renew)
 
@@ -174,7 +176,7 @@ class Device:
 
         return Consent(self.home, clock=self._clock)
 
-    @functools.cached_property
+    @Part
     def conditions(self) -> Conditions:
         """When this device trains; printed, it says why it does not now."""
         from umbel._rounds.conditions import Conditions
@@ -359,6 +361,7 @@ class Device:
 
     def _renew(self) -> None:
         leave_alone(self._uplink)
+        self._making = threading.RLock()
         self._uplink, self._asleep, self._forked = None, True, True
 
     def _attend(self) -> None:
@@ -385,25 +388,25 @@ class Device:
 
     # The parts below take time to import: each is loaded when it is first needed.
 
-    @functools.cached_property
+    @Part
     def _desk(self) -> Desk:
         from umbel._review.desk import Desk
 
         return Desk(self.home, self._telemetry, data=self.data, labels=self._labels, clock=self._clock)
 
-    @functools.cached_property
+    @Part
     def _shelf(self) -> Shelf:
         from umbel._releases.shelf import open_shelf
 
         return open_shelf(self.home, clock=self._clock)
 
-    @functools.cached_property
+    @Part
     def _follower(self) -> Follower:
         from umbel._releases.follow import Follower
 
         return Follower(self._shelf, self._telemetry, clock=self._clock)
 
-    @functools.cached_property
+    @Part
     def _telemetry(self) -> Telemetry:
         from umbel._telemetry.telemetry import Telemetry
 
@@ -414,7 +417,7 @@ class Device:
             self._put_away(telemetry)
         return telemetry
 
-    @functools.cached_property
+    @Part
     def _delivery(self) -> Delivery:
         from umbel._fleet.delivery import Delivery
 

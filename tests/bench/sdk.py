@@ -86,14 +86,13 @@ def alone(asked: Model, package: Package, variant: str, x: NDArray[np.float32]) 
 def allowed(baseline_us: float) -> float:
     """Return what a prediction may cost, of the runtime's time.
 
-    What is added hardly depends on the model: between the times for which there is a bound, and below the shortest,
-    the microseconds that may be added are interpolated.
+    Between the times for which there is a bound it lies on a straight line. Below the shortest the microseconds that may
+    be added are those of the shortest: what is added hardly depends on the model.
     """
     times, factors = zip(*MAY_COST, strict=True)
-    if baseline_us >= times[-1]:
-        return factors[-1]
-    added_us = [time_us * (factor - 1) for time_us, factor in MAY_COST]
-    return 1 + float(np.interp(baseline_us, times, added_us)) / baseline_us
+    if baseline_us < times[0]:
+        return 1 + times[0] * (factors[0] - 1) / baseline_us
+    return float(np.interp(baseline_us, times, factors))
 
 
 def one_thread(report: Report, package: Package, x: NDArray[np.float32]) -> None:
