@@ -218,7 +218,8 @@ class Device:
         try:
             return self._synced()
         except RefusedError:
-            self._spool.refused(self._clock())
+            with contextlib.suppress(StorageError):  # Why it is refused says more than a full disk.
+                self._spool.refused(self._clock())
             raise
 
     def _synced(self) -> tuple[Release, ...]:

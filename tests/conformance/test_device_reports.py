@@ -23,7 +23,7 @@ from umbel._home.directory import DeviceHome
 from umbel._telemetry.flusher import Flusher
 from umbel._telemetry.spool import Sealed, Spool
 from umbel.cli import app
-from umbel_proto.errors import RefusedError, UnavailableError
+from umbel_proto.errors import RefusedError, StorageError, UnavailableError
 from umbel_proto.ids import DeviceId
 from umbel_proto.wire import delivery_pb2, telemetry_pb2
 from umbel_server.fleet.publish import publish
@@ -258,3 +258,16 @@ def test_the_longer_nothing_is_fetched_the_longer_windows_stay_open(world: World
     assert made[59] == 60
     assert made[60 + 9] == 61  # From then on a window of ten minutes.
     assert 80 < made[-1] < 100
+
+
+def test_a_refusal_is_told_on_a_full_disk_too(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    home = world.device("d1")
+    world.store.devices.revoke(DeviceId("d1"))
+
+    def full(*_: object) -> None:
+        raise StorageError("No space is left.")
+
+    with open_device(home) as device:
+        monkeypatch.setattr(Spool, "refused", full)
+        with pytest.raises(RefusedError, match="d1 is revoked"):
+            device.sync()
