@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from umbel.engines import Seat
 
-TURN_S = 0.0004
+TURN_S = 0.0005
 """How long a thread goes on while others rest. To begin takes some 30 microseconds, as others had the processor's
 caches."""
 PATIENCE = 8
