@@ -2,16 +2,18 @@
 
 A wait is what a question took, less what its thread spent waiting for a processor that other threads used: on a
 machine with fewer processors than threads there would be nothing else to see. The baseline are the same questions
-while a process of its own installs the same releases: the same work for the machine, and no switch. What stays of a
-wait there is the machine's: a thread that holds the interpreter may lose its processor too, for a scheduler's slice of
-some milliseconds, and then all others wait for the interpreter. With a real-time priority no scheduler takes it away,
-but the host of a virtual machine does. So the longest wait of all, which is to be a millisecond at most, stands beside the
-baseline's; and how many installations had a longer one beside how many had without a switch, which tells whose it is.
+while a process of its own installs the same releases: the same work for the machine, and no switch. The longest wait
+is to be a millisecond at most, or the baseline's where that is longer: what waits there is the machine's own. A thread
+that holds the interpreter may lose its processor too, for a scheduler's slice of some milliseconds, and then all others
+wait for the interpreter. With a real-time priority no scheduler takes it away. The host of a virtual machine takes one
+away all the same: for how long, processes tell that look at the clock beside it, and there a wait is less by that. How
+many installations had a wait of more than a millisecond stands beside how many had without a switch.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import itertools
 import json
@@ -23,7 +25,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +33,8 @@ from harness import Report, often
 from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from stalls import PRIORITY, Span, stalled_s, watched
 
 from model_packages import RELEASE, digits, release, resigned
 from umbel._predict.model import Model
@@ -62,10 +66,17 @@ class Windows:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Waits:
-    """When questions were asked, seconds, and how long each waited, milliseconds; both of shape (questions,)."""
+    """When questions were asked and answered, seconds, and how long each waited, milliseconds; all of shape (questions,)."""
 
     begins_s: NDArray[np.float64]
+    ends_s: NDArray[np.float64]
     took_ms: NDArray[np.float64]
+
+    def less(self, stalls: list[Span]) -> Waits:
+        """Return the waits less what the machine stood still for meanwhile."""
+        asked = zip(self.begins_s, self.ends_s, strict=True)
+        stalled_ms = np.array([1e3 * stalled_s(stalls, begin, end) for begin, end in asked])
+        return replace(self, took_ms=np.maximum(self.took_ms - stalled_ms, 0.0))
 
     def longest_ms(self, spans: list[Span]) -> list[float]:
         """Return the longest wait in each span of seconds in which there was one."""
@@ -96,9 +107,9 @@ def waits(ask: Callable[[], object], work: Callable[[], list[Span]]) -> tuple[Wa
     begin one after the other, so that they do not all ask at the same moments.
     """
     stop, ready = threading.Event(), threading.Barrier(THREADS + 1)
-    taken: list[list[tuple[float, float]]] = [[] for _ in range(THREADS)]
+    taken: list[list[tuple[float, float, float]]] = [[] for _ in range(THREADS)]
 
-    def client(mine: list[tuple[float, float]], after_s: float) -> None:
+    def client(mine: list[tuple[float, float, float]], after_s: float) -> None:
         with contextlib.closing(Queued()) as queued_s:
             ask()
             ready.wait()
@@ -106,9 +117,10 @@ def waits(ask: Callable[[], object], work: Callable[[], list[Span]]) -> tuple[Wa
             while not stop.wait(PAUSE_S):
                 queued, computed, begin = queued_s(), time.thread_time(), time.perf_counter()
                 ask()
-                took = time.perf_counter() - begin
+                end = time.perf_counter()
                 computed = time.thread_time() - computed
-                mine.append((begin, 1e3 * max(took - computed - (queued_s() - queued), 0.0)))
+                waited = end - begin - computed - (queued_s() - queued)
+                mine.append((begin, end, 1e3 * max(waited, 0.0)))
 
     threads = [
         threading.Thread(target=client, args=(mine, PAUSE_S * place / THREADS))
@@ -123,12 +135,20 @@ def waits(ask: Callable[[], object], work: Callable[[], list[Span]]) -> tuple[Wa
         stop.set()
         for thread in threads:
             thread.join()
-    begins, took_ms = np.array([each for mine in taken for each in mine]).T
-    return Waits(begins, took_ms), spans
+    begins, ends, took_ms = np.array([each for mine in taken for each in mine]).T
+    return Waits(begins, ends, took_ms), spans
 
 
-Span = tuple[float, float]
-"""When something began and ended, seconds of a clock that all processes share."""
+def in_real_time(ask: Callable[[], object], work: Callable[[], list[Span]]) -> tuple[Waits, list[Span]]:
+    """Return the same of threads that nothing but the host takes a processor from, less what the host took.
+
+    Raises:
+        PermissionError: This process has no right to a real-time priority.
+        RuntimeError: The same.
+    """
+    with watched() as stalls, real_time():
+        waited, spans = waits(ask, work)
+    return waited.less(stalls), spans
 
 
 @contextlib.contextmanager
@@ -162,13 +182,9 @@ def elsewhere() -> list[Span]:
 
 
 @contextlib.contextmanager
-def in_real_time() -> Iterator[None]:
-    """A block whose threads nothing but the host takes a processor from.
-
-    Raises:
-        PermissionError: This process has no right to it.
-    """
-    os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
+def real_time() -> Iterator[None]:
+    """A block whose threads have a real-time priority."""
+    os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(PRIORITY - 1))
     try:
         yield
     finally:
@@ -182,19 +198,21 @@ def compare(report: Report, x: NDArray[np.float32], count: int, how: str) -> Non
     for _ in range(often(SERIES)):
         with shelf_of(count) as (model, install):
             gc.collect()  # What making the releases left behind is no part of installing them.
-            with in_real_time() if how else contextlib.nullcontext():
-                busy, spans = waits(lambda m=model: m.predict(x), install)
-                other, rested = waits(lambda m=model: m.predict(x), elsewhere)
+            ask = functools.partial(model.predict, x)
+            measured = in_real_time if how else waits
+            busy, spans = measured(ask, install)
+            other, rested = measured(ask, elsewhere)
         ours_ms += busy.longest_ms(spans)
         baseline_ms += other.longest_ms(rested)
     of = f"{THREADS} threads{how}, {len(ours_ms)} releases installed, in another process beside it"
     for name, q in (("in the median of the installations", 0.5), ("in 9 of 10", 0.9), ("in all", 1.0)):
+        without = float(np.quantile(baseline_ms, q))
         report.value(
             f"longest wait of a question, {of}: {name}",
             float(np.quantile(ours_ms, q)),
             unit="ms",
-            at_most=MAY_WAIT_MS,
-            baseline=float(np.quantile(baseline_ms, q)),
+            at_most=round(max(MAY_WAIT_MS, without), 3),
+            baseline=without,
         )
     longer, theirs = (sum(each > MAY_WAIT_MS for each in all_ms) for all_ms in (ours_ms, baseline_ms))
     report.value(
