@@ -138,6 +138,7 @@ def test_labels_are_given_by_name_as_by_number(home: DeviceHome, y: Any) -> None
         (["3", 1, "4"], "Model digits has no label 1: give all of them by name, or whole numbers"),
         ("3", "one label for each"),
         (["3", "1"], "one label for each"),
+        ([[3], [1, 4], [1]], "some have another length: give one label for each"),
     ],
 )
 def test_names_of_no_class_are_refused_and_so_are_too_few(data: DataSet, y: Any, why: str) -> None:

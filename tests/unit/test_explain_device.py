@@ -113,6 +113,8 @@ def test_the_class_that_is_given_is_explained_unless_another_is_named() -> None:
     assert model().explain(x(), target=mixed).target.tolist() == [7, *range(ROWS - 1)]
     with pytest.raises(UsageError, match="no class 'eleven'"):
         model().explain(x(), target=["eleven"] * ROWS)
+    with pytest.raises(UsageError, match="one for each input"):
+        model().explain(x(), target=[[1], [2, 3]])
 
 
 def test_one_example_and_one_baseline_stand_for_a_batch() -> None:

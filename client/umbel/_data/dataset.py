@@ -297,7 +297,12 @@ class DataSet:
         )
 
     def _answers(self, y: object, count: int, *, single: bool) -> NDArray[Any]:
-        answers = np.asarray(y)
+        try:
+            answers = np.asarray(y)
+        except ValueError as exc:
+            raise UsageError(
+                "The labels y are not an array, as some have another length: give one label for each."
+            ) from exc
         if self._manifest.kind == CLASSIFICATION:
             if answers.dtype.kind in "OTU":
                 answers = self._numbers(np.asarray(y, object))

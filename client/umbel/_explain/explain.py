@@ -213,7 +213,10 @@ def one_for_each(labels: Sequence[str], target: object, count: int, end: int) ->
         target = list(labels).index(target)
     elif isinstance(target, list | tuple) and any(isinstance(each, str) for each in target):
         target = [int(one_for_each(labels, each, 1, end)[0]) for each in target]
-    numbers = np.asarray(target)
+    try:
+        numbers = np.asarray(target)
+    except ValueError:  # Rows of different lengths.
+        numbers = np.empty((0, 0))
     chosen = np.repeat(numbers, count) if numbers.ndim == 0 else numbers
     legal = chosen.shape == (count,) and chosen.dtype.kind in "iu"
     if not legal or not ((chosen >= 0) & (chosen < end)).all():
