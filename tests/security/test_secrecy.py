@@ -8,6 +8,7 @@ noise. Then rounds are run, well and badly, and everything they left is searched
 from __future__ import annotations
 
 import base64
+import hashlib
 import logging
 import os
 import resource
@@ -35,6 +36,7 @@ from umbel import flower
 from umbel._data.examples import read_examples
 from umbel._home.directory import DeviceHome
 from umbel._home.files import read_file
+from umbel._rounds import contribution
 from umbel._rounds.contribution import Contribution
 from umbel._rounds.participant import Saved
 from umbel_proto.errors import UmbelError
@@ -72,11 +74,16 @@ def spellings(secret: bytes) -> Iterator[bytes]:
 
 
 def decimals(value: float) -> Iterator[bytes]:
-    """The first six digits of a number: however many more are printed, these are among them."""
-    for text in (f"{value:.15f}", f"{value:.15e}", repr(value)):
-        digits = text.lstrip("-0.")[:7]
-        if len(digits.replace(".", "")) >= 6:
-            yield digits.encode()
+    """A number's point and its first six digits: however many more are printed, these are among them.
+
+    With the point, as digits alone are found by chance in the hashes that every file is full of.
+    """
+    for text in (f"{abs(value):.15f}", f"{abs(value):.15e}", repr(abs(value))):
+        number = text.lstrip("0")
+        point, first = number.find("."), len(number) - len(number.lstrip("0."))
+        shown = number[: max(first + 6 + (first < point), point + 1)]
+        if point >= 0 and len(shown[first:].replace(".", "")) >= 6:
+            yield shown.encode()
 
 
 @dataclass
@@ -168,12 +175,12 @@ class Watch(MemoryLink):
                     private.note("held key share", held.key)
                     shown.append(held)
             if saved.contribution:
-                contribution = Contribution.from_bytes(saved.contribution)
-                private.note_numbers("update", contribution.update)
-                private.note("metrics", np.array(contribution.auxiliary).tobytes())
-                for value in contribution.auxiliary:
+                part = Contribution.from_bytes(saved.contribution)
+                private.note_numbers("update", part.update)
+                private.note("metrics", np.array(part.auxiliary).tobytes())
+                for value in part.auxiliary:
                     private.needles.update(dict.fromkeys(decimals(value), "metrics"))
-                shown.append(contribution)
+                shown.append(part)
         if kind == MASK and before is not None:
             state = restore(before.state, member)
             assert isinstance(state, protocol.Shared)
@@ -186,13 +193,9 @@ class Watch(MemoryLink):
             bare = words.copy()
             add_masks(bare, plus=accepted.minus, minus=accepted.plus)
             private.note_numbers("unmasked words", bare)
-            contribution = Contribution.from_bytes(before.contribution)
+            part = Contribution.from_bytes(before.contribution)
             encoding = state.session.descriptor.encoding
-            shown.append(
-                encode(
-                    contribution.update, encoding, rotation_seed=bytes(32), auxiliary=contribution.auxiliary
-                )
-            )
+            shown.append(encode(part.update, encoding, rotation_seed=bytes(32), auxiliary=part.auxiliary))
         if kind == UNMASK:
             opened = RevealedShares.from_bytes(body, "dev-0")
             shown.append(opened)
@@ -213,7 +216,7 @@ def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def private(monkeypatch: pytest.MonkeyPatch) -> Secrets:
-    """What must not be found: among it every 32 bytes that are drawn, such as the key of the noise."""
+    """What must not be found: among it every 32 bytes that are drawn, such as the key of the noise, and every measure."""
     noted = Secrets()
     token, draw = secrets.token_bytes, os.urandom
 
@@ -232,6 +235,21 @@ def private(monkeypatch: pytest.MonkeyPatch) -> Secrets:
     # The system's randomness is asked for by either name.
     monkeypatch.setattr(os, "urandom", drawn)
     monkeypatch.setattr(secrets, "token_bytes", drawn_token)
+
+    # What a device adds of them is scaled to [-1, 1]; here they are as it measures them.
+    def measured(name: str, value_of: Callable[[Any], float]) -> None:
+        measure = getattr(contribution, name)
+
+        def noting(*args: Any, **named: Any) -> Any:
+            result = measure(*args, **named)
+            noted.needles.update(dict.fromkeys(decimals(value_of(result)), f"{name} of a device"))
+            return result
+
+        monkeypatch.setattr(contribution, name, noting)
+
+    measured("train_locally", lambda trained: trained.loss)
+    measured("evaluate", lambda result: result.loss)
+    measured("norm_of", float)
     return noted
 
 
@@ -274,12 +292,19 @@ def planned(federation: Federation, **training: float) -> RunPlan:
 
 
 def everything(federation: Federation, temporary: Path) -> Iterator[tuple[str, bytes]]:
-    """Every file that devices and fleet left, but for those that are there to hold a secret."""
+    """Every file that devices and fleet left, but for those that are there to hold a secret.
+
+    Nor the package as long as it is as it was published, before there was anything private: some of its many numbers
+    begin like a metric by chance.
+    """
     for root in (federation.root, temporary):
         for path in root.rglob("*"):
             # The identity key has a file of its own, and the shards are the users' data itself.
-            if path.is_file() and path.name != "identity.key" and path not in federation.data:
-                yield str(path.relative_to(federation.root.parent)), path.read_bytes()
+            if not path.is_file() or path.name == "identity.key" or path in federation.data:
+                continue
+            data = path.read_bytes()
+            if hashlib.sha256(data).hexdigest() != federation.package.sha256:
+                yield str(path.relative_to(federation.root.parent)), data
 
 
 def assert_nothing_private(
@@ -320,6 +345,9 @@ def test_rounds_that_go_well_leave_nothing_private_behind(
         "own share",
         "held seed share",
         "held key share",
+        "train_locally of a device",
+        "evaluate of a device",
+        "norm_of of a device",
     }
     assert made | {"drawn key", "key of a mask", "unmasked words", "revealed share"} <= set(
         private.needles.values()
@@ -539,6 +567,16 @@ def test_a_bug_of_ours_that_quotes_a_value_shows_where_it_is_and_not_the_value(
     assert "could not answer train: RuntimeError" in caplog.text
     assert "in read_examples" in caplog.text
     assert_nothing_private(federation, temporary, private, caplog, capfd, [post.sent.error.reason])
+
+
+@pytest.mark.parametrize(
+    "value", [0.8437521, -0.01251234, 3.2512341e-7, 2.5, 96.0, -222511.2634, 123456781.5]
+)
+@pytest.mark.parametrize("text", ["{0!r}", "[{0}]", "{0:.15f}", "{0:.9e}", "{0:.15g}"])
+def test_a_number_is_found_however_it_is_written(value: float, text: str) -> None:
+    written = text.format(value).encode()
+    if len(written.strip(b"-[]0.").replace(b".", b"")) >= 6:
+        assert any(needle in written for needle in decimals(value))
 
 
 def test_spellings_are_found_where_they_are(
